@@ -1,0 +1,35 @@
+// Lets one definition of each formula serve the CPU kernels, nvcc and the CPU emulator of CUDA.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MARGIN_HD __host__ __device__ __forceinline__
+#else
+// Always inlined: the CPU kernels are compiled once per instruction set, and a formula that were
+// emitted as a shared function would be kept from one of those objects only.
+#define MARGIN_HD inline __attribute__((always_inline))
+#endif
+
+namespace margin {
+
+MARGIN_HD float absolute(float x) { return ::fabsf(x); }
+MARGIN_HD double absolute(double x) { return ::fabs(x); }
+MARGIN_HD float square_root(float x) { return ::sqrtf(x); }
+MARGIN_HD double square_root(double x) { return ::sqrt(x); }
+MARGIN_HD float exponential(float x) { return ::expf(x); }
+MARGIN_HD double exponential(double x) { return ::exp(x); }
+MARGIN_HD float logarithm(float x) { return ::logf(x); }
+MARGIN_HD double logarithm(double x) { return ::log(x); }
+MARGIN_HD float logarithm_1p(float x) { return ::log1pf(x); }
+MARGIN_HD double logarithm_1p(double x) { return ::log1p(x); }
+MARGIN_HD float power(float x, float y) { return ::powf(x, y); }
+MARGIN_HD double power(double x, double y) { return ::pow(x, y); }
+
+template <typename Acc>
+MARGIN_HD bool is_nan(Acc x) {
+  return x != x;
+}
+
+}  // namespace margin
