@@ -1,0 +1,65 @@
+"""Checks of shapes, types and labels, with messages that say what was expected and what came.
+
+The C++ ops check the same before they touch memory (csrc/torch/checks.h).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_grad", "check_labels", "check_logits", "check_sample_vector", "shape_text"]
+
+FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def shape_text(tensor: Tensor) -> str:
+    """Shape as a user writes it: [64, 3072]."""
+    return "[" + ", ".join(str(size) for size in tensor.shape) + "]"
+
+
+def check_logits(logits: Tensor, target: Tensor) -> None:
+    """Require logits [B, C] of a floating type with C >= 2 and target int64 [B]."""
+    if logits.dim() != 2:
+        raise ValueError(f"logits must be [B, C], got {shape_text(logits)}")
+    if logits.dtype not in FLOAT_TYPES:
+        raise TypeError(f"logits must be float16, bfloat16, float32 or float64, got {logits.dtype}")
+    if logits.shape[1] < 2:
+        raise ValueError(f"logits must have at least 2 classes, got {shape_text(logits)}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64 class indices, got {target.dtype}")
+    if target.dim() != 1 or target.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"target must be [B] = [{logits.shape[0]}] (logits are {shape_text(logits)}), "
+            f"got {shape_text(target)}"
+        )
+
+
+def check_labels(name: str, labels: Tensor, classes: int, ignore_index: int | None) -> None:
+    """Require labels in 0..classes-1 or equal to ignore_index; synchronises with a GPU."""
+    bad = (labels < 0) | (labels >= classes)
+    if ignore_index is not None:
+        bad &= labels != ignore_index
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            f"{name} must lie in 0..{classes - 1}"
+            + (f" or equal ignore_index = {ignore_index}" if ignore_index is not None else "")
+            + f", got {int(labels[first])} at index {first}"
+        )
+
+
+def check_grad(grad: Tensor, batch: int) -> None:
+    """Require grad [B, ...] of a floating type with at least one element a sample."""
+    if grad.dtype not in FLOAT_TYPES:
+        raise TypeError(f"grad must be float16, bfloat16, float32 or float64, got {grad.dtype}")
+    if grad.dim() < 2 or grad.shape[0] != batch:
+        raise ValueError(f"grad must be [B, ...] with B = {batch}, got {shape_text(grad)}")
+    if batch > 0 and grad[0].numel() == 0:
+        raise ValueError(f"grad must have at least one element a sample, got {shape_text(grad)}")
+
+
+def check_sample_vector(name: str, vector: Tensor, batch: int) -> None:
+    """Require vector [B]."""
+    if vector.dim() != 1 or vector.shape[0] != batch:
+        raise ValueError(f"{name} must be [B] = [{batch}], got {shape_text(vector)}")

@@ -1,0 +1,26 @@
+"""The threat norm l_p and its dual l_q, 1/p + 1/q = 1 (Wu and Yu 2019, section 2)."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["dual_exponent"]
+
+
+def dual_exponent(p: float | str) -> float:
+    """Return q with 1/p + 1/q = 1, for p a real number >= 1 or infinity (``math.inf`` or "inf").
+
+    Raises:
+        ValueError: p is not a number of at least 1.
+    """
+    try:
+        value = float(p)
+    except (TypeError, ValueError):
+        raise ValueError(f'p must be a number >= 1 or "inf", got {p!r}') from None
+    if not value >= 1:
+        raise ValueError(f'p must be a number >= 1 or "inf", got {p!r}')
+    if value == 1:
+        return math.inf
+    if math.isinf(value):
+        return 1.0
+    return value / (value - 1)

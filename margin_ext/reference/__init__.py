@@ -1,0 +1,30 @@
+"""The definition of every op in plain PyTorch: differentiable to any order, on any device.
+
+It is the judge: the compiled kernels are tested against it, and it is tested against closed forms.
+It repeats the formulas independently of csrc/core. Everything is computed in float32 (float64 where
+an input is float64), whatever the input's type.
+"""
+
+from __future__ import annotations
+
+from margin_ext.reference.dual import dual_direction, dual_norm
+from margin_ext.reference.gap import LogitGap, logit_gap
+from margin_ext.reference.linear import linear_margin
+from margin_ext.reference.loss import MarginLoss, average_margin_loss
+from margin_ext.reference.margin import FirstOrderMargin, first_order_margin
+from margin_ext.reference.orthogonality import orthogonality_penalty
+from margin_ext.reference.regularize import regularize
+
+__all__ = [
+    "FirstOrderMargin",
+    "LogitGap",
+    "MarginLoss",
+    "average_margin_loss",
+    "dual_direction",
+    "dual_norm",
+    "first_order_margin",
+    "linear_margin",
+    "logit_gap",
+    "orthogonality_penalty",
+    "regularize",
+]

@@ -1,0 +1,156 @@
+"""Dual norm and dual direction of input gradients (paper.md section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margin_ext.checks import check_grad, check_sample_vector, shape_text
+from margin_ext.norms import dual_exponent
+
+__all__ = ["channel_scale", "dual_direction", "dual_norm", "wide"]
+
+
+def wide(*tensors: Tensor) -> torch.dtype:
+    """The type to compute in: float64 where any of the tensors has it, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def channel_scale(input_std: float | Sequence[float] | Tensor, grad: Tensor) -> Tensor:
+    """1 / std, shaped to multiply grad [B, Ch, ...]: a gradient in pixel units is grad / std.
+
+    Where the loader normalises, x_pixel = x * std + mean.
+    """
+    std = torch.as_tensor(input_std, dtype=wide(grad), device=grad.device)
+    if std.dim() == 0 or std.numel() == 1:
+        return 1 / std.reshape(1)
+    if std.dim() != 1 or std.shape[0] != grad.shape[1]:
+        raise ValueError(
+            f"input_std must be a number or have one value a channel, [{grad.shape[1]}] for inputs "
+            f"{shape_text(grad)}, got {shape_text(std)}"
+        )
+    return (1 / std).reshape(1, -1, *[1] * (grad.dim() - 2))
+
+
+class _DualNorm(torch.autograd.Function):
+    """||x||_q over dim 1 with v(x) as its gradient: no root in the graph, no NaN at x = 0.
+
+    v is itself differentiable, so the norm is differentiable to any order.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, q: float) -> Tensor:
+        if q in (1.0, 2.0, math.inf):
+            return torch.linalg.vector_norm(x, q, dim=1)
+        # Scaled by the largest element: |x|^q alone under- or overflows for large q.
+        largest = x.abs().amax(dim=1, keepdim=True)
+        ratio = torch.where(x.abs() == largest, 1.0, x.abs() / largest)
+        norm = largest.squeeze(1) * ratio.pow(q).sum(dim=1).pow(1 / q)
+        return torch.where(largest.squeeze(1) == 0, 0.0, norm)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        x, ctx.q = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return upstream.unsqueeze(1) * _direction(x, ctx.q), None
+
+
+def _norm(x: Tensor, q: float) -> Tensor:
+    norm: Tensor = _DualNorm.apply(x, q)
+    return norm
+
+
+def _direction(x: Tensor, q: float) -> Tensor:
+    if q == 1:
+        return x.sign()
+    if q == math.inf:
+        magnitude = x.abs()
+        largest = magnitude.amax(dim=1, keepdim=True)
+        attained = magnitude == largest
+        return x.sign() * attained / attained.sum(dim=1, keepdim=True)
+    norm = _norm(x, q).unsqueeze(1)
+    ratio = x / torch.where(norm == 0, 1.0, norm)
+    if q == 2:
+        return ratio
+    zero = x == 0  # kept out of pow, whose derivative at 0 is infinite for q < 2
+    size = torch.where(zero, 1.0, ratio.abs()).pow(q - 1)
+    return torch.where(zero, 0.0, ratio.sign() * size)
+
+
+def dual_norm(
+    grad: Tensor,
+    *,
+    p: float | str = 2,
+    input_std: float | Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """||grad_i||_q of every sample, for the threat norm l_p.
+
+    Args:
+        grad: Input gradients [B, ...].
+        p: The threat norm, a real number >= 1 or infinity.
+        input_std: The loader's standard deviation(s); the norm is then that in pixel units.
+
+    Returns:
+        [B], float32 (float64 for float64).
+    """
+    check_grad(grad, grad.shape[0] if grad.dim() else 0)
+    x = grad.to(wide(grad))
+    if input_std is not None:
+        x = x * channel_scale(input_std, grad)
+    return _norm(x.flatten(1), dual_exponent(p))
+
+
+def dual_direction(
+    grad: Tensor,
+    factor: Tensor | None = None,
+    *,
+    p: float | str = 2,
+    base: Tensor | None = None,
+    input_std: float | Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """base + factor_i * v(grad_i), v the direction in which grad_i rises fastest per unit of l_p.
+
+    v maximises <v, grad_i> over ||v||_p <= 1; it is 0 where the gradient is 0. Ties under p = 1
+    share the step equally.
+
+    Args:
+        grad: [B, ...].
+        factor: [B]; None: 1.
+        p: The threat norm.
+        base: The shape and type of grad; None: 0.
+        input_std: v has unit length in pixel units; the step is returned in the units of grad's
+            input (divided by std).
+
+    Returns:
+        The shape and type of grad.
+    """
+    check_grad(grad, grad.shape[0] if grad.dim() else 0)
+    x = grad.to(wide(grad))
+    scale = None if input_std is None else channel_scale(input_std, grad)
+    if scale is not None:
+        x = x * scale
+    v = _direction(x.flatten(1), dual_exponent(p))
+    if factor is not None:
+        check_sample_vector("factor", factor, grad.shape[0])
+        v = v * factor.to(v.dtype).unsqueeze(1)
+    step = v.reshape(grad.shape)
+    if scale is not None:
+        step = step * scale
+    if base is None:
+        return step.to(grad.dtype)
+    if base.shape != grad.shape or base.dtype != grad.dtype:
+        raise ValueError(
+            f"base must have the shape and type of grad, {shape_text(grad)} {grad.dtype}, "
+            f"got {shape_text(base)} {base.dtype}"
+        )
+    return (base.to(step.dtype) + step).to(grad.dtype)

@@ -1,0 +1,54 @@
+"""The first-order margin (paper.md sections 2 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from margin_ext.checks import check_grad, check_sample_vector
+from margin_ext.reference.dual import dual_norm
+
+__all__ = ["FirstOrderMargin", "first_order_margin"]
+
+
+class FirstOrderMargin(NamedTuple):
+    """First-order margin of every sample.
+
+    Attributes:
+        margin: a / max(||g||_q, eps) [B], signed: negative where the sample is misclassified.
+        norm: ||g||_q [B].
+    """
+
+    margin: Tensor
+    norm: Tensor
+
+
+def first_order_margin(
+    gap: Tensor,
+    grad: Tensor,
+    *,
+    p: float | str = 2,
+    eps: float = 1e-6,
+    input_std: float | Sequence[float] | Tensor | None = None,
+) -> FirstOrderMargin:
+    """Distance to the decision boundary of the classifier linearised at each input.
+
+    Exact for a linear classifier. Differentiable in gap and grad to any order; where the norm is
+    at most eps it counts as the constant eps.
+
+    Args:
+        gap: Logit gaps [B].
+        grad: Input gradients of the gaps [B, ...].
+        p: Threat norm; the gradient is measured in its dual norm.
+        eps: Floor of the norm.
+        input_std: Standard deviation(s) of the loader's normalisation: margins in pixel units.
+    """
+    check_grad(grad, grad.shape[0] if grad.dim() else 0)
+    check_sample_vector("gap", gap, grad.shape[0])
+    norm = dual_norm(grad, p=p, input_std=input_std)
+    norm = norm.to(torch.promote_types(norm.dtype, gap.dtype))
+    floored = torch.where(norm <= eps, eps, norm)
+    return FirstOrderMargin(gap.to(norm.dtype) / floored, norm)
