@@ -25,8 +25,8 @@ enum class Norm : int32_t {
 // Every reduction propagates NaN, as torch.linalg.vector_norm does.
 template <typename Acc>
 struct NormState {
-  Acc sum = 0;
-  Acc extra = 0;
+  Acc sum = Acc(0);
+  Acc extra = Acc(0);
 };
 
 template <Norm norm, typename Acc>
@@ -37,12 +37,10 @@ MARGIN_HD void norm_add(NormState<Acc>& state, Acc x, Acc q) {
   } else if constexpr (norm == Norm::kTwo) {
     state.sum += x * x;
   } else if constexpr (norm == Norm::kMax) {
-    if (magnitude > state.sum || is_nan(magnitude)) {
-      state.sum = magnitude;
-      state.extra = 1;
-    } else if (magnitude == state.sum) {
-      state.extra += 1;
-    }
+    const auto larger = (magnitude > state.sum) | is_nan(magnitude);
+    const auto equal = magnitude == state.sum;
+    state.extra = select(larger, Acc(1), select(equal, state.extra + Acc(1), state.extra));
+    state.sum = select(larger, magnitude, state.sum);
   } else {
     if (magnitude > state.extra || is_nan(magnitude)) {
       const Acc before = state.extra > 0 ? state.sum * power(state.extra / magnitude, q) : Acc(0);
@@ -114,9 +112,10 @@ MARGIN_HD Acc direction_at(const Direction<Acc>& direction, Acc x) {
   if constexpr (norm == Norm::kTwo) {
     return c * x;
   } else if constexpr (norm == Norm::kOne) {
-    return x > 0 ? c : x < 0 ? -c : Acc(0);
+    return select(x > Acc(0), c, select(x < Acc(0), -c, Acc(0)));
   } else if constexpr (norm == Norm::kMax) {
-    return x == direction.norm ? (x == 0 ? Acc(0) : c) : x == -direction.norm ? -c : Acc(0);
+    // A zero row has coefficient 0, so that the two cases may overlap there.
+    return select(x == direction.norm, c, select(x == -direction.norm, -c, Acc(0)));
   } else {
     if (x == 0) return Acc(0);
     const Acc size = c * power(absolute(x) / direction.norm, direction.exponent);

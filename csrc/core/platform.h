@@ -27,9 +27,15 @@ MARGIN_HD double logarithm_1p(double x) { return ::log1p(x); }
 MARGIN_HD float power(float x, float y) { return ::powf(x, y); }
 MARGIN_HD double power(double x, double y) { return ::pow(x, y); }
 
+// The number type of a formula is written Acc: float, double, or a vector of them in the CPU
+// kernels (csrc/cpu/vector.h), for which comparisons yield masks. Hence select instead of ?: and
+// if.
 template <typename Acc>
-MARGIN_HD bool is_nan(Acc x) {
+MARGIN_HD auto is_nan(Acc x) {
   return x != x;
 }
+
+MARGIN_HD float select(bool condition, float a, float b) { return condition ? a : b; }
+MARGIN_HD double select(bool condition, double a, double b) { return condition ? a : b; }
 
 }  // namespace margin

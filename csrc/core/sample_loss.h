@@ -103,10 +103,17 @@ MARGIN_HD LogitGradient<Acc> make_logit_gradient(const LogitRow<Acc>& row,
           row.critical_index};
 }
 
-// dL_i/dz_k given e = exp(z_k - max); w_k is read under label smoothing only.
+// The part of dL_i/dz_k that is the same for every class, given e = exp(z_k - max). w_k is read
+// under label smoothing only. V: Acc, or a vector of it.
+template <typename V, typename Acc>
+MARGIN_HD V logit_gradient_common(const LogitGradient<Acc>& g, V e, V class_weight) {
+  return V(g.probability_scale) * e - V(g.smoothing) * class_weight;
+}
+
+// dL_i/dz_k whole.
 template <typename Acc>
 MARGIN_HD Acc logit_gradient_at(const LogitGradient<Acc>& g, Acc e, int64_t k, Acc class_weight) {
-  Acc value = g.probability_scale * e - g.smoothing * class_weight;
+  Acc value = logit_gradient_common(g, e, class_weight);
   if (k == g.target) value += g.at_target;
   if (k == g.critical) value += g.at_critical;
   return value;
