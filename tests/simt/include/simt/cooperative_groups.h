@@ -1,0 +1,109 @@
+// The part of cooperative groups that names blocks, clusters and tiles. (CUDA's own header is empty
+// for a host compiler.)
+#pragma once
+
+#include "simt/warp.h"
+
+namespace cooperative_groups {
+
+using simt::Where;
+
+class thread_block {
+ public:
+  void sync(Where where = Where::current()) const {
+    simt::machine.current->block->barrier.wait("thread_block::sync", where);
+  }
+  unsigned thread_rank() const { return simt::machine.current->rank; }
+  unsigned size() const { return blockDim.x * blockDim.y * blockDim.z; }
+  unsigned num_threads() const { return size(); }
+  dim3 group_index() const { return blockIdx; }
+  dim3 thread_index() const { return threadIdx; }
+};
+
+inline thread_block this_thread_block() { return {}; }
+
+class cluster_group {
+ public:
+  void sync(Where where = Where::current()) const {
+    simt::machine.current->block->cluster->barrier.wait("cluster_group::sync", where);
+  }
+  unsigned block_rank() const { return simt::machine.current->block->rank; }
+  unsigned num_blocks() const {
+    return static_cast<unsigned>(simt::machine.current->block->cluster->blocks.size());
+  }
+  unsigned num_threads() const { return num_blocks() * this_thread_block().size(); }
+  unsigned thread_rank() const {
+    return block_rank() * this_thread_block().size() + this_thread_block().thread_rank();
+  }
+
+  // The variable at `address` in this block's shared memory, as it lies in block `rank`.
+  template <class T>
+  T* map_shared_rank(T* address, int rank) const {
+    auto& block = *simt::machine.current->block;
+    const auto blocks = block.cluster->blocks;
+    if (rank < 0 || static_cast<unsigned>(rank) >= blocks.size()) {
+      simt::fail(simt::text("map_shared_rank: rank ", rank, ", but the cluster has ", blocks.size(),
+                            " blocks"));
+    }
+    if (!block.shared.contains(address)) {
+      simt::fail("map_shared_rank: the address is not in this block's shared memory");
+    }
+    auto& other = blocks[static_cast<unsigned>(rank)];
+    if (other.started && other.live == 0) {
+      simt::fail(simt::text("map_shared_rank: block ", rank, " of the cluster has ended"));
+    }
+    return reinterpret_cast<T*>(other.shared.at(block.shared.offset(address)));
+  }
+};
+
+inline cluster_group this_cluster() { return {}; }
+
+template <unsigned Size>
+class thread_block_tile {
+  static_assert(Size >= 1 && Size <= 32 && (Size & (Size - 1)) == 0);
+
+ public:
+  unsigned thread_rank() const { return simt::machine.current->rank % Size; }
+  static constexpr unsigned size() { return Size; }
+  static constexpr unsigned num_threads() { return Size; }
+  unsigned meta_group_rank() const { return simt::machine.current->rank / Size; }
+  unsigned meta_group_size() const { return (this_thread_block().size() + Size - 1) / Size; }
+
+  void sync(Where where = Where::current()) const { __syncwarp(mask(), where); }
+  unsigned ballot(int predicate, Where where = Where::current()) const {
+    return (__ballot_sync(mask(), predicate, where) & mask()) >> first();
+  }
+  bool any(int predicate, Where where = Where::current()) const {
+    return __any_sync(mask(), predicate, where) != 0;
+  }
+  bool all(int predicate, Where where = Where::current()) const {
+    return __all_sync(mask(), predicate, where) != 0;
+  }
+  template <class T>
+  T shfl(T value, int source, Where where = Where::current()) const {
+    return __shfl_sync(mask(), value, source, Size, where);
+  }
+  template <class T>
+  T shfl_up(T value, unsigned delta, Where where = Where::current()) const {
+    return __shfl_up_sync(mask(), value, delta, Size, where);
+  }
+  template <class T>
+  T shfl_down(T value, unsigned delta, Where where = Where::current()) const {
+    return __shfl_down_sync(mask(), value, delta, Size, where);
+  }
+  template <class T>
+  T shfl_xor(T value, int lanes, Where where = Where::current()) const {
+    return __shfl_xor_sync(mask(), value, lanes, Size, where);
+  }
+
+ private:
+  static unsigned first() { return simt::machine.current->rank % 32 / Size * Size; }
+  static unsigned mask() { return (simt::kFullMask >> (32 - Size)) << first(); }
+};
+
+template <unsigned Size>
+thread_block_tile<Size> tiled_partition(const thread_block&) {
+  return {};
+}
+
+}  // namespace cooperative_groups
