@@ -1,0 +1,174 @@
+"""Builds the compiled libraries with CMake and Ninja; all metadata is in pyproject.toml.
+
+torch is never imported here. pip runs this file in an isolated environment that has no torch, and
+a torch installed there would not be the user's. So the interpreter is asked, with -I, which hides
+what pip put before the environment's own packages, where its torch lies.
+
+Environment:
+    MARGIN_EXT_BUILD=off         no libraries: a pure Python package that runs on the reference
+    MARGIN_EXT_CUDA=auto|on|off  whether to build the CUDA library (auto: where nvcc is found)
+    TORCH_CUDA_ARCH_LIST         CUDA architectures, in torch's notation
+    CMAKE_ARGS                   further arguments for CMake
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.command.dist_info import dist_info
+from setuptools.errors import ExecError, PlatformError
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "margin_ext"
+OLDEST_TORCH = (2, 11)
+FIND_TORCH = """
+import importlib.metadata, importlib.util, json
+spec = importlib.util.find_spec("torch")
+found = spec is not None and spec.origin is not None
+version = importlib.metadata.version("torch") if found else None
+print(json.dumps({"origin": spec.origin if found else None, "version": version}))
+"""
+
+
+class Torch(NamedTuple):
+    """The torch package that the libraries are built against."""
+
+    folder: Path
+    version: str
+
+
+def libraries_wanted() -> bool:
+    """Whether the compiled libraries are to be built."""
+    return os.environ.get("MARGIN_EXT_BUILD", "on").lower() not in ("off", "0", "false", "no")
+
+
+def find_torch() -> Torch:
+    """Ask the environment's own interpreter for its torch, and check its version."""
+    answer = subprocess.run(
+        [sys.executable, "-I", "-c", FIND_TORCH], capture_output=True, text=True, check=False
+    )
+    found = json.loads(answer.stdout) if answer.returncode == 0 else {"origin": None}
+    if found["origin"] is None:
+        raise PlatformError(
+            "margin_ext needs torch >= 2.11 in this environment before it is built: "
+            "`pip install torch`, then again; where the installer builds in an environment of its "
+            "own (uv, build), add --no-build-isolation (with cmake, ninja and setuptools installed)"
+        )
+    version = str(found["version"])
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST_TORCH:
+        raise PlatformError(
+            f"margin_ext needs torch >= 2.11, and this environment has {version}: "
+            "`pip install --upgrade torch`, then again"
+        )
+    return Torch(Path(found["origin"]).parent, version)
+
+
+def find_tool(name: str) -> str:
+    """Return the path of a build tool, from the environment's own scripts or from PATH."""
+    scripts = str(Path(sys.executable).parent)
+    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), scripts]))
+    if path is None:
+        raise ExecError(f"margin_ext needs {name} to build its libraries: `pip install {name}`")
+    return path
+
+
+def check_compiler() -> None:
+    """Say early, and in one line, that no C++ compiler is there."""
+    chosen = os.environ.get("CXX")
+    names = [shlex.split(chosen)[0]] if chosen else ["c++", "g++", "clang++"]
+    if not any(shutil.which(name) for name in names):
+        raise ExecError(
+            f"margin_ext found no C++ compiler ({', '.join(names)}): install one (apt install g++, "
+            "xcode-select --install), or MARGIN_EXT_BUILD=off for a package without compiled "
+            "kernels, which is slow"
+        )
+
+
+class BuildLibraries(build_ext):
+    """Runs CMake, and puts what it built into margin_ext/lib."""
+
+    def run(self) -> None:
+        """Configure, build and install; the build folder is kept, so a second build is quick."""
+        torch = find_torch()
+        check_compiler()
+        cmake, ninja = find_tool("cmake"), find_tool("ninja")
+        work = ROOT / "build" / "cmake"
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DMARGIN_EXT_VERSION={self.distribution.get_version()}",
+            f"-DMARGIN_EXT_TORCH_DIR={torch.folder}",
+            f"-DMARGIN_EXT_TORCH_VERSION={torch.version}",
+            f"-DMARGIN_EXT_CUDA={os.environ.get('MARGIN_EXT_CUDA', 'auto')}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        # What an earlier build left there would be packed too, built or not this time.
+        shutil.rmtree(self.library_folder, ignore_errors=True)
+        for command in (
+            configure,
+            [cmake, "--build", str(work)],
+            [cmake, "--install", str(work), "--prefix", str(self.library_folder)],
+        ):
+            self.spawn(command)
+
+    @property
+    def library_folder(self) -> Path:
+        """Where the libraries go: into the sources for an editable install."""
+        in_place = self.inplace or self.editable_mode
+        return (ROOT if in_place else Path(self.build_lib).resolve()) / PACKAGE / "lib"
+
+    def get_outputs(self) -> list[str]:
+        """Return the files that this command wrote."""
+        return [str(path) for path in sorted(self.library_folder.glob("*"))]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Return nothing: in an editable install the libraries already lie in the sources."""
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        """Return what a source distribution needs for this command."""
+        folders = (ROOT / "csrc", ROOT / "cmake")
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return [str(path.relative_to(ROOT)) for path in [ROOT / "CMakeLists.txt", *sorted(files)]]
+
+
+class TorchFirst(dist_info):
+    """Metadata is asked for first: a missing torch is told here, before pip fetches anything."""
+
+    def run(self) -> None:
+        """Check for torch, then write the metadata."""
+        if libraries_wanted():
+            find_torch()
+        super().run()
+
+
+class AnyPythonWheel(bdist_wheel):
+    """The libraries hold no Python symbols: one wheel serves every Python on a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the wheel's tag, without a version of Python."""
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
+
+
+setup(
+    # CMake knows the sources; setuptools only has to know that there is something to build.
+    ext_modules=[Extension(f"{PACKAGE}.lib", sources=[])] if libraries_wanted() else [],
+    cmdclass={
+        "build_ext": BuildLibraries,
+        "dist_info": TorchFirst,
+        "bdist_wheel": AnyPythonWheel,
+    },
+)
