@@ -13,6 +13,8 @@ Environment:
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -76,9 +78,17 @@ def find_torch() -> Torch:
 
 
 def find_tool(name: str) -> str:
-    """Return the path of a build tool, from the environment's own scripts or from PATH."""
-    scripts = str(Path(sys.executable).parent)
-    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), scripts]))
+    """Return the path of cmake or ninja: the wheel that Python sees, or else what is on PATH.
+
+    The wheel comes first because it is the one that pip brought for this build, or that the
+    environment pinned; neither has to be on PATH.
+    """
+    folders = [os.environ.get("PATH", "")]
+    if importlib.util.find_spec(name) is not None:
+        wheel = importlib.import_module(name)
+        folder = getattr(wheel, "CMAKE_BIN_DIR", None) or getattr(wheel, "BIN_DIR", None)
+        folders = [str(folder), *folders] if folder else folders
+    path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
         raise ExecError(f"margin_ext needs {name} to build its libraries: `pip install {name}`")
     return path

@@ -30,8 +30,7 @@ file(CONFIGURE OUTPUT build.json @ONLY CONTENT [[{
   "version": "@MARGIN_EXT_VERSION@",
   "torch_headers": "@MARGIN_EXT_TORCH_VERSION@",
   "torch_target": "2.11",
-  "compiler": "@compiler@",
-  "cpu": {"instruction_sets": @instruction_sets_json@},
+  "cpu": {"instruction_sets": @instruction_sets_json@, "compiler": "@compiler@"},
   "cuda": @cuda_json@
 }
 ]])

@@ -22,3 +22,7 @@ target_include_directories(margin_torch SYSTEM INTERFACE "${MARGIN_EXT_TORCH_DIR
 # The oldest torch whose ABI we may use, whatever torch's headers are: 2.11.
 target_compile_definitions(margin_torch INTERFACE TORCH_TARGET_VERSION=0x020b000000000000)
 target_link_libraries(margin_torch INTERFACE "${MARGIN_TORCH_CPU_LIBRARY}")
+# torch's headers name themselves in error messages, by the path of whoever built us.
+target_compile_options(
+  margin_torch
+  INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${MARGIN_EXT_TORCH_DIR}/include/=>")

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 __all__ = [
-    "INTERFACE_VERSION",
     "BUILD_COMMAND",
+    "INTERFACE_VERSION",
     "Library",
     "architecture_serves",
     "cpu_library",
     "cuda_library",
+    "device_served",
     "ops_available",
     "require_ops",
 ]
@@ -32,9 +33,16 @@ __all__ = [
 # instead of being called wrongly. CMake reads the number from this line.
 INTERFACE_VERSION = 1
 
-BUILD_COMMAND = "pip install --force-reinstall --no-deps ."
-LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"
 MANIFEST = "build.json"
+LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"
+_SOURCES = Path(__file__).resolve().parents[1]
+# In a checkout the package beside the sources is the one that is imported, so the libraries have
+# to be put there.
+BUILD_COMMAND = (
+    f"pip install -e {_SOURCES}"
+    if (_SOURCES / "CMakeLists.txt").is_file()
+    else "pip install --force-reinstall --no-deps SOURCE_FOLDER"
+)
 
 
 @dataclass
@@ -119,21 +127,18 @@ def _load_cuda(manifest: dict[str, Any]) -> Library:
     return _load("cuda", manifest)
 
 
-def _unserved_devices() -> list[str]:
-    architectures = [str(arch) for arch in cuda_library.build.get("architectures", [])]
-    unserved = []
-    for index in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(index)
-        if not any(architecture_serves(arch, capability) for arch in architectures):
-            name = torch.cuda.get_device_name(index)
-            unserved.append(f"{name} (compute capability {capability[0]}.{capability[1]})")
-    return unserved
+def device_served(capability: tuple[int, int]) -> bool:
+    """Whether the CUDA library is in use and holds code for a device of this capability."""
+    architectures = cuda_library.build.get("architectures", [])
+    return cuda_library.loaded and any(
+        architecture_serves(architecture, capability) for architecture in architectures
+    )
 
 
 def _warn_reference(device_type: str, why: str) -> None:
     warnings.warn(
         f"margin_ext runs on its PyTorch reference on {device_type}, which is several times slower "
-        f"than its compiled ops: {why}. To build them, in the source folder: `{BUILD_COMMAND}`; "
+        f"than its compiled ops: {why}. To build them: `{BUILD_COMMAND}`; "
         "`python -m margin_ext doctor` says more.",
         RuntimeWarning,
         stacklevel=3,
@@ -146,11 +151,16 @@ def _check_cuda() -> bool:
         if cpu_library.loaded:  # otherwise the import has warned already
             _warn_reference("cuda", cuda_library.problem)
         return False
-    unserved = _unserved_devices()
+    capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    unserved = [
+        f"{major}.{minor}" for major, minor in capabilities if not device_served((major, minor))
+    ]
     if unserved:
         built = ", ".join(cuda_library.build.get("architectures", []))
         _warn_reference(
-            "cuda", f"they were built for architectures {built}, not for {', '.join(unserved)}"
+            "cuda",
+            f"they were built for architectures {built}, and a visible device has compute "
+            f"capability {', '.join(unserved)}",
         )
     return not unserved
 
@@ -175,7 +185,7 @@ def require_ops(device_type: str) -> None:
     raise RuntimeError(
         f"margin_ext has no compiled ops for {device_type}: "
         f"{problem or 'no visible device is one they were built for'}. "
-        f"To build them, in the source folder: `{BUILD_COMMAND}`."
+        f"To build them: `{BUILD_COMMAND}`."
     )
 
 

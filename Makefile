@@ -1,0 +1,74 @@
+# Everything a fresh machine needs: Python 3.10+, a C++ compiler, and a package index.
+#
+#   make demo     train on handwritten digits and see what promoting the margin does
+#   make test     run the tests
+#   make bench    run the benchmarks
+#   make lint     run the checks of style and types
+#   make format   put the sources into the checked form
+#   make clean    remove what the build left
+#
+# Each target makes the virtual environment .venv first, once. Variables:
+#   PYTHON=python3.12       the interpreter that .venv is made with
+#   PIP_FLAGS="..."         further arguments for every pip install
+#   ARGS="..."              further arguments for the program that the target runs
+PYTHON ?= python3
+PIP_FLAGS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
+
+# What a compiled library depends on. A changed Python file needs no new installation: it is an
+# editable one.
+SOURCES := CMakeLists.txt setup.py pyproject.toml constraints.txt margin_ext/_extension.py \
+           $(shell find cmake csrc -type f)
+CXX_FILES := $(shell find csrc tests benchmarks -type f \
+               \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
+
+.PHONY: demo test bench lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed-demo
+	$(BIN)/margin-ext demo $(ARGS)
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/installed-lint $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(VENV)/installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf $(VENV) build dist margin_ext/lib *.egg-info .pytest_cache .hypothesis .mypy_cache \
+	       .ruff_cache .benchmarks
+
+# torch and the build tools first: the libraries are built against this torch, and pip must not
+# bring in another one.
+$(VENV)/tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch numpy setuptools cmake ninja
+	touch $@
+
+$(VENV)/installed-demo: $(VENV)/tools $(SOURCES)
+	$(PIP) --no-build-isolation --editable '.[demo]'
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/tools $(SOURCES)
+	$(PIP) --no-build-isolation --editable '.[test]'
+	touch $@
+
+$(VENV)/installed-lint: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) ruff mypy clang-format
+	touch $@

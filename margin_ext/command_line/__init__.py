@@ -1,0 +1,69 @@
+"""The command ``margin-ext``: one module for each subcommand, imported when it is called.
+
+A subcommand's module has two functions: ``add_parser(subparsers)`` adds its arguments, and
+``run(arguments)`` does the work and returns the exit status. Its name, its module and the line
+that ``margin-ext --help`` shows stand in ``COMMANDS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": (
+        "margin_ext.command_line.doctor",
+        "tell what is installed, what is missing, and what mends it",
+    ),
+}
+
+_INTERRUPTED = 130
+
+
+def _chosen_command(argv: Sequence[str]) -> str | None:
+    """Return the subcommand, which is the first argument that is no option."""
+    words = [word for word in argv if not word.startswith("-")]
+    return words[0] if words and words[0] in COMMANDS else None
+
+
+def _build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Return the parser; only the chosen subcommand's module is imported."""
+    parser = argparse.ArgumentParser(
+        prog="margin-ext", description="Measure and train the margin of classifiers."
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        if name == chosen:
+            importlib.import_module(module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``margin-ext``.
+
+    Args:
+        argv: The arguments after the program's name; those of the process if not given.
+
+    Returns:
+        The exit status.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = _chosen_command(words)
+    arguments = _build_parser(chosen).parse_args(words)
+    module, _ = COMMANDS[arguments.command]
+    try:
+        return int(importlib.import_module(module).run(arguments))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
