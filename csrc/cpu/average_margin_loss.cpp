@@ -1,0 +1,216 @@
+// The fused loss: each sample's logits and input gradient are read once, its gradients written at
+// once, while the row is still in the cache.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/gradient_rows.h"
+#include "cpu/ops.h"
+
+namespace margin::cpu {
+namespace {
+
+// Samples whose totals are summed together, in order; the groups' totals are then summed in order.
+// It depends on the batch alone, so that the sums' bits do not depend on the threads.
+int64_t group_size(int64_t batch) { return batch <= 1024 ? 1 : 16; }
+
+template <typename A>
+SampleOptions<A> sample_options(const LossArguments& arguments) {
+  SampleOptions<A> options;
+  options.regularizer = {arguments.regularizer, static_cast<A>(arguments.lo),
+                         static_cast<A>(arguments.hi)};
+  options.mu = static_cast<A>(arguments.mu);
+  options.eps = static_cast<A>(arguments.eps);
+  options.label_smoothing = static_cast<A>(arguments.label_smoothing);
+  options.classes = arguments.logits.classes;
+  options.first_order = arguments.grad.data != nullptr;
+  options.class_weight_sum = static_cast<A>(options.classes);
+  const A* weight = static_cast<const A*>(arguments.class_weight);
+  if (weight != nullptr && options.label_smoothing > 0) {
+    options.class_weight_sum = 0;
+    for (int64_t k = 0; k < options.classes; ++k) options.class_weight_sum += weight[k];
+  }
+  return options;
+}
+
+// L: stored type of the logits. A: the type everything is computed in.
+template <typename L, typename A>
+class LossSamples {
+ public:
+  explicit LossSamples(const LossArguments& arguments)
+      : arguments_(arguments), options_(sample_options<A>(arguments)) {}
+
+  bool ignored(int64_t i) const {
+    return arguments_.logits.target[i] == arguments_.logits.ignore_index;
+  }
+
+  // Everything of sample i that needs no row of grad. Returns dL_i / d||g||, scaled. norm: of grad,
+  // not read in gap mode. buffer [padded_classes].
+  A run(int64_t i, A norm, A* buffer, BatchTotals& totals) const {
+    const LogitRows& logits = arguments_.logits;
+    if (ignored(i)) {
+      write_ignored(i);
+      return 0;
+    }
+    const int64_t target = logits.target[i];
+    const A* class_weight = static_cast<const A*>(arguments_.class_weight);
+    const A weight = class_weight == nullptr ? A(1) : class_weight[target];
+    row_kernels<L>().load_logits(static_cast<const L*>(logits.data) + i * logits.batch_stride,
+                                 logits.classes, buffer);
+    const LogitRow<A> row = logit_kernels<A>().reduce(
+        buffer, logits.classes, target, logits.critical == nullptr ? -1 : logits.critical[i],
+        options_.label_smoothing > 0, class_weight);
+    const SampleLoss<A> loss = sample_loss(row, norm, weight, options_);
+    const A norm_for_totals = options_.first_order ? norm : static_cast<A>(NAN);
+    totals.add(loss, norm_for_totals, weight, row.target > row.runner_up.value);
+
+    set(arguments_.margin, i, loss.margin);
+    set(arguments_.gap, i, loss.gap);
+    set(arguments_.norm_out, i, norm_for_totals);
+    if (arguments_.reduction == Reduction::kNone) set(arguments_.loss, i, loss.loss);
+    const A scale = gradient_scale(i);
+    if (arguments_.grad_logits != nullptr) {
+      row_kernels<L>().write_logit_gradient(
+          buffer, class_weight, logits.classes,
+          make_logit_gradient(row, loss, target, weight, scale, options_), grad_logits(i));
+    }
+    return scale * loss.grad_norm;
+  }
+
+ private:
+  void set(void* vector, int64_t i, A value) const {
+    if (vector != nullptr) static_cast<A*>(vector)[i] = value;
+  }
+  L* grad_logits(int64_t i) const {
+    return static_cast<L*>(arguments_.grad_logits) + i * arguments_.logits.classes;
+  }
+  A gradient_scale(int64_t i) const {
+    if (arguments_.upstream != nullptr) {
+      return static_cast<const A*>(arguments_.upstream)[arguments_.upstream_per_sample ? i : 0];
+    }
+    return arguments_.reduction == Reduction::kMean ? A(1) / static_cast<A>(arguments_.batch)
+                                                    : A(1);
+  }
+  void write_ignored(int64_t i) const {
+    const A nan = static_cast<A>(NAN);
+    set(arguments_.margin, i, nan);
+    set(arguments_.gap, i, nan);
+    set(arguments_.norm_out, i, nan);
+    if (arguments_.reduction == Reduction::kNone) set(arguments_.loss, i, A(0));
+    if (arguments_.grad_logits != nullptr) {
+      std::memset(static_cast<void*>(grad_logits(i)), 0, arguments_.logits.classes * sizeof(L));
+    }
+  }
+
+  const LossArguments& arguments_;
+  SampleOptions<A> options_;
+};
+
+template <typename A>
+void write_totals(const LossArguments& arguments, const std::vector<BatchTotals>& groups) {
+  if (arguments.statistics == nullptr) return;
+  BatchTotals total;
+  for (const BatchTotals& group : groups) total.combine(group);
+  A* loss = arguments.reduction == Reduction::kNone ? nullptr : static_cast<A*>(arguments.loss);
+  total.write(arguments.reduction, arguments.batch, static_cast<A*>(arguments.statistics), loss);
+}
+
+// body(i, buffer, totals) for every sample, shared out in groups.
+template <typename A, typename Body>
+void for_samples(const LossArguments& arguments, int64_t bytes_per_sample, const Parallel& parallel,
+                 const Body& body) {
+  const int64_t group = group_size(arguments.batch);
+  std::vector<BatchTotals> groups((arguments.batch + group - 1) / group);
+  parallel.for_range(static_cast<int64_t>(groups.size()), grain_for(group * bytes_per_sample),
+                     [&](int64_t begin, int64_t end) {
+                       std::vector<A> buffer(padded_classes(arguments.logits.classes));
+                       for (int64_t g = begin; g < end; ++g) {
+                         const int64_t last = std::min((g + 1) * group, arguments.batch);
+                         for (int64_t i = g * group; i < last; ++i)
+                           body(i, buffer.data(), groups[g]);
+                       }
+                     });
+  write_totals<A>(arguments, groups);
+}
+
+template <typename L, typename A>
+void gap_loss(const LossArguments& arguments, const Parallel& parallel) {
+  const LossSamples<L, A> samples(arguments);
+  // A class costs about as much as copying 32 bytes.
+  for_samples<A>(
+      arguments, arguments.logits.classes * 32, parallel,
+      [&](int64_t i, A* buffer, BatchTotals& totals) { samples.run(i, A(0), buffer, totals); });
+}
+
+// T: stored type of grad.
+template <typename L, typename T>
+void margin_loss(const LossArguments& arguments, const Parallel& parallel) {
+  using A = Acc<T>;
+  const LossSamples<L, A> samples(arguments);
+  const GradientReader<T> reader(arguments.grad, arguments.norm);
+  T* const grad_grad = static_cast<T*>(arguments.grad_grad);
+  const auto out_of = [&](int64_t i) { return grad_grad + i * arguments.grad_grad_stride; };
+  const int64_t bytes = 2 * reader.size() * sizeof(T) + arguments.logits.classes * 32;
+
+  if (!split_rows(arguments.batch, reader.size(), parallel)) {
+    for_samples<A>(arguments, bytes, parallel, [&](int64_t i, A* buffer, BatchTotals& totals) {
+      NormState<A> state;
+      A norm = 0;
+      if (!samples.ignored(i)) {
+        state = reader.state(i);
+        norm = reader.norm(state);
+      }
+      const A coefficient = samples.run(i, norm, buffer, totals);
+      if (grad_grad == nullptr) return;
+      if (coefficient == 0) {
+        std::memset(static_cast<void*>(out_of(i)), 0, reader.size() * sizeof(T));
+      } else {
+        reader.write(i, reader.direction(state, norm, coefficient), nullptr, out_of(i));
+      }
+    });
+    return;
+  }
+
+  const int64_t chunks = reader.chunks();
+  const auto states = chunk_states(reader, arguments.batch, parallel);
+  std::vector<Direction<A>> directions(arguments.batch);
+  std::vector<bool> moving(arguments.batch);
+  for_samples<A>(arguments, 0, Parallel{}, [&](int64_t i, A* buffer, BatchTotals& totals) {
+    const NormState<A> state = reader.combine(&states[i * chunks]);
+    const A norm = reader.norm(state);
+    const A coefficient = samples.run(i, norm, buffer, totals);
+    moving[i] = coefficient != 0;
+    directions[i] = reader.direction(state, norm, coefficient);
+  });
+  if (grad_grad == nullptr) return;
+  parallel.for_range(arguments.batch * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t i = u / chunks;
+      if (moving[i]) {
+        reader.write_chunk(i, u % chunks, directions[i], nullptr, out_of(i));
+      } else {
+        const int64_t first = (u % chunks) * kChunk;
+        std::memset(static_cast<void*>(out_of(i) + first), 0,
+                    std::min(kChunk, reader.size() - first) * sizeof(T));
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void average_margin_loss(const LossArguments& arguments, const Parallel& parallel) {
+  if (arguments.grad.data == nullptr) {
+    dispatch(arguments.logits.dtype,
+             [&]<typename L>(Type<L>) { gap_loss<L, Acc<L>>(arguments, parallel); });
+    return;
+  }
+  dispatch(arguments.grad.dtype, [&]<typename T>(Type<T>) {
+    dispatch_within<Acc<T>>(arguments.logits.dtype,
+                            [&]<typename L>(Type<L>) { margin_loss<L, T>(arguments, parallel); });
+  });
+}
+
+}  // namespace margin::cpu

@@ -1,0 +1,140 @@
+// The rows of an input gradient [B, D]: their norms and what is written along their directions.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "cpu/row_kernels.h"
+
+namespace margin::cpu {
+
+// A row is always reduced in chunks of this many elements, taken in order, so that a norm's bits do
+// not depend on how many threads shared the work. Big enough that a chunk is worth a task.
+inline constexpr int64_t kChunk = 32768;
+
+template <typename T>
+class GradientReader {
+ public:
+  using A = Acc<T>;
+
+  GradientReader(const GradientRows& rows, const NormOptions& norm)
+      : rows_(rows), kernels_(row_kernels<T>()), norm_(norm.norm), q_(static_cast<A>(norm.q)) {
+    if (rows.channels.scale != nullptr) expand_scale();
+  }
+
+  int64_t size() const { return rows_.size; }
+  int64_t chunks() const { return (rows_.size + kChunk - 1) / kChunk; }
+
+  // The norm's state over one chunk of sample i.
+  NormState<A> chunk_state(int64_t i, int64_t chunk) const {
+    const int64_t begin = chunk * kChunk;
+    NormState<A> state;
+    kernels_.accumulate[index()](row(i) + begin, scale_at(begin), chunk_size(begin), q_, state);
+    return state;
+  }
+
+  // The states of all chunks of a sample, in order.
+  NormState<A> combine(const NormState<A>* states) const {
+    NormState<A> total = states[0];
+    for (int64_t c = 1; c < chunks(); ++c) {
+      with_norm([&]<Norm norm>() { norm_combine<norm>(total, states[c], q_); });
+    }
+    return total;
+  }
+
+  NormState<A> state(int64_t i) const {
+    NormState<A> total = chunk_state(i, 0);
+    for (int64_t c = 1; c < chunks(); ++c) {
+      const NormState<A> next = chunk_state(i, c);
+      with_norm([&]<Norm norm>() { norm_combine<norm>(total, next, q_); });
+    }
+    return total;
+  }
+
+  A norm(const NormState<A>& state) const {
+    A value = 0;
+    with_norm([&]<Norm norm>() { value = norm_value<norm>(state, q_); });
+    return value;
+  }
+
+  // coefficient * v of a sample whose state and norm are known.
+  Direction<A> direction(const NormState<A>& state, A norm_of_row, A coefficient) const {
+    Direction<A> result{};
+    with_norm(
+        [&]<Norm norm>() { result = make_direction<norm>(state, norm_of_row, coefficient, q_); });
+    return result;
+  }
+
+  // One chunk of out = base + direction; out and base point at the sample's first element.
+  void write_chunk(int64_t i, int64_t chunk, const Direction<A>& direction, const T* base,
+                   T* out) const {
+    const int64_t begin = chunk * kChunk;
+    kernels_.write_direction[index()](row(i) + begin, scale_at(begin),
+                                      base == nullptr ? nullptr : base + begin, chunk_size(begin),
+                                      direction, out + begin);
+  }
+
+  void write(int64_t i, const Direction<A>& direction, const T* base, T* out) const {
+    for (int64_t c = 0; c < chunks(); ++c) write_chunk(i, c, direction, base, out);
+  }
+
+ private:
+  int index() const { return static_cast<int>(norm_); }
+  const T* row(int64_t i) const {
+    return static_cast<const T*>(rows_.data) + i * rows_.batch_stride;
+  }
+  int64_t chunk_size(int64_t begin) const { return std::min(kChunk, rows_.size - begin); }
+  const A* scale_at(int64_t begin) const {
+    return scale_.empty() ? nullptr : scale_.data() + begin;
+  }
+
+  // One factor per element: it stays in the cache, and the row kernels need know no channels.
+  void expand_scale() {
+    const ChannelScale& channels = rows_.channels;
+    const A* factors = static_cast<const A*>(channels.scale);
+    scale_.resize(rows_.size);
+    for (int64_t j = 0; j < rows_.size; ++j) {
+      scale_[j] = factors[(j / channels.stride) % channels.count];
+    }
+  }
+
+  template <typename Body>
+  void with_norm(const Body& body) const {
+    switch (norm_) {
+      case Norm::kOne:
+        return body.template operator()<Norm::kOne>();
+      case Norm::kTwo:
+        return body.template operator()<Norm::kTwo>();
+      case Norm::kMax:
+        return body.template operator()<Norm::kMax>();
+      case Norm::kGeneral:
+        return body.template operator()<Norm::kGeneral>();
+    }
+  }
+
+  GradientRows rows_;
+  const RowKernels<T>& kernels_;
+  Norm norm_;
+  A q_;
+  std::vector<A> scale_;
+};
+
+// Whether to share out chunks rather than samples: few samples, long rows.
+inline bool split_rows(int64_t batch, int64_t size, const Parallel& parallel) {
+  return parallel.threads > 1 && batch < 2 * parallel.threads && size >= 2 * kChunk;
+}
+
+// The states of every sample, chunks shared among threads. states [B * chunks]
+template <typename T>
+std::vector<NormState<Acc<T>>> chunk_states(const GradientReader<T>& reader, int64_t batch,
+                                            const Parallel& parallel) {
+  const int64_t chunks = reader.chunks();
+  std::vector<NormState<Acc<T>>> states(batch * chunks);
+  parallel.for_range(batch * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) states[u] = reader.chunk_state(u / chunks, u % chunks);
+  });
+  return states;
+}
+
+}  // namespace margin::cpu

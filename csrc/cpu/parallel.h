@@ -1,0 +1,36 @@
+// The threads that the kernels may use; the binding lends torch's.
+#pragma once
+
+#include <cstdint>
+
+namespace margin::cpu {
+
+struct Parallel {
+  int64_t threads = 1;
+  // Calls body(begin, end, context) on disjoint parts of [0, count) of at least `grain`.
+  void (*run)(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
+              void* context) = nullptr;
+
+  template <typename Body>
+  void for_range(int64_t count, int64_t grain, const Body& body) const {
+    if (count <= 0) return;
+    if (threads <= 1 || count <= grain) {
+      body(int64_t{0}, count);
+      return;
+    }
+    run(
+        count, grain,
+        [](int64_t begin, int64_t end, void* context) {
+          (*static_cast<const Body*>(context))(begin, end);
+        },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+};
+
+// Items a task should have at least, so that its work outweighs starting a thread.
+inline int64_t grain_for(int64_t bytes_per_item) {
+  constexpr int64_t kBytesPerTask = 64 * 1024;
+  return bytes_per_item >= kBytesPerTask ? 1 : kBytesPerTask / (bytes_per_item + 1) + 1;
+}
+
+}  // namespace margin::cpu

@@ -1,0 +1,259 @@
+// Compiled once per instruction set, with MARGIN_ISA its name. Nothing but the table leaves this
+// file, and nothing in it may come from a template of the standard library: the linker would keep
+// one instruction set's copy for all.
+#include "cpu/row_kernels.h"
+
+#include "cpu/lanes.h"
+
+namespace margin::cpu::MARGIN_ISA {
+namespace {
+
+// Independent accumulators: enough to hide the latency of an addition.
+constexpr int kUnroll = 4;
+
+// A whole vector from the last n < kLanes elements, the rest 0: neutral for every norm.
+template <typename T>
+MARGIN_HD Vector<Acc<T>> load_tail(const T* x, int64_t n) {
+  T padded[Vector<Acc<T>>::kLanes] = {};
+  std::memcpy(padded, x, n * sizeof(T));
+  return load_lanes(padded);
+}
+
+template <typename T>
+MARGIN_HD void store_tail(T* out, Vector<Acc<T>> v, int64_t n) {
+  T padded[Vector<Acc<T>>::kLanes];
+  store_lanes(padded, v);
+  std::memcpy(out, padded, n * sizeof(T));
+}
+
+// x_j, times scale_j where SCALED.
+template <bool SCALED, typename T>
+MARGIN_HD Vector<Acc<T>> load_scaled(const T* x, const Acc<T>* scale, int64_t j) {
+  Vector<Acc<T>> v = load_lanes(x + j);
+  if constexpr (SCALED) v = v * load_lanes(scale + j);
+  return v;
+}
+
+template <Norm norm, typename V, typename A>
+MARGIN_HD void add_lanes(NormState<V>& lanes, V x, A q) {
+  if constexpr (norm == Norm::kGeneral) {
+    for (int l = 0; l < V::kLanes; ++l) {
+      NormState<A> one{lanes.sum[l], lanes.extra[l]};
+      norm_add<norm>(one, x[l], q);
+      lanes.sum.raw[l] = one.sum;
+      lanes.extra.raw[l] = one.extra;
+    }
+  } else {
+    norm_add<norm>(lanes, x, V(q));
+  }
+}
+
+template <Norm norm, bool SCALED, typename T>
+void accumulate_row(const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
+                    NormState<Acc<T>>& state) {
+  using V = Vector<Acc<T>>;
+  NormState<V> lanes[kUnroll];
+  int64_t j = 0;
+  for (; j + kUnroll * V::kLanes <= n; j += kUnroll * V::kLanes) {
+    for (int u = 0; u < kUnroll; ++u) {
+      add_lanes<norm>(lanes[u], load_scaled<SCALED>(x, scale, j + u * V::kLanes), q);
+    }
+  }
+  for (; j + V::kLanes <= n; j += V::kLanes) {
+    add_lanes<norm>(lanes[0], load_scaled<SCALED>(x, scale, j), q);
+  }
+  if (j < n) {
+    V tail = load_tail(x + j, n - j);
+    if constexpr (SCALED) tail = tail * load_tail(scale + j, n - j);
+    add_lanes<norm>(lanes[0], tail, q);
+  }
+  for (int u = 0; u < kUnroll; ++u) {
+    for (int l = 0; l < V::kLanes; ++l) {
+      norm_combine<norm>(state, NormState<Acc<T>>{lanes[u].sum[l], lanes[u].extra[l]}, q);
+    }
+  }
+}
+
+template <Norm norm, typename T>
+void accumulate(const T* x, const Acc<T>* scale, int64_t n, Acc<T> q, NormState<Acc<T>>& state) {
+  if (scale == nullptr) {
+    accumulate_row<norm, false>(x, scale, n, q, state);
+  } else {
+    accumulate_row<norm, true>(x, scale, n, q, state);
+  }
+}
+
+template <Norm norm, typename A>
+MARGIN_HD Vector<A> direction_lanes(const Direction<A>& direction, Vector<A> x) {
+  if constexpr (norm == Norm::kGeneral) {
+    for (int l = 0; l < Vector<A>::kLanes; ++l) x.raw[l] = direction_at<norm>(direction, x[l]);
+    return x;
+  } else {
+    using V = Vector<A>;
+    return direction_at<norm>(
+        Direction<V>{V(direction.coefficient), V(direction.norm), V(direction.exponent)}, x);
+  }
+}
+
+template <Norm norm, bool SCALED, bool BASED, typename T>
+void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t n,
+                         const Direction<Acc<T>>& direction, T* out) {
+  using V = Vector<Acc<T>>;
+  int64_t j = 0;
+  for (; j + V::kLanes <= n; j += V::kLanes) {
+    V v = direction_lanes<norm>(direction, load_scaled<SCALED>(x, scale, j));
+    if constexpr (SCALED) v = v * load_lanes(scale + j);
+    if constexpr (BASED) v += load_lanes(base + j);
+    store_lanes(out + j, v);
+  }
+  if (j < n) {
+    V v = load_tail(x + j, n - j);
+    if constexpr (SCALED) v = v * load_tail(scale + j, n - j);
+    v = direction_lanes<norm>(direction, v);
+    if constexpr (SCALED) v = v * load_tail(scale + j, n - j);
+    if constexpr (BASED) v += load_tail(base + j, n - j);
+    store_tail(out + j, v, n - j);
+  }
+}
+
+template <Norm norm, typename T>
+void write_direction(const T* x, const Acc<T>* scale, const T* base, int64_t n,
+                     const Direction<Acc<T>>& direction, T* out) {
+  if (scale == nullptr && base == nullptr) {
+    write_direction_row<norm, false, false>(x, scale, base, n, direction, out);
+  } else if (scale == nullptr) {
+    write_direction_row<norm, false, true>(x, scale, base, n, direction, out);
+  } else if (base == nullptr) {
+    write_direction_row<norm, true, false>(x, scale, base, n, direction, out);
+  } else {
+    write_direction_row<norm, true, true>(x, scale, base, n, direction, out);
+  }
+}
+
+template <typename T>
+void scale_row(T* data, int64_t n, Acc<T> factor) {
+  using V = Vector<Acc<T>>;
+  int64_t j = 0;
+  for (; j + V::kLanes <= n; j += V::kLanes)
+    store_lanes(data + j, load_lanes(data + j) * V(factor));
+  if (j < n) store_tail(data + j, load_tail(data + j, n - j) * V(factor), n - j);
+}
+
+template <typename T>
+void load_logits(const T* z, int64_t classes, Acc<T>* buffer) {
+  using V = Vector<Acc<T>>;
+  int64_t k = 0;
+  for (; k + V::kLanes <= classes; k += V::kLanes) store_lanes(buffer + k, load_lanes(z + k));
+  if (k < classes) {
+    store_lanes(buffer + k, load_tail(z + k, classes - k));
+    k += V::kLanes;
+  }
+  // Padding that no maximum and no sum of exponentials sees.
+  for (int64_t p = classes; p < k; ++p) buffer[p] = minus_infinity<Acc<T>>();
+}
+
+template <typename A>
+RunnerUp<A> find_runner_up(A* buffer, int64_t classes, int64_t target) {
+  using V = Vector<A>;
+  const A target_logit = buffer[target];
+  buffer[target] = minus_infinity<A>();
+  V largest(minus_infinity<A>());
+  Mask<A> nan = {};
+  for (int64_t k = 0; k < classes; k += V::kLanes) {
+    const V z = V::load(buffer + k);
+    largest = select(z > largest, z, largest);
+    nan = nan | is_nan(z);
+  }
+  RunnerUp<A> found;
+  found.value = largest[0];
+  for (int l = 1; l < V::kLanes; ++l) {
+    if (largest[l] > found.value) found.value = largest[l];
+  }
+  const bool any_nan = nan.any();
+  for (int64_t k = 0; k < classes; ++k) {
+    // The target's own entry is -inf now and must not be taken for a tie.
+    if (k != target && (any_nan ? is_nan(buffer[k]) : buffer[k] == found.value)) {
+      found.value = buffer[k];
+      found.index = k;
+      break;
+    }
+  }
+  buffer[target] = target_logit;
+  return found;
+}
+
+template <typename A>
+LogitRow<A> reduce_logits(A* buffer, int64_t classes, int64_t target, int64_t critical,
+                          bool smoothing, const A* class_weight) {
+  using V = Vector<A>;
+  LogitRow<A> row;
+  row.target = buffer[target];
+  row.runner_up = find_runner_up(buffer, classes, target);
+  row.critical_index = critical < 0 ? row.runner_up.index : critical;
+  row.critical = buffer[row.critical_index];
+  A max = row.runner_up.value;
+  if (row.target > max || is_nan(row.target)) max = row.target;
+  if (smoothing) {
+    for (int64_t k = 0; k < classes; ++k) {
+      row.smoothing_sum += (class_weight == nullptr ? A(1) : class_weight[k]) * (max - buffer[k]);
+    }
+  }
+  V sum(A(0));
+  for (int64_t k = 0; k < classes; k += V::kLanes) {
+    const V e = exponential(V::load(buffer + k) - V(max));
+    e.store(buffer + k);
+    sum += e;
+  }
+  row.log_sum_exp.max = max;
+  for (int l = 0; l < V::kLanes; ++l) row.log_sum_exp.sum += sum[l];
+  return row;
+}
+
+template <typename T>
+void write_logit_gradient(const Acc<T>* e, const Acc<T>* class_weight, int64_t classes,
+                          const LogitGradient<Acc<T>>& gradient, T* out) {
+  using A = Acc<T>;
+  using V = Vector<A>;
+  const bool weighted = class_weight != nullptr && gradient.smoothing != 0;
+  int64_t k = 0;
+  for (; k + V::kLanes <= classes; k += V::kLanes) {
+    const V weight = weighted ? V::load(class_weight + k) : V(A(1));
+    store_lanes(out + k, logit_gradient_common(gradient, V::load(e + k), weight));
+  }
+  if (k < classes) {
+    const V weight = weighted ? load_tail(class_weight + k, classes - k) : V(A(1));
+    store_tail(out + k, logit_gradient_common(gradient, V::load(e + k), weight), classes - k);
+  }
+  const int64_t specials[] = {gradient.target, gradient.critical};
+  for (const int64_t special : specials) {
+    const A weight = weighted ? class_weight[special] : A(1);
+    store_tail(out + special, V(logit_gradient_at(gradient, e[special], special, weight)), 1);
+  }
+}
+
+template <typename T>
+constexpr RowKernels<T> kRowKernels = {
+    {accumulate<Norm::kOne, T>, accumulate<Norm::kTwo, T>, accumulate<Norm::kMax, T>,
+     accumulate<Norm::kGeneral, T>},
+    {write_direction<Norm::kOne, T>, write_direction<Norm::kTwo, T>, write_direction<Norm::kMax, T>,
+     write_direction<Norm::kGeneral, T>},
+    load_logits<T>,
+    write_logit_gradient<T>,
+    scale_row<T>,
+};
+
+template <typename A>
+constexpr LogitKernels<A> kLogitKernels = {reduce_logits<A>, find_runner_up<A>};
+
+#define MARGIN_STRINGIFY_(x) #x
+#define MARGIN_STRINGIFY(x) MARGIN_STRINGIFY_(x)
+
+}  // namespace
+
+extern const KernelSet kKernelSet;
+const KernelSet kKernelSet = {
+    MARGIN_STRINGIFY(MARGIN_ISA), kRowKernels<Float16>, kRowKernels<BFloat16>, kRowKernels<float>,
+    kRowKernels<double>,          kLogitKernels<float>, kLogitKernels<double>,
+};
+
+}  // namespace margin::cpu::MARGIN_ISA

@@ -1,0 +1,100 @@
+// The threads that share one sample: a warp, or a block and the blocks of its cluster. A group
+// deals out the samples of the batch and combines what its threads have found; all of them get the
+// same combined state, so that each can go on without another exchange.
+#pragma once
+
+#include "cuda/exchange.h"
+
+namespace margin::cuda {
+
+inline constexpr unsigned kMaxThreads = 512;  // of a block
+inline constexpr unsigned kMaxWarps = kMaxThreads / kWarp;
+inline constexpr unsigned kMaxCluster = 8;  // what every device with clusters must support
+
+// The first `count` <= 32 of an array, combined; every lane of the calling warp gets the result.
+template <typename State, typename Combine>
+MARGIN_DEVICE State reduce_parts(const Raw<State>* parts, unsigned count, const Combine& combine) {
+  const unsigned lane = threadIdx.x % kWarp;
+  return reduce_warp(lane < count ? parts[lane].load() : State(), combine);
+}
+
+// One warp a sample, so the warps of a block go their own ways.
+class WarpGroup {
+ public:
+  static constexpr unsigned kLaunchBound = kMaxThreads / 2;  // more samples a block gain nothing
+
+  MARGIN_DEVICE int64_t first_sample() const {
+    return static_cast<int64_t>(blockIdx.x) * warps() + threadIdx.x / kWarp;
+  }
+  MARGIN_DEVICE int64_t sample_step() const { return static_cast<int64_t>(gridDim.x) * warps(); }
+
+  // The thread's place among those that share this block's slice of the row.
+  MARGIN_DEVICE unsigned thread() const { return threadIdx.x % kWarp; }
+  MARGIN_DEVICE unsigned threads() const { return kWarp; }
+  // The blocks that share a row.
+  MARGIN_DEVICE unsigned rank() const { return 0; }
+  MARGIN_DEVICE unsigned ranks() const { return 1; }
+  // The groups in a block that keep totals of their own.
+  MARGIN_DEVICE unsigned lead() const { return threadIdx.x / kWarp; }
+  MARGIN_DEVICE unsigned leads() const { return warps(); }
+
+  template <typename State, typename Combine>
+  MARGIN_DEVICE State reduce(const State& state, const Combine& combine) {
+    return reduce_warp(state, combine);
+  }
+
+ private:
+  MARGIN_DEVICE static unsigned warps() { return blockDim.x / kWarp; }
+};
+
+// A block or a cluster a sample: a cluster of one block is a block.
+class BlockGroup {
+ public:
+  static constexpr unsigned kLaunchBound = kMaxThreads;
+
+  MARGIN_DEVICE BlockGroup() : rank_(cluster_rank()), ranks_(cluster_size()) {
+    // Shared memory of another block may be touched only once that block has started.
+    if (ranks_ > 1) cluster_sync();
+  }
+
+  MARGIN_DEVICE int64_t first_sample() const { return blockIdx.x / ranks_; }
+  MARGIN_DEVICE int64_t sample_step() const { return gridDim.x / ranks_; }
+  MARGIN_DEVICE unsigned thread() const { return threadIdx.x; }
+  MARGIN_DEVICE unsigned threads() const { return blockDim.x; }
+  MARGIN_DEVICE unsigned rank() const { return rank_; }
+  MARGIN_DEVICE unsigned ranks() const { return ranks_; }
+  MARGIN_DEVICE unsigned lead() const { return 0; }
+  MARGIN_DEVICE unsigned leads() const { return 1; }
+
+  // All threads of the group must call it alike. The buffers alternate, so one barrier a call
+  // suffices: who writes a buffer again has passed the barrier of the call in between, which
+  // everybody reaches only after reading.
+  template <typename State, typename Combine>
+  MARGIN_DEVICE State reduce(const State& state, const Combine& combine) {
+    SIMT_SHARED(Raw<State>, of_warps, 2 * kMaxWarps);
+    SIMT_SHARED(Raw<State>, of_blocks, 2 * kMaxCluster);
+    turn_ ^= 1;
+    Raw<State>* warps = of_warps + turn_ * kMaxWarps;
+    const State of_warp = reduce_warp(state, combine);
+    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp].store(of_warp);
+    __syncthreads();
+    const State of_block = reduce_parts(warps, blockDim.x / kWarp, combine);
+    if (ranks_ == 1) return of_block;
+
+    // One packed exchange: every block puts its state into every block of the cluster. Since
+    // states are pushed, not fetched, no block has to wait for another before it ends.
+    Raw<State>* blocks = of_blocks + turn_ * kMaxCluster;
+    if (threadIdx.x < ranks_) {
+      in_cluster_block(&blocks[rank_], threadIdx.x)->store(of_block);
+    }
+    cluster_sync();
+    return reduce_parts(blocks, ranks_, combine);
+  }
+
+ private:
+  unsigned rank_;
+  unsigned ranks_;
+  unsigned turn_ = 0;
+};
+
+}  // namespace margin::cuda

@@ -1,0 +1,190 @@
+// The whole margin loss of a batch in one launch: both passes over every sample's logits and row,
+// what lies between them, and the batch reduction.
+#pragma once
+
+#include "core/sample_loss.h"
+#include "cuda/logits.h"
+#include "cuda/row_pass.h"
+#include "cuda/totals.h"
+
+namespace margin::cuda {
+
+// The arguments as the kernel wants them; everything that is constant is computed by the launcher.
+template <typename Acc>
+struct LossTask {
+  LossArguments arguments;
+  SampleOptions<Acc> options;  // without class_weight_sum where there are class weights
+  Acc q;
+  Acc scale;                       // of the gradients, where there is no upstream
+  BatchTotals* partials;           // one a group of blocks; null: no totals are wanted
+  unsigned ticket;
+};
+
+// What one pass over a sample's logits and row finds.
+template <typename Acc>
+struct SampleState {
+  NormState<Acc> norm;
+  LogSumExp<Acc> log_sum_exp;
+  RunnerUp<Acc> runner_up;
+  Acc class_weight_sum = 0;
+};
+
+template <typename Acc>
+MARGIN_DEVICE SampleState<Acc> from_lane_xor(const SampleState<Acc>& state, int lanes) {
+  return {from_lane_xor(state.norm, lanes), from_lane_xor(state.log_sum_exp, lanes),
+          from_lane_xor(state.runner_up, lanes), from_lane_xor(state.class_weight_sum, lanes)};
+}
+
+template <Norm norm, typename Acc>
+struct CombineSamples {
+  Acc q;
+
+  MARGIN_DEVICE void operator()(SampleState<Acc>& state, const SampleState<Acc>& other) const {
+    norm_combine<norm>(state.norm, other.norm, q);
+    state.log_sum_exp.combine(other.log_sum_exp);
+    state.runner_up.combine(other.runner_up);
+    state.class_weight_sum += other.class_weight_sum;
+  }
+};
+
+struct CombineSums {
+  template <typename Acc>
+  MARGIN_DEVICE void operator()(Acc& sum, Acc other) const {
+    sum += other;
+  }
+};
+
+template <typename Acc>
+MARGIN_DEVICE void put(void* vector, int64_t i, Acc value) {
+  if (vector != nullptr) static_cast<Acc*>(vector)[i] = value;
+}
+
+template <typename Acc, typename Group>
+MARGIN_DEVICE void write_ignored(const LossArguments& arguments, const Group& group,
+                                 const Logits<Acc>& logits, int64_t i) {
+  if (arguments.grad_logits != nullptr) {
+    logits.for_each(group, [&](int64_t k, Acc) {
+      store_as(arguments.logits.dtype, arguments.grad_logits, i * arguments.logits.classes + k,
+               Acc(0));
+    });
+  }
+  if (group.thread() != 0 || group.rank() != 0) return;
+  put(arguments.margin, i, not_a_number<Acc>());
+  put(arguments.gap, i, not_a_number<Acc>());
+  if (arguments.grad.data != nullptr) put(arguments.norm_out, i, not_a_number<Acc>());
+  if (arguments.reduction == Reduction::kNone) put(arguments.loss, i, Acc(0));
+}
+
+// T: the type of grad; with Keeping::kAbsent there is none, and T is the accumulation type.
+template <typename T, Norm norm, Keeping keeping, typename Group>
+__global__ void __launch_bounds__(Group::kLaunchBound)
+    loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task) {
+  using Acc = AccOf<T>;
+  constexpr bool kHasRow = keeping != Keeping::kAbsent;
+  SIMT_DYN_SHARED(unsigned char, shared);
+  const LossArguments& arguments = task.arguments;
+  const Acc* class_weight = static_cast<const Acc*>(arguments.class_weight);
+  const bool smoothed = task.options.label_smoothing > 0;
+  Group group;
+  BlockTotals block_totals(group, task.partials != nullptr);
+
+  for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
+    const Logits<Acc> logits(arguments.logits, i);
+    const Label<Acc> label = logits.label();
+    const bool leads = group.thread() == 0 && group.rank() == 0;
+
+    // First pass. The row comes first: it is what takes time, and it needs no label.
+    const T* row_start = static_cast<const T*>(arguments.grad.data);
+    T* row_gradient = static_cast<T*>(arguments.grad_grad);
+    if constexpr (kHasRow) {
+      row_start += i * arguments.grad.batch_stride;
+      row_gradient += i * arguments.grad_grad_stride;
+    }
+    const RowSlice<T> slice(row_start, kHasRow ? arguments.grad.size : 0, group.rank(),
+                            group.ranks());
+    const RowOutput<T> row_output(row_gradient, slice);
+    RowPass<T, norm, keeping> row(slice, arguments.grad.channels, task.q, group.thread(),
+                                  group.threads(), shared);
+    SampleState<Acc> state;
+    if constexpr (kHasRow) state.norm = row.read(row_output, arguments.grad_grad != nullptr);
+
+    if (label.ignored) {
+      write_ignored(arguments, group, logits, i);
+      if constexpr (kHasRow) {
+        if (arguments.grad_grad != nullptr) row.write_zeros(row_output);
+      }
+      continue;
+    }
+
+    logits.for_each(group, [&](int64_t k, Acc z) {
+      state.log_sum_exp.add(z);
+      if (k != label.target) state.runner_up.add(z, k);
+      if (smoothed && class_weight != nullptr) state.class_weight_sum += class_weight[k];
+    });
+    state = group.reduce(state, CombineSamples<norm, Acc>{task.q});
+
+    LogitRow<Acc> logit_row;
+    logit_row.log_sum_exp = state.log_sum_exp;
+    logit_row.runner_up = state.runner_up;
+    logit_row.target = label.target_logit;
+    logit_row.critical = label.critical < 0 ? state.runner_up.value : label.critical_logit;
+    logit_row.critical_index = label.critical < 0 ? state.runner_up.index : label.critical;
+    if (smoothed) {
+      Acc sum = 0;
+      logits.for_each(group, [&](int64_t k, Acc z) {
+        sum += (class_weight == nullptr ? Acc(1) : class_weight[k]) * (state.log_sum_exp.max - z);
+      });
+      logit_row.smoothing_sum = group.reduce(sum, CombineSums());
+    }
+
+    // The sample's loss, by every thread for itself.
+    SampleOptions<Acc> options = task.options;
+    if (class_weight != nullptr) options.class_weight_sum = state.class_weight_sum;
+    Acc weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
+    if (!label.bad) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
+    const Acc row_norm =
+        kHasRow ? norm_value<norm>(state.norm, task.q) : not_a_number<Acc>();
+    const SampleLoss<Acc> sample = sample_loss(logit_row, row_norm, weight, options);
+    if (leads) {
+      put(arguments.margin, i, sample.margin);
+      put(arguments.gap, i, sample.gap);
+      if constexpr (kHasRow) put(arguments.norm_out, i, row_norm);
+      if (arguments.reduction == Reduction::kNone) put(arguments.loss, i, sample.loss);
+      block_totals.add(sample, row_norm, weight,
+                       logit_row.target > logit_row.runner_up.value);
+    }
+
+    // Second pass.
+    const Acc* upstream = static_cast<const Acc*>(arguments.upstream);
+    const Acc scale =
+        upstream == nullptr ? task.scale : upstream[arguments.upstream_per_sample ? i : 0];
+    if constexpr (kHasRow) {
+      if (arguments.grad_grad != nullptr) {
+        row.write(make_direction<norm>(state.norm, row_norm, scale * sample.grad_norm, task.q),
+                  row_output);
+      }
+    }
+    if (arguments.grad_logits != nullptr) {
+      const LogitGradient<Acc> gradient =
+          make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
+      logits.for_each(group, [&](int64_t k, Acc z) {
+        const Acc class_share = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
+        store_as(arguments.logits.dtype, arguments.grad_logits,
+                 i * arguments.logits.classes + k,
+                 logit_gradient_at(gradient, exponential(z - gradient.max), k, class_share));
+      });
+    }
+  }
+
+  BatchTotals totals;
+  if (block_totals.finish(group, task.partials, &tickets[task.ticket], totals) &&
+      threadIdx.x == 0) {
+    Acc unwanted[kStatisticCount];
+    Acc* statistics = static_cast<Acc*>(arguments.statistics);
+    Acc* loss = arguments.reduction == Reduction::kNone ? nullptr : static_cast<Acc*>(arguments.loss);
+    totals.write(arguments.reduction, arguments.batch,
+                 statistics == nullptr ? unwanted : statistics, loss);
+  }
+}
+
+}  // namespace margin::cuda

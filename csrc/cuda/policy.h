@@ -1,0 +1,199 @@
+// Which regime a row takes, with how many threads, blocks and bytes: the one table of the kernels'
+// launch shapes. Host code without CUDA calls, so that it can be tested anywhere.
+//
+// The figures marked (reasoned) follow from the hardware's limits and the traffic that must be kept
+// under way; a measurement on a GPU replaces them, with its date.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/ops.h"
+
+namespace margin::cuda {
+
+struct DeviceTraits {
+  int multiprocessors = 1;
+  int64_t shared_per_block = 48 << 10;           // the most that a block may ask for
+  int64_t shared_per_multiprocessor = 64 << 10;
+  int threads_per_multiprocessor = 1024;
+  unsigned max_cluster = 1;  // the largest cluster that can be resident; 1: none
+};
+
+// What is to be done a sample, and by which kernels it can be done.
+struct SampleShape {
+  int64_t batch = 0;
+  int64_t row_bytes = 0;
+  int64_t classes = 0;  // 0: no logits are read
+  int pack_bytes = 0;   // kept on chip of each 16 bytes of the row, in regimes block and cluster
+  bool has_warp = true;
+  bool has_reread = true;
+};
+
+struct Plan {
+  Regime regime = Regime::kBlock;
+  unsigned threads = 0;
+  unsigned cluster_size = 1;
+  unsigned blocks = 0;
+  size_t shared_bytes = 0;
+};
+
+// The block's threads by the bytes of its slice of the row, logits counted as 4 bytes each.
+struct BlockSize {
+  int64_t up_to_bytes;
+  unsigned threads;
+  const char* reason;
+};
+
+inline constexpr BlockSize kBlockSizes[] = {
+    {8 << 10, 128,
+     "at most 4 packs a thread, one round of loads; small blocks so that many rows are under way "
+     "(reasoned)"},
+    {32 << 10, 256, "at most 8 packs a thread, two rounds of loads (reasoned)"},
+    {INT64_MAX, 512,
+     "few blocks fit beside a long row, so each must keep many loads under way: 512 threads x 4 "
+     "packs = 32 KB (reasoned)"},
+};
+
+struct Limits {
+  // warp: 8 packs x 32 lanes live in 32 registers a thread; more would spill or cost occupancy.
+  static constexpr int64_t kWarpRowBytes = 4096;
+  // warp: 64 logits a lane; beyond, a block has more loads under way (reasoned).
+  static constexpr int64_t kWarpClasses = 2048;
+  // warp: 8 rows a block, fewer for small batches so that every multiprocessor gets some.
+  static constexpr int64_t kWarpsPerBlock = 8;
+  // cluster: two blocks on a multiprocessor at least, so that one reads while the other writes.
+  static constexpr int64_t kBlocksPerMultiprocessor = 2;
+  // cluster for few samples: a smaller slice is read in less time than the exchange takes
+  // (about a microsecond, reasoned).
+  static constexpr int64_t kSmallestSlice = 8 << 10;
+  // Static shared memory of the largest kernel and what CUDA keeps of each block's.
+  static constexpr int64_t kReservedShared = 8 << 10;
+  // The kernels' budget a thread, asserted by tests/test_cuda_compile.py. 64 let 1024 threads be
+  // resident, which with 4 packs each keep 64 KB of loads under way on a multiprocessor: twice what
+  // its share of the memory's bandwidth times latency asks for.
+  static constexpr int kRegisters = 64;
+  // Bounds the buffer of partial totals. More blocks than can be resident gain nothing.
+  static constexpr int64_t kGroups = 4096;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int64_t kept_bytes_of_slice(const SampleShape& shape, unsigned cluster) {
+  return ceil_div(shape.row_bytes / 16, cluster) * shape.pack_bytes;
+}
+
+// No block may be left without a pack of its own.
+inline bool splits(const SampleShape& shape, unsigned cluster) {
+  const int64_t packs = (shape.row_bytes - 15) / 16;  // at least, whatever the alignment
+  return cluster == 1 || (packs > 0 && ceil_div(packs, ceil_div(packs, cluster)) == cluster);
+}
+
+inline bool fits(const SampleShape& shape, unsigned cluster, int64_t bytes) {
+  return kept_bytes_of_slice(shape, cluster) + Limits::kReservedShared <= bytes;
+}
+
+inline int64_t work_bytes(const SampleShape& shape) { return shape.row_bytes + 4 * shape.classes; }
+
+inline unsigned threads_of_block(int64_t slice_bytes) {
+  for (const BlockSize& size : kBlockSizes) {
+    if (slice_bytes <= size.up_to_bytes) return size.threads;
+  }
+  return 0;
+}
+
+// The smallest cluster that keeps the row on chip, enlarged while the batch leaves
+// multiprocessors idle. 0: the row does not fit.
+inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& shape, bool resident) {
+  unsigned cluster = 1;
+  if (resident) {
+    const int64_t comfortable =
+        device.shared_per_multiprocessor / Limits::kBlocksPerMultiprocessor;
+    while (cluster < device.max_cluster && !fits(shape, cluster, comfortable)) cluster *= 2;
+    if (!fits(shape, cluster, device.shared_per_block)) return 0;
+  }
+  while (2 * cluster <= device.max_cluster && splits(shape, 2 * cluster) &&
+         shape.batch * 2 * cluster <= device.multiprocessors &&
+         work_bytes(shape) / (2 * cluster) >= Limits::kSmallestSlice) {
+    cluster *= 2;
+  }
+  return cluster;
+}
+
+inline bool fits_warp(const SampleShape& shape) {
+  return shape.has_warp && shape.row_bytes <= Limits::kWarpRowBytes;
+}
+
+// False: what is forced cannot serve this shape.
+inline bool choose_regime(const DeviceTraits& device, const SampleShape& shape,
+                          const LaunchOptions& options, Plan& plan) {
+  const unsigned forced = options.cluster_size;
+  if (forced > 1 && (forced > device.max_cluster || !splits(shape, forced))) return false;
+  switch (options.regime) {
+    case Regime::kWarp:
+      plan.regime = Regime::kWarp;
+      return fits_warp(shape) && forced <= 1;
+    case Regime::kBlock:
+      plan.regime = Regime::kBlock;
+      return forced <= 1 && fits(shape, 1, device.shared_per_block);
+    case Regime::kCluster:
+      plan.regime = Regime::kCluster;
+      plan.cluster_size = forced != 0 ? forced : choose_cluster(device, shape, true);
+      return plan.cluster_size != 0 && fits(shape, plan.cluster_size, device.shared_per_block);
+    case Regime::kReread:
+      plan.regime = Regime::kReread;
+      plan.cluster_size = forced != 0 ? forced : choose_cluster(device, shape, false);
+      return shape.has_reread;
+    default:
+      break;
+  }
+  if (forced <= 1 && fits_warp(shape) && shape.classes <= Limits::kWarpClasses) {
+    plan.regime = Regime::kWarp;
+    return true;
+  }
+  const unsigned resident = forced != 0 ? forced : choose_cluster(device, shape, true);
+  if (resident != 0 && fits(shape, resident, device.shared_per_block)) {
+    plan.regime = resident == 1 ? Regime::kBlock : Regime::kCluster;
+    plan.cluster_size = resident;
+    return true;
+  }
+  plan.regime = Regime::kReread;
+  plan.cluster_size = forced != 0 ? forced : choose_cluster(device, shape, false);
+  return shape.has_reread;
+}
+
+// False: what is forced cannot serve this shape.
+inline bool make_plan(const DeviceTraits& device, const SampleShape& shape,
+                      const LaunchOptions& options, Plan& plan) {
+  plan = Plan();
+  if (!choose_regime(device, shape, options, plan)) return false;
+  int64_t groups_of_block = 1;
+  if (plan.regime == Regime::kWarp) {
+    groups_of_block = std::clamp<int64_t>(ceil_div(shape.batch, device.multiprocessors), 1,
+                                          Limits::kWarpsPerBlock);
+    plan.threads = static_cast<unsigned>(32 * groups_of_block);
+  } else {
+    plan.threads = threads_of_block(work_bytes(shape) / plan.cluster_size);
+    if (plan.regime != Regime::kReread) {
+      plan.shared_bytes = static_cast<size_t>(kept_bytes_of_slice(shape, plan.cluster_size));
+    }
+  }
+  // As many groups as can be resident: each then takes samples in turn, and the batch reduction has
+  // few partial totals to combine.
+  const int64_t of_threads =
+      std::min<int64_t>(device.threads_per_multiprocessor, 65536 / Limits::kRegisters) /
+      plan.threads;
+  const int64_t of_shared =
+      device.shared_per_multiprocessor /
+      (static_cast<int64_t>(plan.shared_bytes) + Limits::kReservedShared);
+  const int64_t resident = std::max<int64_t>(1, std::min(of_threads, of_shared));
+  const int64_t wanted = ceil_div(shape.batch, groups_of_block);
+  const int64_t at_most = std::max<int64_t>(
+      1, device.multiprocessors * resident / static_cast<int64_t>(plan.cluster_size));
+  const int64_t groups = std::clamp<int64_t>(wanted, 1, std::min(at_most, Limits::kGroups));
+  plan.blocks = static_cast<unsigned>(groups) * plan.cluster_size;
+  return true;
+}
+
+}  // namespace margin::cuda

@@ -1,0 +1,69 @@
+// Checks of what a caller hands to an op: the message says what was expected and what came.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "core/arguments.h"
+
+namespace margin::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Python sees a ValueError.
+template <typename... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+// [64, 3072]
+inline std::string shape(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d == 0 ? "" : ", ") << tensor.size(d);
+  text << "]";
+  return text.str();
+}
+
+inline bool is_wide(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
+
+inline Dtype dtype_of(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    default:
+      check(false, name, " must be float16, bfloat16, float32 or float64, got type number ",
+            static_cast<int>(tensor.scalar_type()));
+      return Dtype::kFloat32;
+  }
+}
+
+inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& reference) {
+  check(tensor.is_cuda() == reference.is_cuda() &&
+            (!tensor.is_cuda() || tensor.get_device_index() == reference.get_device_index()),
+        name, " must be on the device of the other tensors");
+}
+
+// A vector of per-sample numbers or indices.
+inline void check_vector(const char* name, const Tensor& tensor, ScalarType type, int64_t size) {
+  check(tensor.dim() == 1 && tensor.size(0) == size, name, " must be [", size, "], got ",
+        shape(tensor));
+  check(tensor.scalar_type() == type, name, " has type number ",
+        static_cast<int>(tensor.scalar_type()), ", expected ", static_cast<int>(type));
+}
+
+}  // namespace margin::binding

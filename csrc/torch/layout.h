@@ -1,0 +1,73 @@
+// How a tensor [B, ...] lies in memory: whether each sample is one dense block.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "torch/check.h"
+
+namespace margin::binding {
+
+// Elements of one sample.
+inline int64_t sample_size(const Tensor& tensor) {
+  int64_t size = 1;
+  for (int64_t d = 1; d < tensor.dim(); ++d) size *= tensor.size(d);
+  return size;
+}
+
+// Whether a sample's elements fill one block of memory, in any order of the dimensions.
+inline bool sample_is_dense(const Tensor& tensor) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 1; d < tensor.dim(); ++d) {
+    if (tensor.size(d) == 0) return true;
+    if (tensor.size(d) > 1) dims.emplace_back(tensor.stride(d), tensor.size(d));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+inline bool same_sample_layout(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 1; d < a.dim(); ++d) {
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+// The tensor itself where its samples are dense, else a contiguous copy.
+inline Tensor dense_samples(const Tensor& tensor) {
+  return sample_is_dense(tensor) ? tensor : torch::stable::contiguous(tensor);
+}
+
+// An uninitialised tensor of the same shape and type whose samples lie as those of `dense` do,
+// one after another. margin_ext/fake_kernels.py predicts the same strides.
+inline Tensor empty_like_samples(const Tensor& dense) {
+  const int64_t size = sample_size(dense);
+  std::vector<int64_t> sizes, strides;
+  for (int64_t d = 0; d < dense.dim(); ++d) {
+    sizes.push_back(dense.size(d));
+    strides.push_back(d == 0 ? size : dense.stride(d));
+  }
+  int32_t dtype = 0;
+  int32_t device_type = 0;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(dense.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(dense.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dense.dim(), sizes.data(), strides.data(), dtype,
+                                                  device_type, dense.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// Memory distance between neighbours along the channel dimension (1) of a dense sample.
+inline int64_t channel_stride(const Tensor& dense) {
+  return dense.dim() > 1 && dense.size(1) > 1 ? dense.stride(1) : 1;
+}
+
+}  // namespace margin::binding

@@ -1,0 +1,70 @@
+// The ops on CPU tensors.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/ops.h"
+#include "cpu/row_kernels.h"
+#include "torch/ops.h"
+
+namespace {
+
+using namespace margin;
+using binding::check;
+
+// Torch's threads, as the kernels take them.
+cpu::Parallel torch_threads() {
+  cpu::Parallel parallel;
+  parallel.threads = torch::stable::get_num_threads();
+  parallel.run = [](int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                    void* context) {
+    torch::stable::parallel_for(0, count, grain,
+                                [&](int64_t begin, int64_t end) { body(begin, end, context); });
+  };
+  return parallel;
+}
+
+struct CpuBackend {
+  explicit CpuBackend(const torch::stable::Tensor&) : threads(torch_threads()) {}
+
+  void check_labels(const LogitRows& rows, int64_t batch) const {
+    for (int64_t i = 0; i < batch; ++i) {
+      const int64_t label = rows.target[i];
+      if (label == rows.ignore_index) continue;
+      check(label >= 0 && label < rows.classes, "target must lie in 0..", rows.classes - 1,
+            " or equal ignore_index = ", rows.ignore_index, ", got ", label, " at index ", i);
+      if (rows.critical == nullptr) continue;
+      const int64_t critical = rows.critical[i];
+      check(critical >= 0 && critical < rows.classes, "critical must lie in 0..", rows.classes - 1,
+            ", got ", critical, " at index ", i);
+      check(critical != label, "critical must differ from target in every sample, both are ", label,
+            " at index ", i);
+    }
+  }
+
+  void logit_gap(const LogitGapArguments& a) const { cpu::logit_gap(a, threads); }
+  void first_order_margin(const MarginArguments& a) const { cpu::first_order_margin(a, threads); }
+  void dual_direction(const DirectionArguments& a) const { cpu::dual_direction(a, threads); }
+  void average_margin_loss(const LossArguments& a) const { cpu::average_margin_loss(a, threads); }
+  void scale(const ScaleArguments& a) const { cpu::scale(a, threads); }
+
+  cpu::Parallel threads;
+};
+
+std::string build_info() {
+  std::string built = "\"baseline\"";
+#if defined(MARGIN_HAVE_AVX2)
+  built += ", \"avx2\"";
+#endif
+#if defined(MARGIN_HAVE_AVX512)
+  built += ", \"avx512\"";
+#endif
+  return std::string("{\"cpu_instruction_set\": \"") + cpu::kernel_set().name + "\", \"built\": [" +
+         built + "], \"compiler\": \"" + __VERSION__ + "\", \"torch_target\": \"2.11\"}";
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(margin_ext, CPU, m) { MARGIN_REGISTER_OPS(m, CpuBackend); }
+
+STABLE_TORCH_LIBRARY_IMPL(margin_ext, CompositeExplicitAutograd, m) {
+  m.impl("build_info", TORCH_BOX(&build_info));
+}
