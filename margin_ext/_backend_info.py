@@ -197,7 +197,7 @@ def _cuda_notes(devices: tuple[Device, ...]) -> list[Note]:
     ours, theirs = nvcc.partition(".")[0], (torch.version.cuda or "").partition(".")[0]
     if cuda_library.loaded and ours and ours != theirs:
         what = (
-            f"the CUDA library was built with nvcc {nvcc} and torch with CUDA {torch.version.cuda}: "
+            f"the CUDA library was built with nvcc {nvcc}, torch with CUDA {torch.version.cuda}: "
             "a driver that serves torch may be too old for it"
         )
         mend = f"CUDACXX=NVCC_OF_CUDA_{theirs} {BUILD_COMMAND}"
