@@ -106,12 +106,17 @@ struct LossArguments {
   bool upstream_per_sample = false;
 };
 
-// data *= factor, in place; nothing is touched where factor is exactly 1.
+// What a backward does to the gradients that the forward stored: both are multiplied in place by
+// upstream[0] * gradient_scale[0]; nothing is touched where that product is exactly 1.
 struct ScaleArguments {
-  void* data = nullptr;
-  Dtype dtype = Dtype::kFloat32;
-  int64_t size = 0;              // elements, dense
-  const void* factor = nullptr;  // float or double (for float64 data) [1]
+  struct Block {
+    void* data = nullptr;  // null: absent
+    Dtype dtype = Dtype::kFloat32;
+    int64_t size = 0;  // elements, dense
+  };
+  Block blocks[2];                       // grad_logits, grad_grad
+  const void* upstream = nullptr;        // Acc [1]
+  const void* gradient_scale = nullptr;  // Acc [1]: statistics + kGradientScale
 };
 
 }  // namespace margin

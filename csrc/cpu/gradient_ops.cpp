@@ -78,13 +78,18 @@ void dual_direction(const DirectionArguments& arguments, const Parallel& paralle
 }
 
 void scale(const ScaleArguments& arguments, const Parallel& parallel) {
-  dispatch(arguments.dtype, [&]<typename T>(Type<T>) {
-    const Acc<T> factor = *static_cast<const Acc<T>*>(arguments.factor);
-    if (factor == 1) return;
-    parallel.for_range(arguments.size, kChunk, [&](int64_t begin, int64_t end) {
-      row_kernels<T>().scale(static_cast<T*>(arguments.data) + begin, end - begin, factor);
+  for (const ScaleArguments::Block& block : arguments.blocks) {
+    if (block.data == nullptr) continue;
+    dispatch(block.dtype, [&]<typename T>(Type<T>) {
+      using A = Acc<T>;
+      const A factor = *static_cast<const A*>(arguments.upstream) *
+                       *static_cast<const A*>(arguments.gradient_scale);
+      if (factor == 1) return;
+      parallel.for_range(block.size, kChunk, [&](int64_t begin, int64_t end) {
+        row_kernels<T>().scale(static_cast<T*>(block.data) + begin, end - begin, factor);
+      });
     });
-  });
+  }
 }
 
 }  // namespace margin::cpu

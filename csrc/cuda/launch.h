@@ -34,10 +34,11 @@ cudaError_t launch_rows(const Task& task, const char* name, const SampleShape& s
     *options.report = {name,         plan.regime, plan.cluster_size,
                        plan.threads, plan.blocks, plan.shared_bytes};
   }
-  const cudaError_t error = simt::launch(
-      kernel, simt::Config{dim3(plan.blocks), dim3(plan.threads), plan.shared_bytes,
-                           plan.cluster_size, stream, name},
-      task);
+  const cudaError_t error =
+      simt::launch(kernel,
+                   simt::Config{dim3(plan.blocks), dim3(plan.threads), plan.shared_bytes,
+                                plan.cluster_size, stream, name},
+                   task);
   return error != cudaSuccess ? error : cudaPeekAtLastError();
 }
 

@@ -38,8 +38,8 @@ class Logits {
     label.target = rows_.target[sample_];
     label.critical = rows_.critical == nullptr ? -1 : rows_.critical[sample_];
     label.ignored = label.target == rows_.ignore_index;
-    const bool critical_fits = rows_.critical == nullptr ||
-                               (in_range(label.critical) && label.critical != label.target);
+    const bool critical_fits =
+        rows_.critical == nullptr || (in_range(label.critical) && label.critical != label.target);
     label.bad = !in_range(label.target) || !critical_fits;
     const bool readable = !label.ignored && !label.bad;
     label.target_logit = readable ? at(label.target) : not_a_number<Acc>();

@@ -15,8 +15,8 @@ struct LossTask {
   LossArguments arguments;
   SampleOptions<Acc> options;  // without class_weight_sum where there are class weights
   Acc q;
-  Acc scale;                       // of the gradients, where there is no upstream
-  BatchTotals* partials;           // one a group of blocks; null: no totals are wanted
+  Acc scale;              // of the gradients, where there is no upstream
+  BatchTotals* partials;  // one a group of blocks; null: no totals are wanted
   unsigned ticket;
 };
 
@@ -142,16 +142,14 @@ __global__ void __launch_bounds__(Group::kLaunchBound)
     if (class_weight != nullptr) options.class_weight_sum = state.class_weight_sum;
     Acc weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
     if (!label.bad) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
-    const Acc row_norm =
-        kHasRow ? norm_value<norm>(state.norm, task.q) : not_a_number<Acc>();
+    const Acc row_norm = kHasRow ? norm_value<norm>(state.norm, task.q) : not_a_number<Acc>();
     const SampleLoss<Acc> sample = sample_loss(logit_row, row_norm, weight, options);
     if (leads) {
       put(arguments.margin, i, sample.margin);
       put(arguments.gap, i, sample.gap);
       if constexpr (kHasRow) put(arguments.norm_out, i, row_norm);
       if (arguments.reduction == Reduction::kNone) put(arguments.loss, i, sample.loss);
-      block_totals.add(sample, row_norm, weight,
-                       logit_row.target > logit_row.runner_up.value);
+      block_totals.add(sample, row_norm, weight, logit_row.target > logit_row.runner_up.value);
     }
 
     // Second pass.
@@ -169,8 +167,7 @@ __global__ void __launch_bounds__(Group::kLaunchBound)
           make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
       logits.for_each(group, [&](int64_t k, Acc z) {
         const Acc class_share = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
-        store_as(arguments.logits.dtype, arguments.grad_logits,
-                 i * arguments.logits.classes + k,
+        store_as(arguments.logits.dtype, arguments.grad_logits, i * arguments.logits.classes + k,
                  logit_gradient_at(gradient, exponential(z - gradient.max), k, class_share));
       });
     }
@@ -181,7 +178,8 @@ __global__ void __launch_bounds__(Group::kLaunchBound)
       threadIdx.x == 0) {
     Acc unwanted[kStatisticCount];
     Acc* statistics = static_cast<Acc*>(arguments.statistics);
-    Acc* loss = arguments.reduction == Reduction::kNone ? nullptr : static_cast<Acc*>(arguments.loss);
+    Acc* loss =
+        arguments.reduction == Reduction::kNone ? nullptr : static_cast<Acc*>(arguments.loss);
     totals.write(arguments.reduction, arguments.batch,
                  statistics == nullptr ? unwanted : statistics, loss);
   }

@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(Group::kLaunchBound)
         arguments.grad.size, group.rank(), group.ranks());
     RowPass<T, norm, Keeping::kNothing> row(slice, arguments.grad.channels, task.q, group.thread(),
                                             group.threads(), nullptr);
-    const NormState<Acc> state =
-        group.reduce(row.read(RowOutput<T>(nullptr, slice), false), CombineNorms<norm, Acc>{task.q});
+    const NormState<Acc> state = group.reduce(row.read(RowOutput<T>(nullptr, slice), false),
+                                              CombineNorms<norm, Acc>{task.q});
     if (group.thread() != 0 || group.rank() != 0) continue;
     const Acc value = norm_value<norm>(state, task.q);
     const Acc gap = static_cast<const Acc*>(arguments.gap)[i];

@@ -45,9 +45,7 @@ struct alignas(16) Pack {
 // Every element of a row is wanted once, so it should not push others out of the cache.
 MARGIN_DEVICE uint4 load_streaming(const uint4* address) { return __ldcs(address); }
 MARGIN_DEVICE uint4 load_reused(const uint4* address) { return __ldcg(address); }
-MARGIN_DEVICE void store_streaming(uint4* address, const uint4& value) {
-  __stcs(address, value);
-}
+MARGIN_DEVICE void store_streaming(uint4* address, const uint4& value) { __stcs(address, value); }
 
 template <typename T>
 MARGIN_DEVICE Pack<T> as_pack(const uint4& bits) {

@@ -23,8 +23,8 @@
 
 // T must need no constructor: nvcc allows none in shared memory.
 #define SIMT_SHARED(T, name, count) __shared__ T name[count]
-#define SIMT_DYN_SHARED(T, name)                                              \
-  extern __shared__ __align__(16) unsigned char margin_dynamic_shared[];      \
+#define SIMT_DYN_SHARED(T, name)                                         \
+  extern __shared__ __align__(16) unsigned char margin_dynamic_shared[]; \
   T* name = reinterpret_cast<T*>(margin_dynamic_shared)
 
 namespace simt {

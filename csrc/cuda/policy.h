@@ -15,7 +15,7 @@ namespace margin::cuda {
 
 struct DeviceTraits {
   int multiprocessors = 1;
-  int64_t shared_per_block = 48 << 10;           // the most that a block may ask for
+  int64_t shared_per_block = 48 << 10;  // the most that a block may ask for
   int64_t shared_per_multiprocessor = 64 << 10;
   int threads_per_multiprocessor = 1024;
   unsigned max_cluster = 1;  // the largest cluster that can be resident; 1: none
@@ -105,11 +105,11 @@ inline unsigned threads_of_block(int64_t slice_bytes) {
 
 // The smallest cluster that keeps the row on chip, enlarged while the batch leaves
 // multiprocessors idle. 0: the row does not fit.
-inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& shape, bool resident) {
+inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& shape,
+                               bool resident) {
   unsigned cluster = 1;
   if (resident) {
-    const int64_t comfortable =
-        device.shared_per_multiprocessor / Limits::kBlocksPerMultiprocessor;
+    const int64_t comfortable = device.shared_per_multiprocessor / Limits::kBlocksPerMultiprocessor;
     while (cluster < device.max_cluster && !fits(shape, cluster, comfortable)) cluster *= 2;
     if (!fits(shape, cluster, device.shared_per_block)) return 0;
   }
@@ -184,9 +184,8 @@ inline bool make_plan(const DeviceTraits& device, const SampleShape& shape,
   const int64_t of_threads =
       std::min<int64_t>(device.threads_per_multiprocessor, 65536 / Limits::kRegisters) /
       plan.threads;
-  const int64_t of_shared =
-      device.shared_per_multiprocessor /
-      (static_cast<int64_t>(plan.shared_bytes) + Limits::kReservedShared);
+  const int64_t of_shared = device.shared_per_multiprocessor /
+                            (static_cast<int64_t>(plan.shared_bytes) + Limits::kReservedShared);
   const int64_t resident = std::max<int64_t>(1, std::min(of_threads, of_shared));
   const int64_t wanted = ceil_div(shape.batch, groups_of_block);
   const int64_t at_most = std::max<int64_t>(

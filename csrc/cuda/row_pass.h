@@ -118,8 +118,8 @@ class RowPass {
  private:
   static constexpr int kPack = kPackSize<T>;
   static constexpr int kUnroll = keeping == Keeping::kRegisters ? kRegisterPacks : 4;
-  static constexpr bool kBounded = keeping == Keeping::kRegisters || keeping == Keeping::kShared ||
-                                   keeping == Keeping::kSigns;
+  static constexpr bool kBounded =
+      keeping == Keeping::kRegisters || keeping == Keeping::kShared || keeping == Keeping::kSigns;
   using Index = std::conditional_t<kBounded, int, int64_t>;
   using Kept = std::conditional_t<keeping == Keeping::kSigns, SignBits<T>, uint4>;
 

@@ -1,6 +1,6 @@
-// The batch reduction within one launch: every block stores its totals, and the last block to finish
-// combines them in the order of the blocks, so results repeat bit for bit. Who is last is found by a
-// ticket counter that goes back to 0 by itself: no memset, nothing kept between calls.
+// The batch reduction within one launch: every block stores its totals, and the last block to
+// finish combines them in the order of the blocks, so results repeat bit for bit. Who is last is
+// found by a ticket counter that goes back to 0 by itself: no memset, nothing kept between calls.
 #pragma once
 
 #include "core/statistics.h"
