@@ -1,4 +1,4 @@
-// The part of cooperative groups that names blocks, clusters and tiles. (CUDA's own header is empty
+// The part of cooperative groups that names blocks and clusters. (CUDA's own header is empty
 // for a host compiler.)
 #pragma once
 
@@ -57,53 +57,5 @@ class cluster_group {
 };
 
 inline cluster_group this_cluster() { return {}; }
-
-template <unsigned Size>
-class thread_block_tile {
-  static_assert(Size >= 1 && Size <= 32 && (Size & (Size - 1)) == 0);
-
- public:
-  unsigned thread_rank() const { return simt::machine.current->rank % Size; }
-  static constexpr unsigned size() { return Size; }
-  static constexpr unsigned num_threads() { return Size; }
-  unsigned meta_group_rank() const { return simt::machine.current->rank / Size; }
-  unsigned meta_group_size() const { return (this_thread_block().size() + Size - 1) / Size; }
-
-  void sync(Where where = Where::current()) const { __syncwarp(mask(), where); }
-  unsigned ballot(int predicate, Where where = Where::current()) const {
-    return (__ballot_sync(mask(), predicate, where) & mask()) >> first();
-  }
-  bool any(int predicate, Where where = Where::current()) const {
-    return __any_sync(mask(), predicate, where) != 0;
-  }
-  bool all(int predicate, Where where = Where::current()) const {
-    return __all_sync(mask(), predicate, where) != 0;
-  }
-  template <class T>
-  T shfl(T value, int source, Where where = Where::current()) const {
-    return __shfl_sync(mask(), value, source, Size, where);
-  }
-  template <class T>
-  T shfl_up(T value, unsigned delta, Where where = Where::current()) const {
-    return __shfl_up_sync(mask(), value, delta, Size, where);
-  }
-  template <class T>
-  T shfl_down(T value, unsigned delta, Where where = Where::current()) const {
-    return __shfl_down_sync(mask(), value, delta, Size, where);
-  }
-  template <class T>
-  T shfl_xor(T value, int lanes, Where where = Where::current()) const {
-    return __shfl_xor_sync(mask(), value, lanes, Size, where);
-  }
-
- private:
-  static unsigned first() { return simt::machine.current->rank % 32 / Size * Size; }
-  static unsigned mask() { return (simt::kFullMask >> (32 - Size)) << first(); }
-};
-
-template <unsigned Size>
-thread_block_tile<Size> tiled_partition(const thread_block&) {
-  return {};
-}
 
 }  // namespace cooperative_groups

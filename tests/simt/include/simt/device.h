@@ -86,15 +86,19 @@ T __ldcs(const T* address) {
   return *simt::aligned(address);
 }
 template <class T>
-T __ldcg(const T* address) {
-  return *simt::aligned(address);
-}
-template <class T>
 void __stcs(T* address, std::type_identity_t<T> value) {
   *simt::aligned(address) = value;
 }
+
+// Past the first-level cache: how blocks read each other's results, hence a point to interleave.
+template <class T>
+T __ldcg(const T* address) {
+  simt::preempt();
+  return *simt::aligned(address);
+}
 template <class T>
 void __stcg(T* address, std::type_identity_t<T> value) {
+  simt::preempt();
   *simt::aligned(address) = value;
 }
 

@@ -109,17 +109,15 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
   ~Fiber() {
-    if (stack_ != nullptr) munmap(stack_ - kGuard, kStack + kGuard);
+    if (stack_ == nullptr) return;
+    forget_frames();
+    munmap(stack_ - kGuard, kStack + kGuard);
   }
 
   // Makes the next resume() call `entry`, whatever this fiber did before.
   void start(void (*entry)()) {
     if (stack_ == nullptr) allocate();
-#ifdef SIMT_ASAN
-    // A fiber abandoned after an error never left its frames: clear their marks.
-    if (!finished_) __asan_unpoison_memory_region(stack_, kStack);
-#endif
-    finished_ = false;
+    forget_frames();
     prepare_context(context_, stack_, kStack, entry);
   }
 
@@ -144,7 +142,6 @@ class Fiber {
 
   // Last statement of the entry; does not return.
   void finish() {
-    finished_ = true;
     announce_switch(nullptr, scheduler_stack_, scheduler_size_);
     switch_context(context_, scheduler_);
   }
@@ -152,6 +149,13 @@ class Fiber {
  private:
   static constexpr std::size_t kStack = 256 << 10;  // ample for -O0 frames with red zones
   static constexpr std::size_t kGuard = 4 << 10;    // an overflow faults instead of corrupting
+
+  // Clears the marks of the last run: its outermost functions never returned.
+  void forget_frames() {
+#ifdef SIMT_ASAN
+    __asan_unpoison_memory_region(stack_, kStack);
+#endif
+  }
 
   void allocate() {
     void* memory = mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE,
@@ -164,7 +168,6 @@ class Fiber {
   std::byte* stack_ = nullptr;  // mapped on first use, kept until the fiber is destroyed
   Context context_{};
   Context scheduler_{};
-  bool finished_ = true;
   const void* scheduler_stack_ = nullptr;
   std::size_t scheduler_size_ = 0;
 };

@@ -2,6 +2,7 @@
 // emulator are operations on the one `machine` below.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -86,40 +87,51 @@ struct Block {
   unsigned rank = 0;  // in its cluster
   Cluster* cluster = nullptr;
   std::span<Thread> threads;
+  std::vector<unsigned> alive;  // for each warp, the lanes that have not left the kernel
   std::size_t live = 0;
   bool started = false;
   Barrier barrier;
   SharedArena shared;
 };
 
-// The threads that may run, as a bit set: every schedule is a rule for choosing a bit.
+// The threads that may run, as a bit set with a word for a warp: every schedule is a rule for
+// choosing a bit, and -1 says that there is none.
 class ReadySet {
  public:
-  void resize(std::size_t size) { words_.assign((size + 63) / 64, 0); }
-  void insert(std::size_t i) { words_[i / 64] |= std::uint64_t{1} << i % 64; }
-  void erase(std::size_t i) { words_[i / 64] &= ~(std::uint64_t{1} << i % 64); }
+  void resize(std::size_t size) { words_.assign((size + 31) / 32, 0); }
+  void insert(std::size_t i) { words_[i / 32] |= 1u << i % 32; }
+  void erase(std::size_t i) { words_[i / 32] &= ~(1u << i % 32); }
 
-  // The first member at or after `from`, going round; -1 if there is none.
+  // The first member at or after `from`, going round.
   std::ptrdiff_t next(std::size_t from) const {
-    const std::size_t n = words_.size(), first = from / 64 % n;
-    std::uint64_t word = words_[first] & ~std::uint64_t{0} << from % 64;
+    const std::size_t n = words_.size(), first = from / 32 % n;
+    std::uint32_t word = words_[first] & ~0u << from % 32;
     for (std::size_t i = 0; i <= n; ++i) {
-      const std::size_t at = (first + i) % n;
-      if (word != 0) return static_cast<std::ptrdiff_t>(at * 64) + __builtin_ctzll(word);
-      word = words_[(at + 1) % n];
+      if (word != 0) return bit((first + i) % n, std::countr_zero(word));
+      word = words_[(first + i + 1) % n];
     }
     return -1;
   }
   std::ptrdiff_t last() const {
     for (std::size_t i = words_.size(); i-- > 0;) {
-      if (words_[i] != 0)
-        return static_cast<std::ptrdiff_t>(i * 64) + 63 - __builtin_clzll(words_[i]);
+      if (words_[i] != 0) return bit(i, 31 - std::countl_zero(words_[i]));
     }
     return -1;
   }
+  // The first member of the word that has the highest precedence.
+  std::ptrdiff_t first_by(const std::vector<std::uint64_t>& precedence) const {
+    std::size_t best = words_.size();
+    for (std::size_t i = 0; i < words_.size(); ++i) {
+      if (words_[i] != 0 && (best == words_.size() || precedence[i] > precedence[best])) best = i;
+    }
+    return best < words_.size() ? bit(best, std::countr_zero(words_[best])) : -1;
+  }
 
  private:
-  std::vector<std::uint64_t> words_;
+  static std::ptrdiff_t bit(std::size_t word, int i) {
+    return static_cast<std::ptrdiff_t>(word * 32) + i;
+  }
+  std::vector<std::uint32_t> words_;
 };
 
 struct Machine {
@@ -133,7 +145,8 @@ struct Machine {
   std::size_t dynamic_bytes = 0;
   StaticLayout statics;
   ReadySet ready;
-  Thread* current = nullptr;  // null while the scheduler runs
+  std::vector<std::uint64_t> precedence;  // of the warps, for schedules that have one
+  Thread* current = nullptr;              // null while the scheduler runs
   std::exception_ptr failure;
   int schedule = 0;
   std::uint64_t random = 1;
@@ -197,10 +210,17 @@ inline void wake(Thread& thread) {
   machine.ready.insert(thread.slot);
 }
 
+// Once for the warp, not for every lane: a warp that comes last should do so for a while.
+inline void draw_precedence(const Thread& thread) {
+  if (thread.rank % 32 == 0) machine.precedence[thread.slot / 32] = next_random();
+}
+
 // A point at which hardware may well run another thread, block or cluster first: atomics and
 // fences, where the order between blocks matters. The two orderly schedules run on.
 inline void preempt() {
-  if (machine.schedule == 2 || (machine.schedule > 2 && next_random() & 1)) yield();
+  if (machine.schedule < 2) return;
+  draw_precedence(*machine.current);
+  if (machine.schedule == 2 || (next_random() & 1) != 0) yield();
 }
 
 inline void Barrier::wait(const char* operation, std::source_location where) {
@@ -212,7 +232,10 @@ inline void Barrier::wait(const char* operation, std::source_location where) {
   }
   waiting_.push_back(machine.current);
   if (waiting_.size() < expected_) return park(place);
-  for (Thread* thread : waiting_) wake(*thread);
+  for (Thread* thread : waiting_) {
+    wake(*thread);
+    draw_precedence(*thread);
+  }
   waiting_.clear();
   yield();
 }

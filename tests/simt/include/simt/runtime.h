@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
 
 #include "simt/cuda_types.h"
 
@@ -54,40 +55,24 @@ inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const auto& device = simt::device();
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount:
-      *value = device.multiprocessors;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = device.major;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = device.minor;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlock:
-      *value = 48 << 10;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = device.dynamic_shared_limit;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      *value = device.shared_per_multiprocessor;
-      return cudaSuccess;
-    case cudaDevAttrMaxThreadsPerMultiProcessor:
-      *value = device.threads_per_multiprocessor;
-      return cudaSuccess;
-    case cudaDevAttrMaxThreadsPerBlock:
-      *value = 1024;
-      return cudaSuccess;
-    case cudaDevAttrWarpSize:
-      *value = 32;
-      return cudaSuccess;
-    case cudaDevAttrClusterLaunch:
-      *value = device.cluster_limit > 1;
-      return cudaSuccess;
-    default:
-      return cudaErrorInvalidValue;
+  const std::pair<cudaDeviceAttr, int> known[] = {
+      {cudaDevAttrMultiProcessorCount, device.multiprocessors},
+      {cudaDevAttrComputeCapabilityMajor, device.major},
+      {cudaDevAttrComputeCapabilityMinor, device.minor},
+      {cudaDevAttrMaxSharedMemoryPerBlock, 48 << 10},
+      {cudaDevAttrMaxSharedMemoryPerBlockOptin, device.dynamic_shared_limit},
+      {cudaDevAttrMaxSharedMemoryPerMultiprocessor, device.shared_per_multiprocessor},
+      {cudaDevAttrMaxThreadsPerMultiProcessor, device.threads_per_multiprocessor},
+      {cudaDevAttrMaxThreadsPerBlock, 1024},
+      {cudaDevAttrWarpSize, 32},
+      {cudaDevAttrClusterLaunch, device.cluster_limit > 1},
+  };
+  for (const auto& [name, answer] : known) {
+    if (name != attribute) continue;
+    *value = answer;
+    return cudaSuccess;
   }
+  return cudaErrorInvalidValue;
 }
 
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {

@@ -7,5 +7,6 @@
 #include "simt/device.h"
 #include "simt/launch.h"
 #include "simt/runtime.h"
+#include "simt/schedule.h"
 #include "simt/shared_memory.h"
 #include "simt/warp.h"

@@ -1,6 +1,7 @@
 // Barriers of a block, and the operations in which the lanes of a warp meet.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstring>
 #include <type_traits>
@@ -25,6 +26,10 @@ inline std::uint64_t meet(const Place& place, std::uint64_t value, unsigned sour
   const auto warp = self.block->threads.subspan(self.rank - lane);
   const auto named = [&](unsigned mask, unsigned i) { return (mask >> i & 1) != 0; };
 
+  const unsigned absent = place.mask & ~self.block->alive[self.rank / 32];
+  if (absent != 0) {
+    fail(text(name(place), " names lanes that do not exist or have left: ", hex(absent)));
+  }
   if (!named(place.mask, lane)) fail(text("lane ", lane, " is not in its mask: ", name(place)));
   if (source != kVote && !named(place.mask, source)) {
     fail(text("lane ", lane, " reads lane ", source, ", not in the mask: ", name(place)));
@@ -33,26 +38,15 @@ inline std::uint64_t meet(const Place& place, std::uint64_t value, unsigned sour
   self.value = value;
   self.source = source;
 
-  bool complete = true;
-  std::uint64_t vote = 0;
-  for (unsigned i = 0; i < 32; ++i) {
-    if (!named(place.mask, i)) continue;
-    if (i >= warp.size()) fail(text(name(place), " names lane ", i, ", which does not exist"));
-    const Thread& other = warp[i];
-    if (other.exited) fail(text(name(place), " names lane ", i, ", which has left the kernel"));
-    if (other.place == place) {
-      vote |= std::uint64_t{other.value != 0} << i;
-      continue;
-    }
-    complete = false;
-    if (named(other.place.mask, lane)) {  // both would wait for ever
-      fail(text("divergent warp: waits in ", name(place), " while lane ", i, " waits in ",
-                name(other.place)));
-    }
-  }
-  if (!complete) {
+  // Looks first where it is likeliest that nobody has arrived yet.
+  for (unsigned i = lane + 1; i != lane + 32; ++i) {
+    if (!named(place.mask, i % 32) || warp[i % 32].place == place) continue;
     park(place);
     return self.result;
+  }
+  std::uint64_t vote = 0;
+  for (unsigned i = 0; i < 32; ++i) {
+    if (named(place.mask, i)) vote |= std::uint64_t{warp[i].value != 0} << i;
   }
   for (unsigned i = 0; i < 32; ++i) {
     if (!named(place.mask, i)) continue;
@@ -66,11 +60,11 @@ inline std::uint64_t meet(const Place& place, std::uint64_t value, unsigned sour
 // A thread leaves the kernel: no lane may still wait for it.
 inline void leave_warp(const Thread& self) {
   const unsigned lane = self.rank % 32;
-  for (unsigned i = 0; i < 32 && self.rank - lane + i < self.block->threads.size(); ++i) {
-    const Place& place = self.block->threads[self.rank - lane + i].place;
-    if ((place.mask >> lane & 1) != 0) {
-      fail(text("leaves the kernel while lane ", i, " waits for it in ", name(place)));
-    }
+  self.block->alive[self.rank / 32] &= ~(1u << lane);
+  const auto rest = self.block->threads.subspan(self.rank - lane);
+  for (const Thread& other : rest.first(std::min<std::size_t>(32, rest.size()))) {
+    if ((other.place.mask >> lane & 1) == 0) continue;
+    fail(text("leaves the kernel while ", name(other), " waits for it in ", name(other.place)));
   }
 }
 
