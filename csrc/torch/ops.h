@@ -85,14 +85,32 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   return out;
 }
 
+// Outputs for the gradients that are needed, entered into the arguments; the others empty.
+inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossInput& input,
+                                                     bool need_grad_logits, bool need_grad_grad) {
+  Tensor grad_logits = torch::stable::new_empty(logits, {0});
+  Tensor grad_grad = torch::stable::new_empty(logits, {0});
+  if (need_grad_logits) {
+    grad_logits = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
+    input.arguments.grad_logits = grad_logits.mutable_data_ptr();
+  }
+  if (need_grad_grad && input.grad.has_value()) {
+    grad_grad = empty_like_samples(input.grad->grad);
+    input.arguments.grad_grad = grad_grad.mutable_data_ptr();
+    input.arguments.grad_grad_stride = grad_grad.stride(0);
+  }
+  return {grad_logits, grad_grad};
+}
+
 // loss, margin [B], gap [B], norm [B], statistics, grad_logits [B, C], grad_grad. Without grad,
-// norm and grad_grad are empty; without `gradients`, so are grad_logits and grad_grad.
+// norm is empty; a gradient that is not needed is empty.
 template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margin_loss(
     const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
     const MaybeTensor& critical, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
     double q, double eps, double mu, int64_t regularizer, double lo, double hi,
-    double label_smoothing, int64_t ignore_index, int64_t reduction, bool gradients) {
+    double label_smoothing, int64_t ignore_index, int64_t reduction, bool need_grad_logits,
+    bool need_grad_grad) {
   LossInput input =
       loss_input(logits, target, grad, critical, class_weight, input_scale,
                  {q, eps, mu, regularizer, lo, hi, label_smoothing, ignore_index, reduction});
@@ -108,22 +126,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margi
   Tensor gap = vector(batch);
   Tensor norm = vector(grad.has_value() ? batch : 0);
   Tensor statistics = vector(kStatisticCount);
-  Tensor grad_logits = gradients ? torch::stable::new_empty(logits, {batch, logits.size(1)})
-                                 : torch::stable::new_empty(logits, {0});
-  Tensor grad_grad = gradients && grad.has_value() ? empty_like_samples(input.grad->grad)
-                                                   : torch::stable::new_empty(logits, {0});
+  const auto [grad_logits, grad_grad] =
+      allocate_gradients(logits, input, need_grad_logits, need_grad_grad);
   arguments.loss = loss.mutable_data_ptr();
   arguments.margin = margin.mutable_data_ptr();
   arguments.gap = gap.mutable_data_ptr();
   arguments.statistics = statistics.mutable_data_ptr();
   if (grad.has_value()) arguments.norm_out = norm.mutable_data_ptr();
-  if (gradients) {
-    arguments.grad_logits = grad_logits.mutable_data_ptr();
-    if (grad.has_value()) {
-      arguments.grad_grad = grad_grad.mutable_data_ptr();
-      arguments.grad_grad_stride = grad_grad.stride(0);
-    }
-  }
+  // An empty batch too: its loss and statistics have values.
   Backend backend(logits);
   backend.check_labels(arguments.logits, batch);
   backend.average_margin_loss(arguments);
@@ -136,7 +146,7 @@ std::tuple<Tensor, Tensor> average_margin_loss_backward(
     const Tensor& upstream, const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
     const MaybeTensor& critical, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
     double q, double eps, double mu, int64_t regularizer, double lo, double hi,
-    double label_smoothing, int64_t ignore_index) {
+    double label_smoothing, int64_t ignore_index, bool need_grad_logits, bool need_grad_grad) {
   LossInput input = loss_input(logits, target, grad, critical, class_weight, input_scale,
                                {q, eps, mu, regularizer, lo, hi, label_smoothing, ignore_index,
                                 static_cast<int64_t>(Reduction::kSum)});
@@ -147,16 +157,10 @@ std::tuple<Tensor, Tensor> average_margin_loss_backward(
   check_vector("upstream", upstream, input.type, upstream.size(0));
   check_same_device("upstream", upstream, logits);
   const Tensor dense_upstream = torch::stable::contiguous(upstream);
-  Tensor grad_logits = torch::stable::new_empty(logits, {batch, logits.size(1)});
-  Tensor grad_grad = grad.has_value() ? empty_like_samples(input.grad->grad)
-                                      : torch::stable::new_empty(logits, {0});
   arguments.upstream = dense_upstream.const_data_ptr();
   arguments.upstream_per_sample = upstream.size(0) != 1;
-  arguments.grad_logits = grad_logits.mutable_data_ptr();
-  if (grad.has_value()) {
-    arguments.grad_grad = grad_grad.mutable_data_ptr();
-    arguments.grad_grad_stride = grad_grad.stride(0);
-  }
+  const auto [grad_logits, grad_grad] =
+      allocate_gradients(logits, input, need_grad_logits, need_grad_grad);
   if (batch > 0) {
     Backend backend(logits);
     backend.check_labels(arguments.logits, batch);
@@ -165,19 +169,39 @@ std::tuple<Tensor, Tensor> average_margin_loss_backward(
   return {grad_logits, grad_grad};
 }
 
-// tensor *= factor in place; nothing is touched where factor is exactly 1.
-template <typename Backend>
-void scale_(Tensor tensor, const Tensor& factor) {
-  check(factor.numel() == 1, "factor must have one element, got ", shape(factor));
-  check(factor.scalar_type() == wide_type(is_wide(tensor)),
-        "factor must be float32 (float64 for a float64 tensor)");
-  check_same_device("factor", factor, tensor);
-  int64_t span = 1;  // elements between the first and the last, both included
+inline ScaleArguments::Block scale_block(const char* name, const Tensor& tensor) {
+  int64_t span = 1;  // elements from the first to the last, both included
   for (int64_t d = 0; d < tensor.dim(); ++d) span += (tensor.size(d) - 1) * tensor.stride(d);
-  if (tensor.numel() == 0) return;
-  check(span == tensor.numel(), "scale_ needs a tensor without gaps or overlaps");
-  Backend(tensor).scale({tensor.mutable_data_ptr(), dtype_of("tensor", tensor), tensor.numel(),
-                         factor.const_data_ptr()});
+  check(tensor.numel() == 0 || span == tensor.numel(), name,
+        " must be a tensor without gaps or overlaps");
+  return {tensor.numel() == 0 ? nullptr : tensor.mutable_data_ptr(), dtype_of(name, tensor),
+          tensor.numel()};
+}
+
+// The stored gradients times upstream * statistics[kGradientScale], in place; nothing is touched
+// where that is exactly 1.
+template <typename Backend>
+void scale_gradients_(Tensor grad_logits, Tensor grad_grad, const Tensor& upstream,
+                      const Tensor& statistics) {
+  const bool wide = is_wide(statistics);
+  const ScalarType type = wide_type(wide);
+  check(upstream.numel() == 1 && upstream.scalar_type() == type,
+        "upstream must be one number of the type of statistics, got ", shape(upstream));
+  check_vector("statistics", statistics, type, kStatisticCount);
+  check(statistics.stride(0) == 1, "statistics must be contiguous");
+  for (const Tensor* gradient : {&grad_logits, &grad_grad}) {
+    check(gradient->numel() == 0 || is_wide(*gradient) == wide,
+          "grad_logits, grad_grad and statistics must all be float64, or none of them");
+  }
+  check_same_device("grad_grad", grad_grad, grad_logits);
+  check_same_device("upstream", upstream, grad_logits);
+  check_same_device("statistics", statistics, grad_logits);
+  const size_t element = wide ? sizeof(double) : sizeof(float);
+  const ScaleArguments arguments{
+      {scale_block("grad_logits", grad_logits), scale_block("grad_grad", grad_grad)},
+      upstream.const_data_ptr(),
+      static_cast<const char*>(statistics.const_data_ptr()) + kGradientScale * element};
+  Backend(grad_logits).scale(arguments);
 }
 
 }  // namespace margin::binding
@@ -190,4 +214,4 @@ void scale_(Tensor tensor, const Tensor& factor) {
   m.impl("average_margin_loss", TORCH_BOX(&margin::binding::average_margin_loss<Backend>)); \
   m.impl("average_margin_loss_backward",                                                    \
          TORCH_BOX(&margin::binding::average_margin_loss_backward<Backend>));               \
-  m.impl("scale_", TORCH_BOX(&margin::binding::scale_<Backend>))
+  m.impl("scale_gradients_", TORCH_BOX(&margin::binding::scale_gradients_<Backend>))

@@ -15,13 +15,17 @@ STABLE_TORCH_LIBRARY(margin_ext, m) {
       "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? critical, "
       "Tensor? class_weight, Tensor? input_scale, float q, float eps, float mu, int regularizer, "
       "float lo, float hi, float label_smoothing, int ignore_index, int reduction, "
-      "bool gradients) -> (Tensor loss, Tensor margin, Tensor gap, Tensor norm, "
+      "bool need_grad_logits, bool need_grad_grad) -> (Tensor loss, Tensor margin, Tensor gap, "
+      "Tensor norm, "
       "Tensor statistics, Tensor grad_logits, Tensor grad_grad)");
   m.def(
       "average_margin_loss_backward(Tensor upstream, Tensor logits, Tensor target, Tensor? grad, "
       "Tensor? critical, Tensor? class_weight, Tensor? input_scale, float q, float eps, float mu, "
-      "int regularizer, float lo, float hi, float label_smoothing, int ignore_index) "
+      "int regularizer, float lo, float hi, float label_smoothing, int ignore_index, "
+      "bool need_grad_logits, bool need_grad_grad) "
       "-> (Tensor grad_logits, Tensor grad_grad)");
-  m.def("scale_(Tensor(a!) tensor, Tensor factor) -> ()");
+  m.def(
+      "scale_gradients_(Tensor(a!) grad_logits, Tensor(b!) grad_grad, Tensor upstream, "
+      "Tensor statistics) -> ()");
   m.def("build_info() -> str");
 }
