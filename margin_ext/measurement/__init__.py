@@ -1,0 +1,23 @@
+"""Measuring margins and robustness: ``measure``, ``robust_accuracy``, ``MarginMonitor``."""
+
+from __future__ import annotations
+
+from margin_ext.measurement.masking import MaskingDiagnosis
+from margin_ext.measurement.measuring import measure
+from margin_ext.measurement.monitor import MarginMonitor
+from margin_ext.measurement.pgd import PGDSettings, pgd
+from margin_ext.measurement.report import MarginReport, MarginSummary, NormMargins
+from margin_ext.measurement.robust_accuracy import RobustAccuracy, robust_accuracy
+
+__all__ = [
+    "MarginMonitor",
+    "MarginReport",
+    "MarginSummary",
+    "MaskingDiagnosis",
+    "NormMargins",
+    "PGDSettings",
+    "RobustAccuracy",
+    "measure",
+    "pgd",
+    "robust_accuracy",
+]

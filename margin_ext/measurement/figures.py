@@ -1,0 +1,173 @@
+"""Figures of margins. Matplotlib is an extra, imported only when a figure is drawn.
+
+Every function draws into given axes, or makes a figure of its own; none touches pyplot's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from margin_ext.measurement.report import norm_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from margin_ext.measurement.monitor import MarginMonitor
+    from margin_ext.measurement.report import MarginReport
+    from margin_ext.measurement.robust_accuracy import RobustAccuracy
+
+__all__ = ["gap_against_margin", "margin_histogram", "margin_history", "robust_accuracy_curves"]
+
+# Distinguishable with the common colour blindnesses (Okabe and Ito), first come first served.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#777777"
+
+_NAMES = {
+    "margin": "first-order margin",
+    "certified": "certified lower bound",
+    "attack": "attack distance (upper bound)",
+    "sampled": "sampled estimate",
+}
+
+
+def new_axes(columns: int = 1, width: float = 5.5, height: float = 3.8) -> tuple[Figure, list[Any]]:
+    """A figure with axes side by side.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'margin_ext[plot]'") from error
+    figure = Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def plain(ax: Axes, x: str, y: str) -> None:
+    """Label axes; a light grid and no box."""
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.grid(True, color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+def margin_histogram(
+    report: MarginReport, p: float | str | None = None, ax: Axes | None = None
+) -> Figure:
+    """Histograms of the first-order margin and of every bound that was measured."""
+    figure, ax = _axes(ax)
+    norm = report.first if p is None else report[p]
+    series = {"margin": norm.margin, **norm.bounds}
+    finite = {name: values[np.isfinite(values)] for name, values in series.items()}
+    pooled = np.concatenate(list(finite.values()))
+    # The few largest would squeeze the rest into a corner.
+    top = float(np.quantile(pooled, 0.999)) if pooled.size else 1.0
+    bins = np.linspace(float(pooled.min()) if pooled.size else 0.0, top, 61)
+    for color, (name, values) in zip(COLORS, finite.items(), strict=False):
+        mean = values.mean() if values.size else np.nan
+        ax.hist(values, bins=bins.tolist(), histtype="step", color=color, linewidth=1.4)
+        ax.axvline(mean, color=color, linewidth=1, linestyle="--")
+        ax.plot([], [], color=color, label=f"{_NAMES[name]}, mean {mean:.3g}")
+    ax.axvline(0, color=GREY, linewidth=0.8)
+    sign = "signed" if report.signed else "unsigned"
+    plain(ax, f"{norm_name(norm.p)} margin ({sign})", "samples")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def gap_against_margin(
+    report: MarginReport, p: float | str | None = None, ax: Axes | None = None
+) -> Figure:
+    """Scatter of logit gap against first-order margin: how far the one tells of the other."""
+    figure, ax = _axes(ax)
+    norm = report.first if p is None else report[p]
+    kept = np.isfinite(norm.margin)
+    right = report.correct & kept
+    wrong = ~report.correct & kept
+    ax.scatter(report.gap[right], norm.margin[right], s=5, alpha=0.5, color=COLORS[0], lw=0)
+    ax.scatter(report.gap[wrong], norm.margin[wrong], s=8, color=COLORS[1], lw=0)
+    ax.scatter([], [], s=12, color=COLORS[0], label="correct")
+    ax.scatter([], [], s=12, color=COLORS[1], label="misclassified")
+    plain(ax, "logit gap", f"first-order {norm_name(norm.p)} margin")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def margin_history(
+    monitors: MarginMonitor | Mapping[str, MarginMonitor], figure: Figure | None = None
+) -> Figure:
+    """The paper's figure: minimum and average margin over training, side by side.
+
+    Args:
+        monitors: One monitor, or several trainings by name to compare.
+        figure: Where to draw (two axes); None: a new one.
+    """
+    several = monitors if isinstance(monitors, Mapping) else {"": monitors}
+    if figure is None:
+        figure, (left, right) = new_axes(2)
+    else:
+        left, right = figure.subplots(1, 2)
+    color = 0
+    norm = "l2"
+    for name, monitor in several.items():
+        norm = norm_name(monitor.p)
+        for split in monitor.splits:
+            label = ", ".join(part for part in (name, split if split != "data" else "") if part)
+            style = {"color": COLORS[color % len(COLORS)], "marker": "o", "markersize": 3}
+            left.plot(*monitor.series(split, "minimum_margin"), label=label, **style)
+            right.plot(*monitor.series(split, "average_margin"), label=label, **style)
+            color += 1
+    for ax in (left, right):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    left.axhline(0, color=GREY, linewidth=0.8)
+    plain(left, "epoch", f"minimum first-order {norm} margin")
+    plain(right, "epoch", f"average first-order {norm} margin")
+    if any(line.get_label() and str(line.get_label())[0] != "_" for line in right.lines):
+        right.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def robust_accuracy_curves(results: Mapping[str, RobustAccuracy], ax: Axes | None = None) -> Figure:
+    """Robust accuracy against the radius: solid under the gap attack, dotted under cross-entropy.
+
+    The clean accuracy is the point at radius 0. Shaded: two standard errors.
+    """
+    figure, ax = _axes(ax)
+    title = {"gap": "PGD on gap", "cross_entropy": "PGD on cross-entropy"}
+    p = 2.0
+    for color, (name, result) in zip(COLORS, results.items(), strict=False):
+        p = result.p
+        radii = [0.0, *result.eps]
+        for attack in result.robust:
+            shares = np.array([result.accuracy, *result.curve(attack)])
+            label = ", ".join(part for part in (name, title[attack]) if part)
+            gap = attack == "gap"
+            ax.plot(
+                radii, shares, color=color, linestyle="-" if gap else ":", marker="o",
+                markersize=3, label=label,
+            )  # fmt: skip
+            if gap:
+                error = np.array([2 * result.standard_error(float(share)) for share in shares])
+                ax.fill_between(radii, shares - error, shares + error, color=color, alpha=0.12)
+    ax.set_ylim(-0.02, 1.02)
+    plain(ax, f"radius of the {norm_name(p)} ball", "accuracy under attack")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _axes(ax: Axes | None) -> tuple[Figure, Axes]:
+    if ax is None:
+        figure, (new,) = new_axes()
+        return figure, new
+    owner = ax.get_figure(root=True)
+    if owner is None:
+        raise ValueError("the axes belong to no figure")
+    return owner, ax

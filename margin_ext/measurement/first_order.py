@@ -1,0 +1,145 @@
+"""First-order margins by class rule, several norms in one pass (paper.md section 2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from margin_ext.checks import check_labels
+from margin_ext.measurement.logits import checked_logits, class_order
+from margin_ext.reference import first_order_margin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from margin_ext.measurement.evaluation_mode import Model
+
+__all__ = [
+    "ClassRule",
+    "FirstOrderMargins",
+    "check_class_rule",
+    "first_order_margins",
+    "require_graph",
+]
+
+ClassRule = Literal["all", "runner_up"] | int
+
+# A floor that only guards the division: a margin is not to be capped by it.
+NORM_FLOOR = 1e-30
+
+
+class FirstOrderMargins(NamedTuple):
+    """First-order margins of a batch for P norms; everything detached.
+
+    Attributes:
+        logits: [B, C].
+        gap: Logit gap to the runner-up [B].
+        runner_up: [B].
+        margin: [P, B], signed; infinite where every gradient is 0.
+        critical: Class that attains the margin [P, B].
+        norm: Dual norm of that class's gradient [P, B].
+        backward_passes: How many it took.
+    """
+
+    logits: Tensor
+    gap: Tensor
+    runner_up: Tensor
+    margin: Tensor
+    critical: Tensor
+    norm: Tensor
+    backward_passes: int
+
+
+def check_class_rule(rule: ClassRule) -> None:
+    """Require "all", "runner_up" or a number of classes of at least 1."""
+    if rule in ("all", "runner_up"):
+        return
+    if isinstance(rule, bool) or not isinstance(rule, int) or rule < 1:
+        raise ValueError(
+            f'classes must be "all", "runner_up" or a number of classes >= 1, got {rule!r}'
+        )
+
+
+def require_graph(logits: Tensor) -> None:
+    """Raise where autograd sees no way from the logits to the inputs."""
+    if not logits.requires_grad:
+        raise ValueError(
+            "the logits do not depend on the inputs in autograd's graph: the model is constant, or "
+            "it detaches its input, runs under no_grad or leaves PyTorch"
+        )
+
+
+def number_of_classes(rule: ClassRule, classes: int) -> int:
+    """How many classes other than the label the rule looks at."""
+    if rule == "all":
+        return classes - 1
+    return 1 if rule == "runner_up" else min(int(rule), classes - 1)
+
+
+def first_order_margins(
+    model: Model,
+    inputs: Tensor,
+    label: Tensor | None,
+    *,
+    p: Sequence[float] = (2.0,),
+    classes: ClassRule = "all",
+    input_std: float | Sequence[float] | Tensor | None = None,
+    norm_bound: Sequence[float] | None = None,
+) -> FirstOrderMargins:
+    """Smallest gap-to-gradient-norm ratio over the classes that the rule names.
+
+    One forward pass, then one backward pass for each rank in the order of the logits: in pass r
+    every sample differentiates its gap to its own r-th class.
+
+    Args:
+        model: In eval mode.
+        inputs: [B, ...].
+        label: Class [B] from which the gaps are measured; None: the predicted class.
+        p: Threat norms.
+        classes: "all", "runner_up" or the number of top classes.
+        input_std: Standard deviation(s) of the loader's normalisation: margins in pixel units.
+        norm_bound: For each p an upper bound on the dual norm of every gap's gradient (a global
+            Lipschitz constant). Since the gaps grow with the rank, the passes end where
+            gap / bound exceeds the margins found; the answer is the same.
+    """
+    inputs = inputs.detach().requires_grad_()
+    logits = checked_logits(model, inputs)
+    if label is None:
+        label = logits.detach().argmax(dim=1)
+    else:
+        check_labels("target", label, logits.shape[1], None)
+    order = class_order(logits, label)
+    ranks = number_of_classes(classes, logits.shape[1])
+    wide = torch.promote_types(torch.promote_types(logits.dtype, inputs.dtype), torch.float32)
+    z = logits.to(wide)
+    z_label = z.gather(1, label.unsqueeze(1))
+    gaps = z_label - z.gather(1, order)  # [B, C - 1], ascending
+    require_graph(gaps)
+
+    batch = label.shape[0]
+    best = z.new_full((len(p), batch), torch.inf).detach()
+    critical = order[:, 0].expand(len(p), batch).clone()
+    best_norm = torch.zeros_like(best)
+    passes = 0
+    for rank in range(ranks):
+        gap = gaps[:, rank].detach()
+        if norm_bound is not None and rank > 0:
+            bound = best.new_tensor(list(norm_bound)).unsqueeze(1)
+            if bool((gap / bound >= best).all()):
+                break
+        (grad,) = torch.autograd.grad(gaps[:, rank].sum(), inputs, retain_graph=rank + 1 < ranks)
+        passes += 1
+        for row, exponent in enumerate(p):
+            found = first_order_margin(gap, grad, p=exponent, eps=NORM_FLOOR, input_std=input_std)
+            margin = torch.where(found.norm > 0, found.margin, gap.sign() * torch.inf)
+            # A gap of 0 lies on the boundary, with or without a gradient.
+            margin = torch.where(gap == 0, 0.0, margin).to(best.dtype)
+            better = margin < best[row]
+            best[row] = torch.where(better, margin, best[row])
+            critical[row] = torch.where(better, order[:, rank], critical[row])
+            best_norm[row] = torch.where(better, found.norm.to(best.dtype), best_norm[row])
+    return FirstOrderMargins(
+        logits.detach(), gaps[:, 0].detach(), order[:, 0], best, critical, best_norm, passes
+    )

@@ -1,0 +1,29 @@
+"""Recognising linear classifiers, whose first-order margins are exact distances."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from margin_ext.measurement.evaluation_mode import Model
+
+__all__ = ["is_linear"]
+
+# Affine maps in eval mode, and changes of shape.
+_AFFINE = (nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.BatchNorm1d)
+
+
+def is_linear(model: Model) -> bool:
+    """Whether the model is provably affine: a Linear, or a Sequential of affine layers.
+
+    A module with a forward of its own may do anything, so it is never counted as linear.
+    """
+    if type(model) is nn.Sequential:
+        return all(is_linear(layer) for layer in model)
+    if not isinstance(model, _AFFINE) or type(model) not in _AFFINE:
+        return False
+    hooked = model._forward_hooks or model._forward_pre_hooks
+    # Without running statistics BatchNorm couples the samples, in eval mode too.
+    return not hooked and getattr(model, "running_mean", 0) is not None

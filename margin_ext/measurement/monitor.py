@@ -1,0 +1,201 @@
+"""Margins over the course of training (the paper's figure)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from margin_ext.measurement.files import write_atomically
+from margin_ext.measurement.measuring import measure
+from margin_ext.measurement.report import MarginReport, finite_json, norm_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    from margin_ext.measurement.evaluation_mode import Model
+
+__all__ = ["MarginMonitor"]
+
+
+class MarginMonitor:
+    """Keeps the history of minimum and average margin while a model trains.
+
+    Every step it can take the batch's statistics that the loss has computed anyway, and every
+    epoch (or every n steps) it measures first-order margins on fixed subsets, such as part of the
+    training and of the test set::
+
+        monitor = MarginMonitor({"train": (x, y), "test": test_loader}, path="history.jsonl")
+        for epoch in range(epochs):
+            for inputs, target in loader:
+                ...
+                monitor.step(criterion.statistics)
+            monitor.epoch(model, epoch + 1)
+        monitor.figure().savefig("margins.png")
+
+    Attributes:
+        history: One dictionary a record: "step", "epoch", "split" and the values.
+        steps: Number of steps so far.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        p: float | str = 2,
+        limit: int | None = 1000,
+        every_steps: int = 1,
+        path: str | Path | None = None,
+        tensorboard: SummaryWriter | str | Path | None = None,
+        **measure_options: Any,
+    ) -> None:
+        """Prepare; nothing is measured yet.
+
+        Args:
+            data: What `measure` takes, or a mapping from names ("train", "test") to that. It must
+                come in the same order every time.
+            p: Threat norm.
+            limit: Samples a split to measure; None: all.
+            every_steps: Keep the statistics of every n-th step. Keeping copies a few numbers from
+                the device, which synchronises with a GPU; other steps cost nothing.
+            path: A JSONL file to which every record is appended as it comes. An existing file is
+                continued: its records are read back.
+            tensorboard: A SummaryWriter, or a folder for one (needs tensorboard).
+            **measure_options: For `measure`: classes, input_std, batch_size and so on.
+        """
+        if every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1, got {every_steps}")
+        self.data = data if isinstance(data, Mapping) else {"data": data}
+        self.p = float(p)
+        self.limit = limit
+        self.every_steps = every_steps
+        self.options = measure_options
+        self.history: list[dict[str, Any]] = []
+        self.steps = 0
+        self.path = None if path is None else Path(path)
+        if self.path is not None and self.path.exists():
+            self.history = read_history(self.path)
+            lines = [json.dumps(finite_json(record)) + "\n" for record in self.history]
+            # A line cut off by a kill would swallow the next one.
+            write_atomically(self.path, lambda file: file.write("".join(lines).encode()))
+            self.steps = max((record.get("step", 0) for record in self.history), default=0)
+        self._writer = _summary_writer(tensorboard)
+
+    def step(self, statistics: Mapping[str, Tensor | float]) -> None:
+        """Count a training step and keep the batch's statistics if it is the n-th."""
+        self.steps += 1
+        if self.steps % self.every_steps:
+            return
+        as_floats = getattr(statistics, "as_floats", None)
+        values = as_floats() if as_floats is not None else statistics
+        kept = {
+            name: float(value)
+            for name, value in values.items()
+            if name not in ("count", "gradient_scale") and not math.isnan(float(value))
+        }
+        self._record({"step": self.steps, "split": "batch", **kept})
+
+    def epoch(self, model: Model, epoch: float) -> dict[str, MarginReport]:
+        """Measure every split and keep minimum, average, gap and accuracy.
+
+        Args:
+            model: Left in the mode in which it came.
+            epoch: Number of epochs done; 0 for the untrained model.
+
+        Returns:
+            The report of each split.
+        """
+        reports = {}
+        for split, data in self.data.items():
+            report = measure(model, data, p=self.p, limit=self.limit, **self.options)
+            total = report.summary()
+            self._record(
+                {
+                    "step": self.steps,
+                    "epoch": epoch,
+                    "split": split,
+                    "norm": norm_name(self.p),
+                    "minimum_margin": total.minimum,
+                    "average_margin": total.average,
+                    "average_margin_correct": total.average_correct,
+                    "median_margin": total.quantiles[0.5],
+                    "minimum_gap": float(report.gap.min()),
+                    "average_gap": float(report.gap.astype("float64").mean()),
+                    "accuracy": report.accuracy,
+                }
+            )
+            reports[split] = report
+        return reports
+
+    def series(self, split: str, quantity: str) -> tuple[list[float], list[float]]:
+        """Epochs (for split "batch": steps) and values of one quantity."""
+        at = "step" if split == "batch" else "epoch"
+        # A training that was resumed from an earlier epoch measures some epochs twice.
+        last = {r[at]: r[quantity] for r in self.history if r["split"] == split and quantity in r}
+        ordered = sorted(last)
+        return ordered, [last[place] for place in ordered]
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that were measured, in the order of their first record."""
+        return list(dict.fromkeys(r["split"] for r in self.history if r["split"] != "batch"))
+
+    def figure(self) -> Figure:
+        """Minimum and average margin over the epochs."""
+        from margin_ext.measurement.figures import margin_history
+
+        return margin_history(self)
+
+    def close(self) -> None:
+        """Flush and close the TensorBoard writer."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.history.append(record)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(finite_json(record)) + "\n")
+        if self._writer is not None:
+            for name, value in record.items():
+                if isinstance(value, float) and name != "epoch":
+                    self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
+
+
+def read_history(path: str | Path) -> list[dict[str, Any]]:
+    """Records of a JSONL history; a last line cut off by a kill is left out."""
+    records = []
+    lines = Path(path).read_text().splitlines()
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number + 1 == len(lines):
+                break
+            raise ValueError(f"{path}, line {number + 1} is no JSON: {error}") from error
+        records.append(
+            {k: _number(v) if k not in ("split", "norm") else v for k, v in record.items()}
+        )
+    return records
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value
+
+
+def _summary_writer(target: SummaryWriter | str | Path | None) -> SummaryWriter | None:
+    if target is None or hasattr(target, "add_scalar"):
+        return target  # type: ignore[return-value, unused-ignore]
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "writing for TensorBoard needs the package tensorboard: pip install "
+            "'margin_ext[monitor]'"
+        ) from error
+    return SummaryWriter(str(target))  # type: ignore[no-untyped-call, unused-ignore]
