@@ -13,6 +13,7 @@ Environment:
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -34,6 +35,7 @@ from setuptools.errors import ExecError, PlatformError
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "margin_ext"
 OLDEST_TORCH = (2, 11)
+CMAKE_REMEMBERS = ("CC", "CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDA_HOME")
 FIND_TORCH = """
 import importlib.metadata, importlib.util, json
 spec = importlib.util.find_spec("torch")
@@ -106,23 +108,37 @@ def check_compiler() -> None:
         )
 
 
+def build_folder(settings: list[str]) -> Path:
+    """Return the folder that CMake builds these settings in; one build never inherits another's.
+
+    CMake remembers a compiler and every setting that it was once given, so the folder is named by
+    them. It is kept: a second build with the same settings compiles only what has changed.
+    """
+    remembered = {name: os.environ.get(name) for name in CMAKE_REMEMBERS}
+    key = json.dumps([settings, remembered]).encode()
+    return ROOT / "build" / f"cmake-{hashlib.sha256(key).hexdigest()[:8]}"
+
+
 class BuildLibraries(build_ext):
     """Runs CMake, and puts what it built into margin_ext/lib."""
 
     def run(self) -> None:
-        """Configure, build and install; the build folder is kept, so a second build is quick."""
+        """Configure, build and install."""
         torch = find_torch()
         check_compiler()
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
-        work = ROOT / "build" / "cmake"
-        configure = [
-            *(cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja"),
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        settings = [
             f"-DMARGIN_EXT_VERSION={self.distribution.get_version()}",
             f"-DMARGIN_EXT_TORCH_DIR={torch.folder}",
             f"-DMARGIN_EXT_TORCH_VERSION={torch.version}",
             f"-DMARGIN_EXT_CUDA={os.environ.get('MARGIN_EXT_CUDA', 'auto')}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        work = build_folder(settings)
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            *settings,
         ]
         # What an earlier build left there would be packed too, built or not this time.
         shutil.rmtree(self.library_folder, ignore_errors=True)
@@ -148,10 +164,8 @@ class BuildLibraries(build_ext):
         return {}
 
     def get_source_files(self) -> list[str]:
-        """Return what a source distribution needs for this command."""
-        folders = (ROOT / "csrc", ROOT / "cmake")
-        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-        return [str(path.relative_to(ROOT)) for path in [ROOT / "CMakeLists.txt", *sorted(files)]]
+        """Return nothing: MANIFEST.in lists the sources."""
+        return []
 
 
 class TorchFirst(dist_info):

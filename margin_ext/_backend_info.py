@@ -12,12 +12,8 @@ from typing import Any
 
 import torch
 
-from margin_ext._extension import (
-    BUILD_COMMAND,
-    cpu_library,
-    cuda_library,
-    device_served,
-)
+from margin_ext import _extension
+from margin_ext._extension import BUILD_COMMAND, device_served
 
 __all__ = ["BackendInfo", "Device", "Note", "backend_info"]
 
@@ -174,17 +170,19 @@ def _torch_notes() -> list[Note]:
 
 
 def _cpu_notes() -> list[Note]:
-    if cpu_library.loaded:
+    library = _extension.cpu_library
+    if library.loaded:
         return []
-    what = f"the CPU library is not in use, because {cpu_library.problem}"
+    what = f"the CPU library is not in use, because {library.problem}"
     return [Note(what, BUILD_COMMAND, needed=True)]
 
 
 def _cuda_notes(devices: tuple[Device, ...]) -> list[Note]:
-    if cuda_library.broken or (devices and not cuda_library.loaded):
-        what = f"the CUDA library is not in use, because {cuda_library.problem}"
+    library = _extension.cuda_library
+    if library.broken or (devices and not library.loaded):
+        what = f"the CUDA library is not in use, because {library.problem}"
         mend = BUILD_COMMAND
-        if not cuda_library.broken:
+        if not library.broken:
             mend += f" (with nvcc of CUDA {torch.version.cuda} on PATH, or CUDA_HOME set)"
         return [Note(what, mend, needed=True)]
     notes = []
@@ -193,9 +191,9 @@ def _cuda_notes(devices: tuple[Device, ...]) -> list[Note]:
         what = f"the CUDA library has no code for compute capability {', '.join(unserved)}"
         mend = f'TORCH_CUDA_ARCH_LIST="{";".join(unserved)}" {BUILD_COMMAND}'
         notes.append(Note(what, mend, needed=True))
-    nvcc = str(cuda_library.build.get("nvcc", ""))
+    nvcc = str(library.build.get("nvcc", ""))
     ours, theirs = nvcc.partition(".")[0], (torch.version.cuda or "").partition(".")[0]
-    if cuda_library.loaded and ours and ours != theirs:
+    if library.loaded and ours and ours != theirs:
         what = (
             f"the CUDA library was built with nvcc {nvcc}, torch with CUDA {torch.version.cuda}: "
             "a driver that serves torch may be too old for it"
@@ -211,20 +209,21 @@ def backend_info() -> BackendInfo:
     Where torch sees CUDA devices, their properties are asked for, which initialises CUDA.
     """
     devices = _devices()
-    cpu = _op_text("build_info") if cpu_library.loaded else {}
-    cuda = _op_text("cuda_build_info") if cuda_library.loaded else {}
+    cpu, cuda = _extension.cpu_library, _extension.cuda_library
+    cpu_says = _op_text("build_info") if cpu.loaded else {}
+    cuda_says = _op_text("cuda_build_info") if cuda.loaded else {}
     return BackendInfo(
         package_version=_package_version(),
         python_version=platform.python_version(),
         torch_version=str(torch.__version__),
         torch_cuda=torch.version.cuda,
-        cpu_library=str(cpu_library.path) if cpu_library.loaded else None,
-        cpu_instruction_sets=tuple(cpu_library.build.get("instruction_sets", ())),
-        cpu_instruction_set=cpu.get("cpu_instruction_set"),
-        compiler=cpu.get("compiler", cpu_library.build.get("compiler")),
-        cuda_library=str(cuda_library.path) if cuda_library.loaded else None,
-        cuda_architectures=tuple(cuda_library.build.get("architectures", ())),
-        nvcc=cuda.get("nvcc", cuda_library.build.get("nvcc")),
+        cpu_library=str(cpu.path) if cpu.loaded else None,
+        cpu_instruction_sets=tuple(cpu.build.get("instruction_sets", ())),
+        cpu_instruction_set=cpu_says.get("cpu_instruction_set"),
+        compiler=cpu_says.get("compiler", cpu.build.get("compiler")),
+        cuda_library=str(cuda.path) if cuda.loaded else None,
+        cuda_architectures=tuple(cuda.build.get("architectures", ())),
+        nvcc=cuda_says.get("nvcc", cuda.build.get("nvcc")),
         devices=devices,
         notes=(*_torch_notes(), *_cpu_notes(), *_cuda_notes(devices)),
     )
