@@ -6,10 +6,34 @@ Margin" (2019), as fused CPU and CUDA kernels with a pure PyTorch reference.
 
 from __future__ import annotations
 
-from margin_ext import reference
+from margin_ext import functional, reference
+from margin_ext._backend_info import backend_info
+from margin_ext.functional import (
+    average_margin_loss,
+    dual_direction,
+    first_order_margin,
+    linear_margin,
+    logit_gap,
+    orthogonality_penalty,
+)
+from margin_ext.loss import AverageMarginLoss
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import BatchStatistics
 
 __version__ = "0.1.0"
 
-__all__ = ["BatchStatistics", "Regularizer", "__version__", "reference"]
+__all__ = [
+    "AverageMarginLoss",
+    "BatchStatistics",
+    "Regularizer",
+    "__version__",
+    "average_margin_loss",
+    "backend_info",
+    "dual_direction",
+    "first_order_margin",
+    "functional",
+    "linear_margin",
+    "logit_gap",
+    "orthogonality_penalty",
+    "reference",
+]

@@ -88,7 +88,7 @@ def average_margin_loss(
     dtype = wide(logits) if grad is None else wide(logits, grad)
     valid = target != ignore_index
     if grad is None:
-        gap = margin = found.gap.to(dtype)
+        margin = gap = found.gap.to(dtype)
         norm = gap.new_empty(0)
     else:
         check_grad(grad, logits.shape[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ def first_order_margin(
     """Distance to the decision boundary of the classifier linearised at each input.
 
     Exact for a linear classifier. Differentiable in gap and grad to any order; where the norm is
-    at most eps it counts as the constant eps.
+    at most eps it counts as the constant eps. A NaN gap (an ignored sample) gives a NaN margin
+    without gradients.
 
     Args:
         gap: Logit gaps [B].
@@ -51,4 +53,6 @@ def first_order_margin(
     norm = dual_norm(grad, p=p, input_std=input_std)
     norm = norm.to(torch.promote_types(norm.dtype, gap.dtype))
     floored = torch.where(norm <= eps, eps, norm)
-    return FirstOrderMargin(gap.to(norm.dtype) / floored, norm)
+    missing = gap.isnan()
+    margin = torch.where(missing, 0.0, gap.to(norm.dtype)) / floored
+    return FirstOrderMargin(torch.where(missing, math.nan, margin), norm)

@@ -1,0 +1,41 @@
+"""Whether a call goes to the compiled ops, and what they want their arguments to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from margin_ext._extension import cpu_library, ops_available
+from margin_ext.fake_kernels import register_fake_kernels
+from margin_ext.reference.dual import channel_scale, wide
+
+__all__ = ["compiled_for", "flat_channel_scale", "match_width"]
+
+if cpu_library.loaded:
+    register_fake_kernels()
+
+
+def compiled_for(tensor: Tensor) -> bool:
+    """Whether the compiled ops take this tensor.
+
+    Not under a torch.func transform: its tensors stand for batches or tangents that an opaque
+    kernel does not see. The reference is made of torch's own functions and does.
+    """
+    return ops_available(tensor.device.type) and not torch._C._are_functorch_transforms_active()
+
+
+def flat_channel_scale(
+    input_std: float | Sequence[float] | Tensor | None, grad: Tensor
+) -> Tensor | None:
+    """1 / input_std as the ops take it: [1] or [Ch]."""
+    return None if input_std is None else channel_scale(input_std, grad).reshape(-1)
+
+
+def match_width(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors in float64 if one of them is; otherwise as they are."""
+    dtype = wide(a, b)
+    if dtype == torch.float64:
+        return a.to(dtype), b.to(dtype)
+    return a, b

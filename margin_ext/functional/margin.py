@@ -1,0 +1,78 @@
+"""First-order margin with its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margin_ext import reference
+from margin_ext.functional.dispatch import compiled_for, flat_channel_scale, match_width
+from margin_ext.norms import dual_exponent
+from margin_ext.reference import FirstOrderMargin
+from margin_ext.reference.dual import wide
+
+__all__ = ["first_order_margin"]
+
+InputStd = float | Sequence[float] | Tensor | None
+
+
+class _FirstOrderMargin(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, gap: Tensor, grad: Tensor, p: float | str, eps: float, input_std: InputStd
+    ) -> tuple[Tensor, Tensor]:
+        scale = flat_channel_scale(input_std, grad)
+        margin, norm = torch.ops.margin_ext.first_order_margin(
+            gap, grad, dual_exponent(p), eps, scale
+        )
+        ctx.save_for_backward(gap, grad, norm)
+        ctx.p, ctx.eps, ctx.input_std = p, eps, input_std
+        ctx.set_materialize_grads(False)
+        return margin, norm
+
+    @staticmethod
+    def backward(
+        ctx: Any, upstream: Tensor | None, upstream_norm: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        gap, grad, norm = ctx.saved_tensors
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if twice:  # create_graph: the same formula, made of differentiable pieces
+            norm = reference.dual_norm(grad, p=ctx.p, input_std=ctx.input_std)
+        clamped = norm <= ctx.eps
+        n = torch.where(clamped, ctx.eps, norm)
+        factor = torch.zeros_like(norm) if upstream_norm is None else upstream_norm
+        grad_gap = None
+        if upstream is not None:
+            missing = gap.isnan()
+            upstream, gap = torch.where(missing, 0.0, upstream), torch.where(missing, 0.0, gap)
+            grad_gap = upstream / n
+            factor = factor + torch.where(clamped, 0.0, -upstream * gap / n / n)
+        if not ctx.needs_input_grad[1]:
+            return grad_gap, None, None, None, None
+        if twice:
+            direction = reference.dual_direction(grad, factor, p=ctx.p, input_std=ctx.input_std)
+        else:
+            scale = flat_channel_scale(ctx.input_std, grad)
+            direction = torch.ops.margin_ext.dual_direction(
+                grad, factor, None, dual_exponent(ctx.p), scale
+            )
+        return grad_gap, direction, None, None, None
+
+
+def first_order_margin(
+    gap: Tensor,
+    grad: Tensor,
+    *,
+    p: float | str = 2,
+    eps: float = 1e-6,
+    input_std: InputStd = None,
+) -> FirstOrderMargin:
+    """As :func:`margin_ext.reference.first_order_margin`."""
+    if not compiled_for(grad):
+        return reference.first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)
+    gap, grad = match_width(gap, grad)
+    gap = gap.to(wide(grad))
+    return FirstOrderMargin(*_FirstOrderMargin.apply(gap, grad, p, eps, input_std))

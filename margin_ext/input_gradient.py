@@ -1,0 +1,132 @@
+"""The input gradient of each sample's gap, and the class that the gap is measured to."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from margin_ext.checks import shape_text
+from margin_ext.functional import first_order_margin, gap_seed, logit_gap
+from margin_ext.functional.margin import InputStd
+
+__all__ = ["GRADIENT_MODES", "critical_class", "input_gradient"]
+
+# double_backward: the gradient keeps its graph, and the regularizer's own gradient goes through it.
+# detached: the gradient is a constant, so that the regularizer moves the gap only.
+GRADIENT_MODES: Final = ("double_backward", "detached")
+
+
+def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
+    """Require inputs [B, ...] that logits were computed from, with the graph still there."""
+    if inputs is None:
+        raise ValueError(
+            "the first-order margin needs the inputs: call criterion(logits, target, inputs), "
+            'or use margin="logit_gap"'
+        )
+    if not inputs.requires_grad:
+        raise ValueError(
+            "inputs must require grad before the model sees them: call inputs.requires_grad_() "
+            "and compute the logits after it"
+        )
+    if not logits.requires_grad:
+        raise ValueError(
+            "logits have no graph: they were computed under torch.no_grad() or from detached "
+            "inputs, so there is no input gradient to take"
+        )
+    if inputs.dim() < 2 or inputs.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"inputs must be [B, ...] with B = {logits.shape[0]} as in logits "
+            f"{shape_text(logits)}, got {shape_text(inputs)}"
+        )
+    return inputs
+
+
+def _gradient(logits: Tensor, inputs: Tensor, seed: Tensor, create_graph: bool) -> Tensor:
+    (grad,) = torch.autograd.grad(
+        logits, inputs, seed, create_graph=create_graph, retain_graph=True, allow_unused=True
+    )
+    if grad is None:
+        raise ValueError(
+            "inputs are not in the graph of logits: pass the very tensor that the model was "
+            "called with, not a copy or a view made of it"
+        )
+    return grad
+
+
+def input_gradient(
+    logits: Tensor, inputs: Tensor, target: Tensor, critical: Tensor, *, create_graph: bool
+) -> Tensor:
+    """Gradient of gap_i = z_y - z_critical by its own input, for every sample of the batch.
+
+    It is taken of the sum of the gaps, so where samples share statistics (BatchNorm in training)
+    each row also carries its sample's effect on the others' gaps.
+
+    Args:
+        logits: [B, C], computed from ``inputs``.
+        inputs: [B, ...].
+        target: int64 [B].
+        critical: int64 [B]; -1 (ignored samples) gives a zero gradient.
+        create_graph: Keep a graph, to differentiate the result.
+
+    Returns:
+        The shape and type of inputs.
+    """
+    seed = gap_seed(logits.detach(), target, critical, logits.new_ones(logits.shape[0]).detach())
+    return _gradient(logits, inputs, seed, create_graph)
+
+
+def critical_class(
+    logits: Tensor,
+    inputs: Tensor,
+    target: Tensor,
+    *,
+    classes: str | int,
+    p: float | str = 2,
+    eps: float = 1e-6,
+    input_std: InputStd = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """The class whose first-order margin is smallest, int64 [B], -1 for ignored samples.
+
+    Args:
+        logits: [B, C], computed from ``inputs``.
+        inputs: [B, ...].
+        target: int64 [B].
+        classes: "runner_up" looks at the class of the largest other logit only; k at the k largest
+            others, with k gradient passes; "all" at every other class, with C - 1.
+        p: Threat norm.
+        eps: Floor of the gradient norm.
+        input_std: Standard deviation(s) of the loader's normalisation.
+        ignore_index: Label of samples that do not count.
+    """
+    z = logits.detach()
+    runner_up = logit_gap(z, target, ignore_index=ignore_index).runner_up
+    others = z.shape[1] - 1
+    count = {"runner_up": 1, "all": others}.get(classes) if isinstance(classes, str) else classes
+    if count is None or count < 1:
+        raise ValueError(f'classes must be "runner_up", "all" or a number >= 1, got {classes!r}')
+    count = min(count, others)
+    if count == 1:
+        return runner_up
+    valid = runner_up >= 0
+    label = torch.where(valid, target, 0).unsqueeze(1)
+    nearest = z.scatter(1, label, -torch.inf).topk(count, dim=1).indices
+    best = torch.full_like(runner_up, -1)
+    smallest = torch.full(z.shape[:1], torch.inf, dtype=torch.float64, device=z.device)
+    for k in range(count):
+        candidate = torch.where(valid, nearest[:, k], -1)
+        gap = z.gather(1, label).squeeze(1) - z.gather(1, nearest[:, k : k + 1]).squeeze(1)
+        grad = input_gradient(logits, inputs, target, candidate, create_graph=False)
+        margin = first_order_margin(
+            gap.to(torch.promote_types(gap.dtype, torch.float32)),
+            grad,
+            p=p,
+            eps=eps,
+            input_std=input_std,
+        ).margin.to(torch.float64)
+        closer = valid & ((margin < smallest) | (best < 0))
+        best = torch.where(closer, candidate, best)
+        smallest = torch.where(closer, margin, smallest)
+    return best
