@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # editable one.
 SOURCES := CMakeLists.txt setup.py pyproject.toml constraints.txt margin_ext/_extension.py \
            $(shell find cmake csrc -type f)
-CXX_FILES := $(shell find csrc tests benchmarks -type f \
+CXX_FILES := $(shell find $(wildcard csrc tests benchmarks) -type f \
                \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
 .PHONY: demo test bench lint format clean
