@@ -1,6 +1,6 @@
 // The planted bugs. Each is a compile-time switch (the template parameter BUG) of one of the three
 // gallery kernels; kNone is the kernel as it should be. The table of what catches which bug is in
-// tests/test_simt_gallery.py, under the same numbers.
+// tests/test_simt_emulator.py, under the same numbers.
 #pragma once
 
 enum Bug {

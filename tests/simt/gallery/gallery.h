@@ -147,35 +147,37 @@ inline Outcome run_clean() {
   return outcome;
 }
 
-struct Exhibit {
-  int bug;
-  Outcome (*run)();
-};
+using Run = Outcome (*)();
 
-template <int... bugs>
-void add(std::vector<Exhibit>& exhibits) {
-  const auto pick = []<int bug>() -> Outcome (*)() {
-    if constexpr (bug == kNone)
-      return run_clean;
-    else if constexpr (bug < kMissingSyncwarp)
-      return run_row_norm<bug>;
-    else if constexpr (bug < kMissingFirstClusterSync)
-      return run_warp_rows<bug>;
-    else
-      return run_cluster_norm<bug>;
-  };
-  (exhibits.push_back({bugs, pick.template operator()<bugs>()}), ...);
+template <int bug>
+Run runner() {
+  if constexpr (bug == kNone) {
+    return run_clean;
+  } else if constexpr (bug < kMissingSyncwarp) {
+    return run_row_norm<bug>;
+  } else if constexpr (bug < kMissingFirstClusterSync) {
+    return run_warp_rows<bug>;
+  } else {
+    return run_cluster_norm<bug>;
+  }
 }
 
-inline std::vector<Exhibit> exhibits() {
-  std::vector<Exhibit> all;
-  add<kNone, kMissingBarrier, kReadPastEnd, kHalfMask, kStaticOverrun, kMissedWarp,
-      kUninitialisedShared, kShuffleUnderCondition, kReuseWithoutBarrier, kUnalignedVector,
-      kEarlyReturn, kTwoBarriers, kNarrowShuffle, kWritePastEnd, kEveryBlockIsLast,
-      kCounterNotReset, kFlagWithoutBarrier, kPlainCounter, kCountedTooEarly, kOrderOfArrival,
-      kMissingSyncwarp, kDynamicOverrun, kUnalignedStatic, kLaneLeavesEarly,
-      kMissingFirstClusterSync, kMissingLastClusterSync, kRankOutOfRange, kOneBlockSkipsSync>(all);
-  return all;
+template <int... bugs>
+Run find_among(int bug) {
+  Run found = nullptr;
+  ((found = bug == bugs ? runner<bugs>() : found), ...);
+  return found;
+}
+
+// The run of one bug; null if there is no such bug.
+inline Run find(int bug) {
+  return find_among<kNone, kMissingBarrier, kReadPastEnd, kHalfMask, kStaticOverrun, kMissedWarp,
+                    kUninitialisedShared, kShuffleUnderCondition, kReuseWithoutBarrier,
+                    kUnalignedVector, kEarlyReturn, kTwoBarriers, kNarrowShuffle, kWritePastEnd,
+                    kEveryBlockIsLast, kCounterNotReset, kFlagWithoutBarrier, kPlainCounter,
+                    kCountedTooEarly, kOrderOfArrival, kMissingSyncwarp, kDynamicOverrun,
+                    kUnalignedStatic, kLaneLeavesEarly, kMissingFirstClusterSync,
+                    kMissingLastClusterSync, kRankOutOfRange, kOneBlockSkipsSync>(bug);
 }
 
 }  // namespace gallery
