@@ -5,6 +5,8 @@ They must predict what csrc/torch/ops.h allocates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -139,12 +141,13 @@ def _scale_gradients_(
 
 def register_fake_kernels() -> None:
     """Register all of them; once, after the library that defines the ops is loaded."""
-    for name, kernel in {
+    kernels: dict[str, Callable[..., object]] = {
         "logit_gap": _logit_gap,
         "first_order_margin": _first_order_margin,
         "dual_direction": _dual_direction,
         "average_margin_loss": _average_margin_loss,
         "average_margin_loss_backward": _average_margin_loss_backward,
         "scale_gradients_": _scale_gradients_,
-    }.items():
+    }
+    for name, kernel in kernels.items():
         torch.library.register_fake(f"margin_ext::{name}", kernel)

@@ -164,8 +164,8 @@ class AverageMarginLoss(nn.Module):
         if self.margin == "first_order":
             inputs = inputs.detach().requires_grad_()
         logits = model(inputs)
-        loss, *rest = self._loss(logits, target, inputs)
-        return RunOutput(loss, logits, *rest)
+        out = self._loss(logits, target, inputs)
+        return RunOutput(out.loss, logits, out.margin, out.gap, out.norm, out.statistics)
 
     def _loss(self, logits: Tensor, target: Tensor, inputs: Tensor | None) -> MarginLoss:
         grad = critical = None
@@ -215,7 +215,7 @@ class AverageMarginLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, as they would be written."""
-        shown = {
+        shown: dict[str, object] = {
             "p": self.p,
             "mu": self.mu,
             "tau": self.tau,

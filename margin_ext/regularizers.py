@@ -59,7 +59,7 @@ class Regularizer:
 
     @classmethod
     def softplus(cls, tau: float) -> Regularizer:
-        """tau * log(1 + exp(-t / tau))."""
+        """The smooth hinge tau * log(1 + exp(-t / tau))."""
         return cls("softplus", 0.0, float(tau))
 
     @classmethod

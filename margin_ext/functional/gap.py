@@ -15,7 +15,9 @@ __all__ = ["gap_seed", "logit_gap"]
 
 
 def gap_seed(logits: Tensor, target: Tensor, critical: Tensor, upstream: Tensor) -> Tensor:
-    """upstream_i * d gap_i / d logits: [B, C] with upstream at y and -upstream at the critical class.
+    """Gradient of sum_i upstream_i * gap_i by the logits: [B, C].
+
+    It holds upstream at y and -upstream at the critical class.
 
     Ignored samples, whose critical class is -1, have a row of zeros.
     """

@@ -47,7 +47,8 @@ class _DualNorm(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, q: float) -> Tensor:
         if q in (1.0, 2.0, math.inf):
-            return torch.linalg.vector_norm(x, q, dim=1)
+            plain: Tensor = torch.linalg.vector_norm(x, q, dim=1)
+            return plain
         # Scaled by the largest element: |x|^q alone under- or overflows for large q.
         largest = x.abs().amax(dim=1, keepdim=True)
         ratio = torch.where(x.abs() == largest, 1.0, x.abs() / largest)
@@ -118,7 +119,7 @@ def dual_direction(
     base: Tensor | None = None,
     input_std: float | Sequence[float] | Tensor | None = None,
 ) -> Tensor:
-    """base + factor_i * v(grad_i), v the direction in which grad_i rises fastest per unit of l_p.
+    """Return base + factor_i * v(grad_i), v the direction of steepest rise per unit of l_p.
 
     v maximises <v, grad_i> over ||v||_p <= 1; it is 0 where the gradient is 0. Ties under p = 1
     share the step equally.

@@ -34,4 +34,5 @@ def linear_margin(
         weight.unsqueeze(1) - weight.unsqueeze(0), dual_exponent(p), dim=2
     )  # [C, C]
     margins = gaps / norms[target]
-    return margins.scatter(1, target.unsqueeze(1), torch.inf).amin(dim=1)
+    nearest: Tensor = margins.scatter(1, target.unsqueeze(1), torch.inf).amin(dim=1)
+    return nearest

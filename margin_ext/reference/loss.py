@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from margin_ext.checks import check_grad
 from margin_ext.reference.dual import wide
@@ -98,7 +97,7 @@ def average_margin_loss(
 
     z = logits.to(dtype)
     class_weight = z.new_ones(z.shape[1]) if weight is None else weight.to(dtype)
-    ce = F.cross_entropy(
+    ce = nn.functional.cross_entropy(
         z,
         target,
         weight=class_weight,
