@@ -67,6 +67,7 @@ class BackendInfo:
         cpu_instruction_set: Which of these this processor runs.
         compiler: What compiled it.
         cuda_library: Path of the CUDA library in use, if any.
+        cuda_library_absent: Why there is none in use; empty where there is.
         cuda_architectures: What it was compiled for, in CMake's notation.
         nvcc: What compiled it.
         devices: The CUDA devices that torch sees.
@@ -82,6 +83,7 @@ class BackendInfo:
     cpu_instruction_set: str | None
     compiler: str | None
     cuda_library: str | None
+    cuda_library_absent: str
     cuda_architectures: tuple[str, ...]
     nvcc: str | None
     devices: tuple[Device, ...]
@@ -98,7 +100,7 @@ class BackendInfo:
 
     def __str__(self) -> str:
         cpu = self.cpu_library or "none: the PyTorch reference is used"
-        cuda = self.cuda_library or "none"
+        cuda = self.cuda_library or f"none: {self.cuda_library_absent}"
         rows = [
             ("margin_ext", self.package_version),
             ("Python", self.python_version),
@@ -130,13 +132,10 @@ class BackendInfo:
         return "\n".join(lines)
 
 
-def _op_text(name: str) -> dict[str, Any]:
-    """Return what an op of the libraries says of itself; nothing where it is not there."""
-    try:
-        told = json.loads(getattr(torch.ops.margin_ext, name)())
-    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
+def _instruction_set() -> str | None:
+    """Return what the CPU library chose on this processor; only the library itself knows."""
+    told: dict[str, str] = json.loads(torch.ops.margin_ext.build_info())
+    return told.get("cpu_instruction_set")
 
 
 def _package_version() -> str:
@@ -210,8 +209,6 @@ def backend_info() -> BackendInfo:
     """
     devices = _devices()
     cpu, cuda = _extension.cpu_library, _extension.cuda_library
-    cpu_says = _op_text("build_info") if cpu.loaded else {}
-    cuda_says = _op_text("cuda_build_info") if cuda.loaded else {}
     return BackendInfo(
         package_version=_package_version(),
         python_version=platform.python_version(),
@@ -219,11 +216,12 @@ def backend_info() -> BackendInfo:
         torch_cuda=torch.version.cuda,
         cpu_library=str(cpu.path) if cpu.loaded else None,
         cpu_instruction_sets=tuple(cpu.build.get("instruction_sets", ())),
-        cpu_instruction_set=cpu_says.get("cpu_instruction_set"),
-        compiler=cpu_says.get("compiler", cpu.build.get("compiler")),
+        cpu_instruction_set=_instruction_set() if cpu.loaded else None,
+        compiler=cpu.build.get("compiler"),
         cuda_library=str(cuda.path) if cuda.loaded else None,
+        cuda_library_absent=cuda.problem,
         cuda_architectures=tuple(cuda.build.get("architectures", ())),
-        nvcc=cuda_says.get("nvcc", cuda.build.get("nvcc")),
+        nvcc=cuda.build.get("nvcc"),
         devices=devices,
         notes=(*_torch_notes(), *_cpu_notes(), *_cuda_notes(devices)),
     )
