@@ -67,4 +67,7 @@ def logit_gap(
         )
     if validate:
         reference.logit_gap(logits.detach(), target, critical=critical, ignore_index=ignore_index)
-    return LogitGap(*_LogitGap.apply(logits, target, critical, ignore_index))
+    found = _LogitGap.apply(  # type: ignore[no-untyped-call]
+        logits, target, critical, ignore_index
+    )
+    return LogitGap(*found)

@@ -206,7 +206,7 @@ def average_margin_loss(
         reference.logit_gap(logits.detach(), target, critical=critical, ignore_index=ignore_index)
     if grad is not None:
         logits, grad = match_width(logits, grad)
-    loss, margin, gap, norm, statistics = _AverageMarginLoss.apply(
+    loss, margin, gap, norm, statistics = _AverageMarginLoss.apply(  # type: ignore[no-untyped-call]
         logits,
         grad,
         target,

@@ -75,4 +75,7 @@ def first_order_margin(
         return reference.first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)
     gap, grad = match_width(gap, grad)
     gap = gap.to(wide(grad))
-    return FirstOrderMargin(*_FirstOrderMargin.apply(gap, grad, p, eps, input_std))
+    found = _FirstOrderMargin.apply(  # type: ignore[no-untyped-call]
+        gap, grad, p, eps, input_std
+    )
+    return FirstOrderMargin(*found)

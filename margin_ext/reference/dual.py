@@ -67,7 +67,7 @@ class _DualNorm(torch.autograd.Function):
 
 
 def _norm(x: Tensor, q: float) -> Tensor:
-    norm: Tensor = _DualNorm.apply(x, q)
+    norm: Tensor = _DualNorm.apply(x, q)  # type: ignore[no-untyped-call]
     return norm
 
 
