@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import json
@@ -77,7 +78,7 @@ def test_doctor_in_a_process_of_its_own():
 def test_doctor_tells_what_is_missing_and_what_mends_it(capsys, monkeypatch):
     healthy = _backend_info.backend_info()
     note = _backend_info.Note("a thing is broken", "mend-it --now", needed=True)
-    broken = _backend_info.BackendInfo(**{**vars(healthy), "notes": (note,)})
+    broken = dataclasses.replace(healthy, notes=(note,))
     monkeypatch.setattr(doctor, "backend_info", lambda: broken)
     monkeypatch.setattr(
         importlib.metadata,
