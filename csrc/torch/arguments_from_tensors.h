@@ -41,12 +41,12 @@ inline LogitInput logit_input(const Tensor& logits, const Tensor& target,
   check(target.dim() == 1 && target.size(0) == batch, "target must be [B] = [", batch,
         "] (logits are ", shape(logits), "), got ", shape(target));
   check_same_device("target", target, logits);
-  LogitInput input{logits, torch::stable::contiguous(target), std::nullopt, {}};
+  LogitInput input{logits, contiguous_vector(target), std::nullopt, {}};
   if (logits.stride(1) != 1) input.logits = torch::stable::contiguous(logits);
   if (critical.has_value()) {
     check_vector("critical", *critical, ScalarType::Long, batch);
     check_same_device("critical", *critical, logits);
-    input.critical = torch::stable::contiguous(*critical);
+    input.critical = contiguous_vector(*critical);
   }
   input.rows.dtype = dtype_of("logits", logits);
   input.rows.data = input.logits.const_data_ptr();
@@ -83,7 +83,7 @@ inline GradInput grad_input(const Tensor& grad, const MaybeTensor& input_scale, 
           shape(*input_scale));
     check_vector("input_scale", *input_scale, wide_type(is_wide(grad)), count);
     check_same_device("input_scale", *input_scale, grad);
-    input.scale = torch::stable::contiguous(*input_scale);
+    input.scale = contiguous_vector(*input_scale);
     input.rows.channels = {input.scale->const_data_ptr(), count, channel_stride(input.grad)};
   }
   return input;
@@ -124,7 +124,7 @@ inline LossInput loss_input(const Tensor& logits, const Tensor& target, const Ma
   if (class_weight.has_value()) {
     check_vector("class_weight", *class_weight, input.type, logits.size(1));
     check_same_device("class_weight", *class_weight, logits);
-    input.class_weight = torch::stable::contiguous(*class_weight);
+    input.class_weight = contiguous_vector(*class_weight);
     arguments.class_weight = input.class_weight->const_data_ptr();
   }
   check(settings.regularizer >= 0 && settings.regularizer <= 4, "unknown regularizer number ",

@@ -24,13 +24,26 @@ void check(bool condition, const Parts&... parts) {
   throw std::invalid_argument(message.str());
 }
 
-// [64, 3072]
-inline std::string shape(const Tensor& tensor) {
-  std::ostringstream text;
-  text << "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d == 0 ? "" : ", ") << tensor.size(d);
-  text << "]";
-  return text.str();
+// [64, 3072] in a message; written only where the message is.
+struct Shape {
+  const Tensor& tensor;
+};
+
+inline Shape shape(const Tensor& tensor) { return {tensor}; }
+
+inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  out << "[";
+  for (int64_t d = 0; d < shape.tensor.dim(); ++d)
+    out << (d == 0 ? "" : ", ") << shape.tensor.size(d);
+  return out << "]";
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != b.size(d)) return false;
+  }
+  return true;
 }
 
 inline bool is_wide(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }

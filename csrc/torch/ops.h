@@ -20,8 +20,8 @@ std::tuple<Tensor, Tensor> logit_gap(const Tensor& logits, const Tensor& target,
                                      const MaybeTensor& critical, int64_t ignore_index) {
   LogitInput input = logit_input(logits, target, critical, ignore_index);
   const int64_t batch = logits.size(0);
-  Tensor gap = torch::stable::new_empty(logits, {batch}, wide_type(is_wide(logits)));
-  Tensor runner_up = torch::stable::new_empty(target, {batch});
+  Tensor gap = empty_vector(logits, wide_type(is_wide(logits)), batch);
+  Tensor runner_up = empty_vector(target, ScalarType::Long, batch);
   if (batch > 0) {
     Backend backend(logits);
     backend.check_labels(input.rows, batch);
@@ -40,9 +40,9 @@ std::tuple<Tensor, Tensor> first_order_margin(const Tensor& gap, const Tensor& g
   const ScalarType type = wide_type(is_wide(grad));
   check_vector("gap", gap, type, batch);
   check_same_device("gap", gap, grad);
-  const Tensor dense_gap = torch::stable::contiguous(gap);
-  Tensor margin = torch::stable::new_empty(gap, {batch});
-  Tensor norm = torch::stable::new_empty(gap, {batch});
+  const Tensor dense_gap = contiguous_vector(gap);
+  Tensor margin = empty_vector(gap, type, batch);
+  Tensor norm = empty_vector(gap, type, batch);
   if (batch > 0) {
     Backend(grad).first_order_margin({batch, norm_options(q), eps, input.rows,
                                       dense_gap.const_data_ptr(), margin.mutable_data_ptr(),
@@ -59,7 +59,7 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   GradInput input = grad_input(grad, input_scale, batch);
   check_vector("factor", factor, wide_type(is_wide(grad)), batch);
   check_same_device("factor", factor, grad);
-  const Tensor dense_factor = torch::stable::contiguous(factor);
+  const Tensor dense_factor = contiguous_vector(factor);
   Tensor out = empty_like_samples(input.grad);
   DirectionArguments arguments;
   arguments.batch = batch;
@@ -68,7 +68,7 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   arguments.factor = dense_factor.const_data_ptr();
   MaybeTensor dense_base;
   if (base.has_value()) {
-    check(base->scalar_type() == grad.scalar_type() && shape(*base) == shape(grad),
+    check(base->scalar_type() == grad.scalar_type() && same_shape(*base, grad),
           "base must have the shape and type of grad, ", shape(grad), ", got ", shape(*base));
     check_same_device("base", *base, grad);
     dense_base = *base;
@@ -88,10 +88,10 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
 // Outputs for the gradients that are needed, entered into the arguments; the others empty.
 inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossInput& input,
                                                      bool need_grad_logits, bool need_grad_grad) {
-  Tensor grad_logits = torch::stable::new_empty(logits, {0});
-  Tensor grad_grad = torch::stable::new_empty(logits, {0});
+  Tensor grad_logits = empty_vector(logits, logits.scalar_type(), 0);
+  Tensor grad_grad = empty_vector(logits, logits.scalar_type(), 0);
   if (need_grad_logits) {
-    grad_logits = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
+    grad_logits = empty_strided(logits, logits.scalar_type(), logits.sizes(), {logits.size(1), 1});
     input.arguments.grad_logits = grad_logits.mutable_data_ptr();
   }
   if (need_grad_grad && input.grad.has_value()) {
@@ -116,12 +116,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margi
                  {q, eps, mu, regularizer, lo, hi, label_smoothing, ignore_index, reduction});
   LossArguments& arguments = input.arguments;
   const int64_t batch = arguments.batch;
-  const auto vector = [&](int64_t size) {
-    return torch::stable::new_empty(logits, {size}, input.type);
-  };
-  Tensor loss = arguments.reduction == Reduction::kNone
-                    ? vector(batch)
-                    : torch::stable::new_empty(logits, {}, input.type);
+  const auto vector = [&](int64_t size) { return empty_vector(logits, input.type, size); };
+  Tensor loss = arguments.reduction == Reduction::kNone ? vector(batch)
+                                                        : empty_strided(logits, input.type, {}, {});
   Tensor margin = vector(batch);
   Tensor gap = vector(batch);
   Tensor norm = vector(grad.has_value() ? batch : 0);
@@ -156,7 +153,7 @@ std::tuple<Tensor, Tensor> average_margin_loss_backward(
         "upstream must be [1] or [B] = [", batch, "], got ", shape(upstream));
   check_vector("upstream", upstream, input.type, upstream.size(0));
   check_same_device("upstream", upstream, logits);
-  const Tensor dense_upstream = torch::stable::contiguous(upstream);
+  const Tensor dense_upstream = contiguous_vector(upstream);
   arguments.upstream = dense_upstream.const_data_ptr();
   arguments.upstream_per_sample = upstream.size(0) != 1;
   const auto [grad_logits, grad_grad] =
