@@ -5,6 +5,7 @@
 // selftest gallery BUG   Runs the planted bug (0: none) under one configuration after another and
 //                        prints a line for each: "SCHEDULE POISON ok", or what is wrong.
 // selftest gallery BUG SCHEDULE POISON   The same under one configuration.
+// selftest settings      Prints the schedule and the poison that the environment asks for.
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
@@ -69,5 +70,8 @@ int main(int count, char** arguments) {
   const std::string_view what = count > 1 ? arguments[1] : "";
   if (what == "conformance") return check_conformance();
   if (what == "gallery" && count > 2) return show_gallery(count - 2, arguments + 2);
-  return 2;
+  if (what != "settings") return 2;
+  std::printf("%d %#x\n", simt::settings().schedule,
+              static_cast<unsigned>(simt::settings().poison));
+  return 0;
 }

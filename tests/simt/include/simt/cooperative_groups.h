@@ -45,14 +45,15 @@ class cluster_group {
       simt::fail(simt::text("map_shared_rank: rank ", rank, ", but the cluster has ", blocks.size(),
                             " blocks"));
     }
-    if (!block.shared.contains(address)) {
-      simt::fail("map_shared_rank: the address is not in this block's shared memory");
-    }
     auto& other = blocks[static_cast<unsigned>(rank)];
     if (other.started && other.live == 0) {
       simt::fail(simt::text("map_shared_rank: block ", rank, " of the cluster has ended"));
     }
-    return reinterpret_cast<T*>(other.shared.at(block.shared.offset(address)));
+    void* there = block.shared.translate(address, other.shared);
+    if (there == nullptr) {
+      simt::fail("map_shared_rank: the address is not in this block's shared memory");
+    }
+    return static_cast<T*>(there);
   }
 };
 

@@ -79,8 +79,11 @@ inline void step(Thread& thread) {
   Block& block = *thread.block;
   Cluster& cluster = *block.cluster;
   machine.current = &thread;
-  if (!std::exchange(block.started, true) && !block.shared.open()) {
-    fail("another block wrote into this block's shared memory before it started");
+  if (!std::exchange(block.started, true)) {
+    if (!block.shared.undisturbed()) {
+      fail("another block wrote into this block's shared memory before it started");
+    }
+    block.shared.open();
   }
   threadIdx = thread.index;
   blockIdx = block.index;
@@ -95,7 +98,7 @@ inline void step(Thread& thread) {
   }
   if (cluster.live > 0) return;
   for (Block& ended : cluster.blocks) {
-    if (!ended.shared.still_closed()) {
+    if (!ended.shared.undisturbed()) {
       fail(text("shared memory of block ", ended.rank, " of the cluster written after its end"));
     }
   }

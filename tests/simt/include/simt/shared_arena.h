@@ -68,13 +68,16 @@ class SharedArena {
     forbid(0, size_);
   }
 
-  // The block starts. False: somebody wrote into it before.
-  bool open() {
+  // Whether it is still as reset() and close() left it. If not, somebody wrote here before the
+  // block started, or after it ended.
+  bool undisturbed() {
     const bool clean = untouched(0, size_);
     forbid(0, size_);
-    unpoison(kDynamic, dynamic_bytes_);
     return clean;
   }
+
+  // The block starts: it may use the dynamic part, and static arrays as they are declared.
+  void open() { unpoison(kDynamic, dynamic_bytes_); }
 
   // The block has ended. False: somebody wrote outside the arrays.
   bool close(const StaticLayout& layout) {
@@ -90,27 +93,18 @@ class SharedArena {
     return clean;
   }
 
-  // The last block of the cluster has ended. False: somebody wrote here after close().
-  bool still_closed() {
-    const bool clean = untouched(0, size_);
-    forbid(0, size_);
-    return clean;
-  }
-
   std::byte* static_array(const StaticLayout::Array& array) {
     unpoison(array.offset, array.bytes);
     return memory_.get() + array.offset;
   }
   std::byte* dynamic() { return memory_.get() + kDynamic; }
 
-  bool contains(const void* address) const {
-    const auto* at = static_cast<const std::byte*>(address);
-    return at >= memory_.get() && at < memory_.get() + size_;
+  // Where `address`, in this arena, lies in another of the same layout; null if it is not in here.
+  void* translate(void* address, const SharedArena& other) const {
+    auto* at = static_cast<std::byte*>(address);
+    if (at < memory_.get() || at >= memory_.get() + size_) return nullptr;
+    return other.memory_.get() + (at - memory_.get());
   }
-  std::size_t offset(const void* address) const {
-    return static_cast<std::size_t>(static_cast<const std::byte*>(address) - memory_.get());
-  }
-  std::byte* at(std::size_t offset) { return memory_.get() + offset; }
 
  private:
   struct Free {
