@@ -15,8 +15,8 @@ enum Shuffle { kFrom, kUp, kDown, kXor };
 inline constexpr int kDistances[] = {0, 1, 2, 3, 7, 8, 16, 31};
 inline constexpr int kTrials = static_cast<int>(std::size(kDistances));
 
-template <class T, Shuffle kind>
-__global__ void shuffle(T* values, int width) {  // [kTrials, 64]
+template <class T>
+__global__ void shuffle(T* values, Shuffle kind, int width) {  // [kTrials, 64]
   for (int trial = 0; trial < kTrials; ++trial) {
     T& value = values[trial * 64 + static_cast<int>(threadIdx.x)];
     const int distance = kDistances[trial];
@@ -37,11 +37,11 @@ inline int shuffle_source(Shuffle kind, int lane, int distance, int width) {
   return (lane ^ distance) / width > segment ? lane : lane ^ distance;
 }
 
-template <class T, Shuffle kind>
-void check_shuffle(const char* type, int width) {
+template <class T>
+void check_shuffle(const char* type, Shuffle kind, int width) {
   std::vector<T> values(kTrials * 64);
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = T(static_cast<float>(i % 64));
-  simt::launch(shuffle<T, kind>, simt::Config{dim3(1), dim3(64)}, values.data(), width);
+  simt::launch(shuffle<T>, simt::Config{dim3(1), dim3(64)}, values.data(), kind, width);
   for (int i = 0; i < kTrials * 64; ++i) {
     const int lane = i % 32, distance = kDistances[i / 64];
     const int source = i % 64 - lane + shuffle_source(kind, lane, distance, width);
@@ -55,10 +55,7 @@ void check_shuffle(const char* type, int width) {
 template <class T>
 void check_shuffles(const char* type, std::initializer_list<int> widths = {8, 32}) {
   for (const int width : widths) {
-    check_shuffle<T, kFrom>(type, width);
-    check_shuffle<T, kUp>(type, width);
-    check_shuffle<T, kDown>(type, width);
-    check_shuffle<T, kXor>(type, width);
+    for (const Shuffle kind : {kFrom, kUp, kDown, kXor}) check_shuffle<T>(type, kind, width);
   }
 }
 

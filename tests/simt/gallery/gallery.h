@@ -64,15 +64,14 @@ struct Outcome {
   }
 };
 
-template <int BUG>
-Outcome run_row_norm() {
+inline Outcome run_row_norm(void (*kernel)(RowArguments)) {
   constexpr int rows = 37, columns = 301;
   Buffer x = input(rows, columns), scaled(x.size()), norm(rows), largest(rows), total(1);
   unsigned counter = 0;
   Outcome outcome;
   for (int repeat = 0; repeat < 2; ++repeat) {  // the second finds the counter as the first left it
     *total.data() = 0.0f;
-    simt::launch(row_norm<BUG>, simt::Config{dim3(rows), dim3(kRowWarps * 32)},
+    simt::launch(kernel, simt::Config{dim3(rows), dim3(kRowWarps * 32)},
                  RowArguments{x.data(),
                               columns,
                               scaled.data(),
@@ -102,11 +101,10 @@ Outcome run_row_norm() {
   return outcome;
 }
 
-template <int BUG>
-Outcome run_warp_rows() {
+inline Outcome run_warp_rows(void (*kernel)(WarpArguments)) {
   constexpr int rows = 7, columns = 53;
   Buffer x = input(rows, columns), reversed(x.size()), sum(rows);
-  simt::launch(warp_rows<BUG>,
+  simt::launch(kernel,
                simt::Config{dim3((rows + kWarpRows - 1) / kWarpRows), dim3(kWarpRows * 32),
                             kWarpRows * columns * sizeof(float)},
                WarpArguments{x.data(), rows, columns, reversed.data(), sum.data()});
@@ -124,11 +122,10 @@ Outcome run_warp_rows() {
   return outcome;
 }
 
-template <int BUG>
-Outcome run_cluster_norm() {
+inline Outcome run_cluster_norm(void (*kernel)(ClusterArguments)) {
   constexpr int rows = 3, columns = 203, blocks = 4;
   Buffer x = input(rows, columns), norm(rows * blocks);
-  simt::launch(cluster_norm<BUG>, simt::Config{dim3(rows * blocks), dim3(32), 0, blocks},
+  simt::launch(kernel, simt::Config{dim3(rows * blocks), dim3(32), 0, blocks},
                ClusterArguments{x.data(), columns, norm.data()});
   Outcome outcome;
   for (int r = 0; r < rows; ++r) {
@@ -142,8 +139,9 @@ Outcome run_cluster_norm() {
 }
 
 inline Outcome run_clean() {
-  Outcome outcome = run_row_norm<kNone>();
-  outcome.wrong += run_warp_rows<kNone>().wrong + run_cluster_norm<kNone>().wrong;
+  Outcome outcome = run_row_norm(row_norm<kNone>);
+  outcome.wrong +=
+      run_warp_rows(warp_rows<kNone>).wrong + run_cluster_norm(cluster_norm<kNone>).wrong;
   return outcome;
 }
 
@@ -154,11 +152,11 @@ Run runner() {
   if constexpr (bug == kNone) {
     return run_clean;
   } else if constexpr (bug < kMissingSyncwarp) {
-    return run_row_norm<bug>;
+    return [] { return run_row_norm(row_norm<bug>); };
   } else if constexpr (bug < kMissingFirstClusterSync) {
-    return run_warp_rows<bug>;
+    return [] { return run_warp_rows(warp_rows<bug>); };
   } else {
-    return run_cluster_norm<bug>;
+    return [] { return run_cluster_norm(cluster_norm<bug>); };
   }
 }
 
