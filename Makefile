@@ -26,6 +26,15 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml constraints.txt margin_ext/_ex
 CXX_FILES := $(shell find $(wildcard csrc tests benchmarks) -type f \
                \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
+# All architectures that a release is built for would take many minutes. Here: those of this
+# machine's devices; where there are none, an old and a new one, to see that it compiles, and nothing
+# for the demo, which could not use it.
+DEVICES := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
+             | grep -E '^[0-9]+\.[0-9]+$$' | sort -u | paste -sd ';' -)
+export TORCH_CUDA_ARCH_LIST ?= $(or $(DEVICES),7.5;9.0+PTX)
+export MARGIN_EXT_CUDA ?= auto
+$(VENV)/installed-demo: MARGIN_EXT_CUDA := $(if $(DEVICES),$(MARGIN_EXT_CUDA),off)
+
 .PHONY: demo test bench lint format clean
 .DELETE_ON_ERROR:
 

@@ -35,7 +35,10 @@ from setuptools.errors import ExecError, PlatformError
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "margin_ext"
 OLDEST_TORCH = (2, 11)
-CMAKE_REMEMBERS = ("CC", "CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDA_HOME")
+CMAKE_REMEMBERS = (
+    *("CMAKE_ARGS", "CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDAHOSTCXX"),
+    *("CUDA_HOME", "CUDA_PATH"),
+)
 FIND_TORCH = """
 import importlib.metadata, importlib.util, json
 spec = importlib.util.find_spec("torch")
@@ -108,15 +111,15 @@ def check_compiler() -> None:
         )
 
 
-def build_folder(settings: list[str]) -> Path:
-    """Return the folder that CMake builds these settings in; one build never inherits another's.
+def build_folder(torch: Torch) -> Path:
+    """Return the folder to build in; it is kept, so that only what has changed is compiled again.
 
-    CMake remembers a compiler and every setting that it was once given, so the folder is named by
-    them. It is kept: a second build with the same settings compiles only what has changed.
+    CMake remembers compilers and arguments that it was given once, so the folder is named by them:
+    no build inherits another's.
     """
-    remembered = {name: os.environ.get(name) for name in CMAKE_REMEMBERS}
-    key = json.dumps([settings, remembered]).encode()
-    return ROOT / "build" / f"cmake-{hashlib.sha256(key).hexdigest()[:8]}"
+    remembered = [str(torch.folder), *(os.environ.get(name, "") for name in CMAKE_REMEMBERS)]
+    key = hashlib.sha256(json.dumps(remembered).encode()).hexdigest()[:8]
+    return ROOT / "build" / f"cmake-{key}"
 
 
 class BuildLibraries(build_ext):
@@ -127,18 +130,15 @@ class BuildLibraries(build_ext):
         torch = find_torch()
         check_compiler()
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
-        settings = [
+        work = build_folder(torch)
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DMARGIN_EXT_VERSION={self.distribution.get_version()}",
             f"-DMARGIN_EXT_TORCH_DIR={torch.folder}",
             f"-DMARGIN_EXT_TORCH_VERSION={torch.version}",
             f"-DMARGIN_EXT_CUDA={os.environ.get('MARGIN_EXT_CUDA', 'auto')}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
-        ]
-        work = build_folder(settings)
-        configure = [
-            *(cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja"),
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            *settings,
         ]
         # What an earlier build left there would be packed too, built or not this time.
         shutil.rmtree(self.library_folder, ignore_errors=True)
