@@ -57,11 +57,11 @@ MARGIN_HD void norm_combine(NormState<Acc>& state, const NormState<Acc>& other, 
   if constexpr (norm == Norm::kOne || norm == Norm::kTwo) {
     state.sum += other.sum;
   } else if constexpr (norm == Norm::kMax) {
-    if (other.sum > state.sum || is_nan(other.sum)) {
-      state = other;
-    } else if (other.sum == state.sum) {
-      state.extra += other.extra;
-    }
+    const auto larger = (other.sum > state.sum) | is_nan(other.sum);
+    const auto equal = other.sum == state.sum;
+    state.extra =
+        select(larger, other.extra, select(equal, state.extra + other.extra, state.extra));
+    state.sum = select(larger, other.sum, state.sum);
   } else {
     if (other.extra > state.extra || is_nan(other.extra)) {
       const Acc before = state.extra > 0 ? state.sum * power(state.extra / other.extra, q) : Acc(0);

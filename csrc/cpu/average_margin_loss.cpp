@@ -149,7 +149,7 @@ template <typename L, typename T>
 void margin_loss(const LossArguments& arguments, const Parallel& parallel) {
   using A = Acc<T>;
   const LossSamples<L, A> samples(arguments);
-  const GradientReader<T> reader(arguments.grad, arguments.norm);
+  const GradientReader<T> reader(arguments.grad, arguments.batch, arguments.norm);
   T* const grad_grad = static_cast<T*>(arguments.grad_grad);
   const auto out_of = [&](int64_t i) { return grad_grad + i * arguments.grad_grad_stride; };
   const int64_t bytes = 2 * reader.size() * sizeof(T) + arguments.logits.classes * 32;

@@ -9,7 +9,7 @@ namespace {
 template <typename T>
 void first_order_margin_typed(const MarginArguments& arguments, const Parallel& parallel) {
   using A = Acc<T>;
-  const GradientReader<T> reader(arguments.grad, arguments.norm);
+  const GradientReader<T> reader(arguments.grad, arguments.batch, arguments.norm);
   const A* gap = static_cast<const A*>(arguments.gap);
   A* margin = static_cast<A*>(arguments.margin);
   A* norm = static_cast<A*>(arguments.norm_out);
@@ -33,7 +33,7 @@ void first_order_margin_typed(const MarginArguments& arguments, const Parallel& 
 template <typename T>
 void dual_direction_typed(const DirectionArguments& arguments, const Parallel& parallel) {
   using A = Acc<T>;
-  const GradientReader<T> reader(arguments.grad, arguments.norm);
+  const GradientReader<T> reader(arguments.grad, arguments.batch, arguments.norm);
   const A* factor = static_cast<const A*>(arguments.factor);
   const auto direction_of = [&](int64_t i, const NormState<A>& state) {
     return reader.direction(state, reader.norm(state), factor[i]);

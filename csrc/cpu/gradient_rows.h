@@ -18,8 +18,12 @@ class GradientReader {
  public:
   using A = Acc<T>;
 
-  GradientReader(const GradientRows& rows, const NormOptions& norm)
-      : rows_(rows), kernels_(row_kernels<T>()), norm_(norm.norm), q_(static_cast<A>(norm.q)) {
+  GradientReader(const GradientRows& rows, int64_t batch, const NormOptions& norm)
+      : rows_(rows),
+        batch_(batch),
+        kernels_(row_kernels<T>()),
+        norm_(norm.norm),
+        q_(static_cast<A>(norm.q)) {
     if (rows.channels.scale != nullptr) expand_scale();
   }
 
@@ -70,9 +74,9 @@ class GradientReader {
   void write_chunk(int64_t i, int64_t chunk, const Direction<A>& direction, const T* base,
                    T* out) const {
     const int64_t begin = chunk * kChunk;
-    kernels_.write_direction[index()](row(i) + begin, scale_at(begin),
-                                      base == nullptr ? nullptr : base + begin, chunk_size(begin),
-                                      direction, out + begin);
+    kernels_.write_direction[index()](
+        row(i) + begin, scale_at(begin), base == nullptr ? nullptr : base + begin,
+        next_after(i, chunk), chunk_size(begin), direction, out + begin);
   }
 
   void write(int64_t i, const Direction<A>& direction, const T* base, T* out) const {
@@ -87,6 +91,13 @@ class GradientReader {
   int64_t chunk_size(int64_t begin) const { return std::min(kChunk, rows_.size - begin); }
   const A* scale_at(int64_t begin) const {
     return scale_.empty() ? nullptr : scale_.data() + begin;
+  }
+
+  // The chunk that is read after this one was written: the next of this row, or the next row's. Any
+  // address will do at the end.
+  const T* next_after(int64_t i, int64_t chunk) const {
+    if (chunk + 1 < chunks()) return row(i) + (chunk + 1) * kChunk;
+    return i + 1 < batch_ ? row(i + 1) : row(i);
   }
 
   // One factor per element: it stays in the cache, and the row kernels need know no channels.
@@ -114,6 +125,7 @@ class GradientReader {
   }
 
   GradientRows rows_;
+  int64_t batch_;
   const RowKernels<T>& kernels_;
   Norm norm_;
   A q_;

@@ -48,6 +48,19 @@ MARGIN_HD void add_lanes(NormState<V>& lanes, V x, A q) {
   }
 }
 
+// Folds the lanes' states into one, in a fixed order.
+template <Norm norm, typename V, typename A>
+MARGIN_HD void fold_lanes(NormState<V> (&lanes)[kUnroll], A q, NormState<A>& state) {
+  if constexpr (norm != Norm::kGeneral) {
+    for (int u = 1; u < kUnroll; ++u) norm_combine<norm>(lanes[0], lanes[u], V(q));
+  }
+  for (int u = 0; u < (norm == Norm::kGeneral ? kUnroll : 1); ++u) {
+    for (int l = 0; l < V::kLanes; ++l) {
+      norm_combine<norm>(state, NormState<A>{lanes[u].sum[l], lanes[u].extra[l]}, q);
+    }
+  }
+}
+
 template <Norm norm, bool SCALED, typename T>
 void accumulate_row(const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
                     NormState<Acc<T>>& state) {
@@ -67,11 +80,7 @@ void accumulate_row(const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
     if constexpr (SCALED) tail = tail * load_tail(scale + j, n - j);
     add_lanes<norm>(lanes[0], tail, q);
   }
-  for (int u = 0; u < kUnroll; ++u) {
-    for (int l = 0; l < V::kLanes; ++l) {
-      norm_combine<norm>(state, NormState<Acc<T>>{lanes[u].sum[l], lanes[u].extra[l]}, q);
-    }
-  }
+  fold_lanes<norm>(lanes, q, state);
 }
 
 template <Norm norm, typename T>
@@ -96,11 +105,12 @@ MARGIN_HD Vector<A> direction_lanes(const Direction<A>& direction, Vector<A> x) 
 }
 
 template <Norm norm, bool SCALED, bool BASED, typename T>
-void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t n,
+void write_direction_row(const T* x, const Acc<T>* scale, const T* base, const T* next, int64_t n,
                          const Direction<Acc<T>>& direction, T* out) {
   using V = Vector<Acc<T>>;
   int64_t j = 0;
   for (; j + V::kLanes <= n; j += V::kLanes) {
+    __builtin_prefetch(next + j);
     V v = direction_lanes<norm>(direction, load_scaled<SCALED>(x, scale, j));
     if constexpr (SCALED) v = v * load_lanes(scale + j);
     if constexpr (BASED) v += load_lanes(base + j);
@@ -117,16 +127,16 @@ void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t
 }
 
 template <Norm norm, typename T>
-void write_direction(const T* x, const Acc<T>* scale, const T* base, int64_t n,
+void write_direction(const T* x, const Acc<T>* scale, const T* base, const T* next, int64_t n,
                      const Direction<Acc<T>>& direction, T* out) {
   if (scale == nullptr && base == nullptr) {
-    write_direction_row<norm, false, false>(x, scale, base, n, direction, out);
+    write_direction_row<norm, false, false>(x, scale, base, next, n, direction, out);
   } else if (scale == nullptr) {
-    write_direction_row<norm, false, true>(x, scale, base, n, direction, out);
+    write_direction_row<norm, false, true>(x, scale, base, next, n, direction, out);
   } else if (base == nullptr) {
-    write_direction_row<norm, true, false>(x, scale, base, n, direction, out);
+    write_direction_row<norm, true, false>(x, scale, base, next, n, direction, out);
   } else {
-    write_direction_row<norm, true, true>(x, scale, base, n, direction, out);
+    write_direction_row<norm, true, true>(x, scale, base, next, n, direction, out);
   }
 }
 
