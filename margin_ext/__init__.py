@@ -16,6 +16,7 @@ from margin_ext.functional import (
     logit_gap,
     orthogonality_penalty,
 )
+from margin_ext.gradient_modes import FiniteDifference
 from margin_ext.loss import AverageMarginLoss
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import BatchStatistics
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AverageMarginLoss",
     "BatchStatistics",
+    "FiniteDifference",
     "Regularizer",
     "__version__",
     "average_margin_loss",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
@@ -11,11 +9,7 @@ from margin_ext.checks import shape_text
 from margin_ext.functional import first_order_margin, gap_seed, logit_gap
 from margin_ext.functional.margin import InputStd
 
-__all__ = ["GRADIENT_MODES", "critical_class", "input_gradient"]
-
-# double_backward: the gradient keeps its graph, and the regularizer's own gradient goes through it.
-# detached: the gradient is a constant, so that the regularizer moves the gap only.
-GRADIENT_MODES: Final = ("double_backward", "detached")
+__all__ = ["check_inputs", "critical_class", "input_gradient"]
 
 
 def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
@@ -74,6 +68,10 @@ def input_gradient(
         The shape and type of inputs.
     """
     seed = gap_seed(logits.detach(), target, critical, logits.new_ones(logits.shape[0]).detach())
+    if create_graph:
+        # A function near the head whose backward is marked once_differentiable drops out of the
+        # graph in silence where what comes in is a constant. This way it raises an error.
+        seed.requires_grad_()
     return _gradient(logits, inputs, seed, create_graph)
 
 
@@ -126,7 +124,8 @@ def critical_class(
             eps=eps,
             input_std=input_std,
         ).margin.to(torch.float64)
-        closer = valid & ((margin < smallest) | (best < 0))
+        # Where other classes are masked with -inf too, topk may name the label itself.
+        closer = valid & (candidate != target) & ((margin < smallest) | (best < 0))
         best = torch.where(closer, candidate, best)
         smallest = torch.where(closer, margin, smallest)
     return best

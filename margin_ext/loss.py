@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from margin_ext.functional import MarginLoss, average_margin_loss, logit_gap
-from margin_ext.input_gradient import (
+from margin_ext.functional import MarginLoss
+from margin_ext.gradient_modes import (
+    BATCHNORM_POLICIES,
     GRADIENT_MODES,
-    check_inputs,
-    critical_class,
-    input_gradient,
+    FiniteDifference,
+    Objective,
+    Passes,
+    Step,
+    make_mode,
+    run_step,
 )
+from margin_ext.gradient_modes.parallel import refuse_static_graph_behind
+from margin_ext.input_gradient import check_inputs
 from margin_ext.norms import dual_exponent
 from margin_ext.reference.loss import REDUCTIONS
 from margin_ext.regularizers import Regularizer, resolve_regularizer
-from margin_ext.statistics import BatchStatistics
+from margin_ext.statistics import BatchStatistics, without_margins
 
 __all__ = ["AverageMarginLoss", "RunOutput"]
 
@@ -67,8 +75,12 @@ class AverageMarginLoss(nn.Module):
             up to tau; "authors_code", clamp(-t, 0, tau), is what the authors' code computes;
             "hinge", "linear", "softplus", "exponential"; or a :class:`Regularizer`.
         margin: "first_order" (distance to the boundary) or "logit_gap" (the authors').
-        gradient: How the norm of the input gradient is differentiated: "double_backward" (exact)
-            or "detached" (the norm is a constant: cheaper, and weaker).
+        gradient: How the norm of the input gradient is differentiated: "double_backward" (exact;
+            the model must be twice differentiable), "finite_difference" (one or two passes more
+            and no second derivatives; with ``run`` only), "detached" (the norm is a constant:
+            cheapest, and weaker) or "auto" (double_backward, and where ``run`` finds that the
+            model lacks it, finite_difference, with a warning).
+        difference: How finite differences step.
         classes: Which classes the margin is taken over: "runner_up" (one gradient pass), k (the k
             largest other logits: k passes more) or "all".
         eps: Floor of the gradient norm; under it the norm has no gradient.
@@ -78,6 +90,13 @@ class AverageMarginLoss(nn.Module):
         reduction: "mean", "sum" or "none".
         input_std: The standard deviation(s) by which the loader divides, a number or one a
             channel: p, tau and margins are then in pixel units.
+        fraction: Of every batch, the share whose margins are taken, chosen at random and run by
+            itself (with ``run`` only).
+        every: Take margins in every so many training steps (calls of ``run``) only, with mu times
+            as much weight; in between the loss is the cross-entropy.
+        batchnorm: What BatchNorm in training normalises by where margins are concerned: "batch",
+            as everywhere in training, or "running", as in the finished network (a pass of its
+            own; with ``run`` only).
         validate: Check labels on CUDA too, at the price of a synchronisation. Without it a bad
             label makes the loss NaN there. On CPU labels are always checked.
     """
@@ -101,6 +120,10 @@ class AverageMarginLoss(nn.Module):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
         input_std: float | Sequence[float] | Tensor | None = None,
+        difference: FiniteDifference | None = None,
+        fraction: float = 1.0,
+        every: int = 1,
+        batchnorm: str = "batch",
         validate: bool = False,
     ) -> None:
         super().__init__()
@@ -108,6 +131,11 @@ class AverageMarginLoss(nn.Module):
         _one_of("margin", margin, ("first_order", "logit_gap"))
         _one_of("gradient", gradient, GRADIENT_MODES)
         _one_of("reduction", reduction, REDUCTIONS)
+        _one_of("batchnorm", batchnorm, BATCHNORM_POLICIES)
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
+        if not (isinstance(every, int) and every >= 1):
+            raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
         if not (classes in ("runner_up", "all") or (isinstance(classes, int) and classes >= 1)):
             raise ValueError(
                 f'classes must be "runner_up", "all" or a number >= 1, got {classes!r}'
@@ -137,81 +165,122 @@ class AverageMarginLoss(nn.Module):
                 f"input_std must be a number or [channels], above 0, got {input_std!r}"
             )
         self.register_buffer("input_std", std, persistent=False)
+        self.difference = FiniteDifference() if difference is None else difference
+        self.fraction = float(fraction)
+        self.every = every
+        self.batchnorm = batchnorm
+        self._mode = make_mode(gradient, self.difference)
+        self._steps = 0
         self.statistics: BatchStatistics | None = None
 
-    def forward(self, logits: Tensor, target: Tensor, inputs: Tensor | None = None) -> Tensor:
-        """The loss of a batch.
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        inputs: Tensor | None = None,
+        *,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch, by double backward or with the norm detached.
 
         Args:
             logits: [B, C].
             target: int64 [B].
             inputs: [B, ...], the tensor that the model was called with, requiring grad; not
                 needed for margin="logit_gap".
+            normalizer: As in :meth:`run`.
 
         Returns:
             Scalar, or [B] for reduction "none".
         """
-        return self._loss(logits, target, inputs).loss
+        objective = self._objective(normalizer)
+        if self.margin == "logit_gap":
+            out = objective.loss(logits, target, None, None)
+        else:
+            inputs = check_inputs(logits, inputs)
+            refuse_static_graph_behind(logits)
+            out = self._mode(Step(objective, inputs, logits, target))
+        self.statistics = out.statistics
+        return out.loss
 
-    def run(self, model: nn.Module, inputs: Tensor, target: Tensor) -> RunOutput:
+    def run(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        call: Callable[[Any, Tensor], Tensor] | None = None,
+        logits_fn: Callable[[Any], Tensor] | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> RunOutput:
         """Run the model on a batch and compute the loss; ``inputs`` are not modified.
 
         Args:
-            model: Maps inputs to logits [B, C].
+            model: Maps inputs to logits [B, C]. A module (also wrapped by torch.compile,
+                DistributedDataParallel or fully_shard), or a function, whose BatchNorm layers and
+                second device, if any, are not seen then.
             inputs: [B, ...].
             target: int64 [B].
+            call: Maps the model and inputs to what the model returns, for models that take more
+                than the inputs: ``lambda model, x: model(x, mask)``. The model that it is given
+                may be the one inside a wrapper.
+            logits_fn: Takes the logits out of what the model returns.
+            normalizer: Divides the sum over the samples, in place of ``reduction``. For gradient
+                accumulation: the number of samples (their summed class weights) of all the
+                batches of a step. DistributedDataParallel averages over its ranks on top.
+
+        Raises:
+            RuntimeError: The model is in DistributedDataParallel(static_graph=True), or the mode
+                needs what the model cannot do.
+            ValueError: Settings or shapes do not fit.
         """
-        if self.margin == "first_order":
-            inputs = inputs.detach().requires_grad_()
-        logits = model(inputs)
-        out = self._loss(logits, target, inputs)
+        passes = Passes(
+            model, _joined_call(call, logits_fn), self.batchnorm, fraction=self.fraction
+        )
+        if self.margin == "logit_gap":
+            logits = passes.call(model, inputs)
+            out = self._objective(normalizer).loss(logits, target, None, None)
+        elif not self._turn():
+            logits = passes.call(model, inputs)
+            plain = replace(self._objective(normalizer), mu=0.0)
+            out = _without_margins(plain.loss(logits, target, None, None))
+        else:
+            if call is not None and self.fraction < 1:
+                raise ValueError(
+                    "fraction < 1 runs the model on a part of the batch, which call= would not "
+                    "know of: leave one of them out"
+                )
+            objective = self._objective(normalizer)
+            if self.training:
+                objective = replace(objective, mu=self.mu * self.every)
+            logits, out = run_step(passes, objective, self._mode, inputs, target)
+        self.statistics = out.statistics
         return RunOutput(out.loss, logits, out.margin, out.gap, out.norm, out.statistics)
 
-    def _loss(self, logits: Tensor, target: Tensor, inputs: Tensor | None) -> MarginLoss:
-        grad = critical = None
-        if self.margin == "first_order":
-            grad, critical = self._input_gradient(logits, target, inputs)
-        out = average_margin_loss(
-            logits,
-            target,
-            grad,
+    def _objective(self, normalizer: float | Tensor | None) -> Objective:
+        return Objective(
             regularizer=self.regularizer,
             mu=self.mu,
+            tau=self.tau,
             p=self.p,
             eps=self.eps,
-            critical=critical,
+            classes=self.classes,
             weight=self.weight,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             reduction=self.reduction,
             input_std=self.input_std,
             validate=self.validate,
+            normalizer=normalizer,
         )
-        self.statistics = out.statistics
-        return out
 
-    def _input_gradient(
-        self, logits: Tensor, target: Tensor, inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The gradient of each gap, and its class where that is not the runner-up."""
-        inputs = check_inputs(logits, inputs)
-        if self.classes == "runner_up":
-            critical = logit_gap(logits.detach(), target, ignore_index=self.ignore_index).runner_up
-        else:
-            critical = critical_class(
-                logits,
-                inputs,
-                target,
-                classes=self.classes,
-                p=self.p,
-                eps=self.eps,
-                input_std=self.input_std,
-                ignore_index=self.ignore_index,
-            )
-        grad = input_gradient(
-            logits, inputs, target, critical, create_graph=self.gradient == "double_backward"
-        )
-        return grad, None if self.classes == "runner_up" else critical
+    def _turn(self) -> bool:
+        """Whether the margins enter this step."""
+        if not self.training:
+            return True
+        turn = self._steps % self.every == 0
+        self._steps += 1
+        return turn
 
     def extra_repr(self) -> str:
         """The settings, as they would be written."""
@@ -231,6 +300,28 @@ class AverageMarginLoss(nn.Module):
         if self.input_std is not None:
             shown["input_std"] = self.input_std.tolist()
         return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def _without_margins(out: MarginLoss) -> MarginLoss:
+    missing = torch.full_like(out.gap, math.nan)
+    return out._replace(margin=missing, norm=missing, statistics=without_margins(out.statistics))
+
+
+def _joined_call(
+    call: Callable[[Any, Tensor], Any] | None, logits_fn: Callable[[Any], Tensor] | None
+) -> Callable[[Any, Tensor], Tensor]:
+    def logits(model: Any, inputs: Tensor) -> Tensor:
+        output = model(inputs) if call is None else call(model, inputs)
+        if logits_fn is not None:
+            output = logits_fn(output)
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"the model returned {type(output).__name__}, not the logits: pass logits_fn=, "
+                "such as lambda output: output.logits"
+            )
+        return output
+
+    return logits
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

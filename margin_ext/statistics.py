@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from torch import Tensor
 
-__all__ = ["STATISTIC_NAMES", "BatchStatistics"]
+__all__ = ["STATISTIC_NAMES", "BatchStatistics", "without_margins"]
 
 # The order is that of `Statistic` in csrc/core/statistics.h.
 STATISTIC_NAMES: Final = (
@@ -97,3 +98,11 @@ class BatchStatistics(Mapping[str, Tensor]):
         """Show the values (synchronises with a GPU)."""
         inner = ", ".join(f"{name}={value:.6g}" for name, value in self.as_floats().items())
         return f"BatchStatistics({inner})"
+
+
+def without_margins(statistics: BatchStatistics) -> BatchStatistics:
+    """The same of a batch whose margins were not taken: NaN in their place."""
+    values = statistics.values_tensor.clone()
+    for name in ("minimum_margin", "average_margin", "average_gradient_norm", "regularizer"):
+        values[STATISTIC_NAMES.index(name)] = math.nan
+    return BatchStatistics(values)

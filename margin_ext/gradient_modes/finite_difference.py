@@ -1,0 +1,150 @@
+"""The mode without second derivatives: one or two more passes at shifted inputs.
+
+The norm of the input gradient enters the loss through ||g||_q = v . g, and its derivative by the
+parameters is that of v . g with v held constant (envelope theorem): the derivative of a
+directional derivative of the gap, which a difference of gaps along v stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from margin_ext.functional import MarginLoss, dual_direction, logit_gap
+from margin_ext.gradient_modes.step import Step
+from margin_ext.input_gradient import input_gradient
+from margin_ext.reference.dual import channel_scale, wide
+
+__all__ = ["FiniteDifference", "finite_difference"]
+
+_SIDES: Final = ("toward", "away", "central")
+_UNITS: Final = ("tau", "inputs", "absolute")
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """How far and to which side finite differences step.
+
+    Attributes:
+        side: "toward" steps from the input toward the decision boundary, "away" to the other side
+            (one more pass each); "central" does both (two more passes).
+        step: The l_p length of the step, in ``unit``.
+        unit: "tau": the tau of the loss. "inputs": the spread of the batch, which is the standard
+            deviation of its elements times the l_p norm of a vector of ones; it differs between
+            batches, and so between the ranks of a distributed run. "absolute": the unit of the
+            margin. All three are in pixel units where the loss has ``input_std``.
+    """
+
+    side: str = "toward"
+    step: float = 0.5
+    unit: str = "tau"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no step."""
+        if self.side not in _SIDES:
+            raise ValueError(f"side must be one of {', '.join(_SIDES)}, got {self.side!r}")
+        if self.unit not in _UNITS:
+            raise ValueError(f"unit must be one of {', '.join(_UNITS)}, got {self.unit!r}")
+        if not (self.step > 0 and math.isfinite(self.step)):
+            raise ValueError(f"step must be above 0 and finite, got {self.step}")
+
+    def length(self, step: Step) -> float | Tensor:
+        """The step in the unit of the margin."""
+        if self.unit == "absolute":
+            return self.step
+        if self.unit == "tau":
+            return self.step * step.objective.tau
+        return self.step * _spread(step)
+
+
+def _spread(step: Step) -> Tensor:
+    inputs = step.inputs.detach().to(wide(step.inputs))
+    if step.objective.input_std is not None:
+        inputs = inputs / channel_scale(step.objective.input_std, inputs)
+    deviation = (inputs - inputs.mean()).square().mean().sqrt()
+    ones = max(inputs.numel() // max(inputs.shape[0], 1), 1) ** (1 / float(step.objective.p))
+    spread: Tensor = torch.where(deviation > 0, deviation, 1.0) * ones
+    return spread
+
+
+def finite_difference(step: Step, settings: FiniteDifference) -> MarginLoss:
+    """The loss, with a gradient in which a difference of gaps stands for the norm's.
+
+    The value is exact. The class that each gap is measured to is that of the base pass.
+
+    Raises:
+        ValueError: The model is not known, or samples are coupled and reduction is "none".
+    """
+    objective = step.objective
+    if step.rerun is None:
+        raise ValueError(
+            'gradient="finite_difference" runs the model at shifted inputs: call '
+            "criterion.run(model, inputs, target) in place of criterion(logits, target, inputs)"
+        )
+    critical = objective.critical(step.logits, step.inputs, step.target)
+    grad = input_gradient(step.logits, step.inputs, step.target, critical, create_graph=False)
+    out = objective.loss(step.logits, step.target, grad, critical)
+    slope = objective.norm_slope(out, step.target)
+    length = settings.length(step)
+    if step.coupled:
+        if objective.reduction == "none" and objective.normalizer is None:
+            raise ValueError(
+                'gradient="finite_difference" cannot serve reduction="none" while BatchNorm '
+                "couples the samples of a batch: the weights of the samples must be known before "
+                'the second pass. Use reduction="mean" or "sum", or batchnorm="running"'
+            )
+        shift, weight = _coupled(slope, length)
+    else:
+        shift, weight = _separate(slope, out.gap, length)
+
+    def gap_at(side: float) -> Tensor:
+        base = step.inputs.detach()
+        moved = dual_direction(
+            grad, side * shift, p=objective.p, base=base, input_std=objective.input_std
+        )
+        return _gap(step.rerun(moved), step, critical)  # type: ignore[misc]  # checked above
+
+    if settings.side == "toward":
+        difference = _gap(step.logits, step, critical) - gap_at(-1.0)
+    elif settings.side == "away":
+        difference = gap_at(1.0) - _gap(step.logits, step, critical)
+    else:
+        difference = (gap_at(1.0) - gap_at(-1.0)) / 2
+    valid = step.target != objective.ignore_index
+    term = torch.where(valid, weight * difference, 0.0)
+    if out.loss.dim() == 0:
+        term = term.sum()
+    # Its value is 0: only its gradient is wanted.
+    return out._replace(loss=out.loss + (term - term.detach()).to(out.loss.dtype))
+
+
+def _gap(logits: Tensor, step: Step, critical: Tensor) -> Tensor:
+    return logit_gap(
+        logits, step.target, critical=critical, ignore_index=step.objective.ignore_index
+    ).gap
+
+
+def _separate(slope: Tensor, gap: Tensor, length: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Every sample makes a step of the whole length, and its difference is weighted.
+
+    Returns:
+        The shift along v that leads away from the boundary [B], and the weight [B].
+    """
+    away = torch.where(gap < 0, -1.0, 1.0).to(slope.dtype)
+    return away * length, slope * away / length
+
+
+def _coupled(slope: Tensor, length: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The weights are folded into the direction: the sample with the largest one steps farthest.
+
+    Where samples see each other, shifting one changes the gaps of all, and only the difference of
+    the plain sum of the gaps along the weighted direction has the right derivative. The slopes have
+    the sign of the gap, so that +1 leads away from the boundary here too.
+    """
+    largest = slope.abs().amax() if slope.numel() else slope.sum()
+    unit = slope / torch.where(largest > 0, largest, 1.0)
+    return unit * length, largest / length

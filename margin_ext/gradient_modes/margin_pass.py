@@ -1,0 +1,139 @@
+"""One training step: the model's passes, and the loss that they add up to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from margin_ext.functional import MarginLoss
+from margin_ext.gradient_modes.batchnorm import statistics_kept, training_batchnorms
+from margin_ext.gradient_modes.objective import Objective
+from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
+from margin_ext.gradient_modes.randomness import RandomState
+from margin_ext.gradient_modes.step import Step
+from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
+
+__all__ = ["Passes", "run_step"]
+
+_OF_THE_MARGIN = ("minimum_margin", "average_margin", "average_gradient_norm", "regularizer")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How the model is run.
+
+    Attributes:
+        model: A module, or any function of the inputs.
+        call: Maps the model and inputs [B, ...] to logits [B, C].
+        batchnorm: "batch" or "running": what BatchNorm in training normalises by where margins
+            are concerned.
+        fraction: The part of the batch whose margins are taken, 0 to 1.
+    """
+
+    model: Any
+    call: Callable[[Any, Tensor], Tensor]
+    batchnorm: str
+    fraction: float
+
+    @property
+    def separate(self) -> bool:
+        """Whether margins need a pass of their own, beside that of the cross-entropy."""
+        running = self.batchnorm == "running" and bool(training_batchnorms(self.model))
+        return running or self.fraction < 1
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The model, where it is a module."""
+        return self.model if isinstance(self.model, nn.Module) else None
+
+    def margin_step(
+        self, objective: Objective, inputs: Tensor, target: Tensor, *, first: bool
+    ) -> Step:
+        """Run the model on the inputs of which margins are taken.
+
+        Args:
+            objective: The loss.
+            inputs: [B, ...].
+            target: int64 [B].
+            first: Whether this is the step's first pass, which moves BatchNorm's running
+                statistics and goes through the model's DistributedDataParallel wrapper.
+        """
+        inputs = inputs.detach().requires_grad_()
+        state = RandomState(inputs, self.model)
+        inner = without_ddp(self.model)
+
+        def again(moved: Tensor) -> Tensor:
+            with statistics_kept(inner, self.batchnorm):
+                return self.call(inner, moved)
+
+        def rerun(moved: Tensor) -> Tensor:
+            with state.replayed():
+                return again(moved)
+
+        logits = self.call(self.model, inputs) if first else again(inputs)
+        batchnorms = training_batchnorms(inner)
+        if self.batchnorm == "running":
+            batchnorms = [layer for layer in batchnorms if layer.running_mean is None]
+        return Step(objective, inputs, logits, target, self.module, rerun, coupled=bool(batchnorms))
+
+
+def run_step(
+    passes: Passes,
+    objective: Objective,
+    mode: Callable[[Step], MarginLoss],
+    inputs: Tensor,
+    target: Tensor,
+) -> tuple[Tensor, MarginLoss]:
+    """Logits and loss of a batch.
+
+    Where margins have a pass of their own, its randomness is its own too, and samples that it
+    leaves out have margin and norm NaN.
+    """
+    refuse_static_graph(passes.model)
+    if not passes.separate:
+        step = passes.margin_step(objective, inputs, target, first=True)
+        return step.logits, mode(step)
+    logits = passes.call(passes.model, inputs)
+    plain = replace(objective, mu=0.0).loss(logits, target, None, None)
+    chosen = _choose(target.shape[0], passes.fraction, target.device)
+    part = passes.margin_step(objective, inputs[chosen], target[chosen], first=False)
+    regularized = mode(part)
+    term = regularized.loss - objective.cross_entropy(part.logits, part.target)
+    return logits, _joined(plain, regularized, term, chosen, objective)
+
+
+def _choose(batch: int, fraction: float, device: torch.device) -> Tensor:
+    if fraction >= 1:
+        return torch.arange(batch, device=device)
+    count = min(batch, max(1, round(fraction * batch)))
+    return torch.randperm(batch, device=device)[:count]
+
+
+def _joined(
+    plain: MarginLoss, part: MarginLoss, term: Tensor, chosen: Tensor, objective: Objective
+) -> MarginLoss:
+    """The loss of the whole batch from its cross-entropy and the regularizer of the chosen."""
+    batch, count = plain.gap.shape[0], max(chosen.shape[0], 1)
+    if objective.reduction == "none" and objective.normalizer is None:
+        loss = plain.loss.index_add(0, chosen, term.to(plain.loss.dtype) * (batch / count))
+    else:
+        # A mean over the chosen stands for that over the batch; a sum has to be blown up.
+        is_sum = objective.reduction == "sum" or objective.normalizer is not None
+        loss = plain.loss + term.to(plain.loss.dtype) * (batch / count if is_sum else 1.0)
+    missing = plain.gap.new_full((batch,), math.nan)
+    values = plain.statistics.values_tensor.clone()
+    for name in _OF_THE_MARGIN:
+        index = STATISTIC_NAMES.index(name)
+        values[index] = part.statistics.values_tensor[index]
+    return MarginLoss(
+        loss,
+        missing.index_copy(0, chosen, part.margin.to(missing.dtype)),
+        plain.gap,
+        missing.index_copy(0, chosen, part.norm.to(missing.dtype)),
+        BatchStatistics(values),
+    )

@@ -1,0 +1,111 @@
+"""What is minimised, whatever the input gradient comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from margin_ext.functional import MarginLoss, average_margin_loss, logit_gap
+from margin_ext.input_gradient import critical_class
+from margin_ext.reference.dual import wide
+from margin_ext.reference.regularize import regularize
+from margin_ext.regularizers import Regularizer
+
+__all__ = ["Objective"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The settings of the loss, and the loss itself given an input gradient.
+
+    Attributes:
+        normalizer: What the sum over the samples is divided by; None: as ``reduction`` says.
+
+    The others are those of :class:`margin_ext.AverageMarginLoss`.
+    """
+
+    regularizer: Regularizer
+    mu: float
+    tau: float
+    p: float | str
+    eps: float
+    classes: str | int
+    weight: Tensor | None
+    ignore_index: int
+    label_smoothing: float
+    reduction: str
+    input_std: float | Sequence[float] | Tensor | None
+    validate: bool
+    normalizer: float | Tensor | None = None
+
+    def loss(
+        self, logits: Tensor, target: Tensor, grad: Tensor | None, critical: Tensor | None
+    ) -> MarginLoss:
+        """The loss of logits [B, C] and input gradients grad [B, ...], differentiable in both."""
+        out = average_margin_loss(
+            logits,
+            target,
+            grad,
+            regularizer=self.regularizer,
+            mu=self.mu,
+            p=self.p,
+            eps=self.eps,
+            critical=critical,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction if self.normalizer is None else "sum",
+            input_std=self.input_std,
+            validate=self.validate,
+        )
+        return out if self.normalizer is None else out._replace(loss=out.loss / self.normalizer)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The part of the loss without the regularizer, reduced as the loss is."""
+        dtype = wide(logits)
+        value = nn.functional.cross_entropy(
+            logits.to(dtype),
+            target,
+            None if self.weight is None else self.weight.to(dtype),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction if self.normalizer is None else "sum",
+        )
+        return value if self.normalizer is None else value / self.normalizer
+
+    def critical(self, logits: Tensor, inputs: Tensor, target: Tensor) -> Tensor:
+        """The class that each sample's margin is taken to, int64 [B]; -1 for ignored samples."""
+        if self.classes == "runner_up":
+            return logit_gap(logits.detach(), target, ignore_index=self.ignore_index).runner_up
+        return critical_class(
+            logits,
+            inputs,
+            target,
+            classes=self.classes,
+            p=self.p,
+            eps=self.eps,
+            input_std=self.input_std,
+            ignore_index=self.ignore_index,
+        )
+
+    def norm_slope(self, out: MarginLoss, target: Tensor) -> Tensor:
+        """Derivative of the loss by each sample's gradient norm [B]; 0 for ignored samples.
+
+        For reduction "none" each sample's own loss is meant.
+        """
+        valid = target != self.ignore_index
+        gap = torch.where(valid, out.gap, 0.0)
+        with torch.enable_grad():
+            norm = torch.where(valid, out.norm, 1.0).detach().requires_grad_()
+            margin = gap / torch.where(norm <= self.eps, self.eps, norm)
+            (slope,) = torch.autograd.grad(regularize(margin, self.regularizer).sum(), norm)
+        weight = torch.where(valid, 1.0, 0.0).to(slope.dtype)
+        if self.weight is not None:
+            weight = weight * self.weight.to(slope.dtype)[torch.where(valid, target, 0)]
+        slope = self.mu * weight * slope
+        if self.normalizer is not None:
+            return slope / self.normalizer
+        return slope / weight.sum() if self.reduction == "mean" else slope

@@ -1,0 +1,99 @@
+"""What DistributedDataParallel and fully_shard ask of a step that takes gradients inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["refuse_static_graph", "refuse_static_graph_behind", "sharding_suspended", "without_ddp"]
+
+_STATIC_GRAPH: Final = (
+    "DistributedDataParallel(static_graph=True) does not reduce gradients over the ranks when a "
+    "gradient is taken through its output before backward(), as the first-order margin does; "
+    "every rank would train alone, without an error. Wrap the model without static_graph=True "
+    "(find_unused_parameters=True is fine)"
+)
+
+# The wrapper's node lies at the model's output, behind what the user does to the logits.
+_NODES_SEARCHED: Final = 32
+
+
+def _is_ddp(module: object) -> bool:
+    # Builds of torch without distributed support lack the class.
+    return torch.distributed.is_available() and isinstance(
+        module, nn.parallel.DistributedDataParallel
+    )
+
+
+def without_ddp(model: Any) -> Any:
+    """The module inside DistributedDataParallel, for passes beyond the first one.
+
+    The wrapper prepares its reducer and sends buffers around at every call; once a step is enough.
+    Gradients of both passes meet in the same parameters, whose hooks fire once in a backward.
+    """
+    return model.module if _is_ddp(model) else model
+
+
+def refuse_static_graph(model: object) -> None:
+    """Raise for DistributedDataParallel(static_graph=True).
+
+    There the first backward through the output, which is that of the input gradient, uses up the
+    trigger of the all-reduce: afterwards every rank would keep its own gradients, in silence.
+    """
+    if isinstance(model, nn.Module) and any(
+        _is_ddp(module) and module.static_graph for module in model.modules()
+    ):
+        raise RuntimeError(_STATIC_GRAPH)
+
+
+def refuse_static_graph_behind(logits: Tensor) -> None:
+    """The same where only the logits are known: the wrapper leaves a node in their graph."""
+    nodes, seen = [logits.grad_fn], 0
+    while nodes and seen < _NODES_SEARCHED:
+        node = nodes.pop(0)
+        seen += 1
+        if node is None:
+            continue
+        wrapper = getattr(node, "ddp_weakref", None)
+        found = wrapper() if callable(wrapper) else None
+        if found is not None and found.static_graph:
+            raise RuntimeError(_STATIC_GRAPH)
+        nodes.extend(following for following, _ in node.next_functions)
+
+
+@contextmanager
+def sharding_suspended(model: object) -> Iterator[None]:
+    """Keep the parameters of fully_shard modules whole, and unreduced, after a gradient inside.
+
+    The backward that follows differentiates that gradient and still needs them; without this its
+    parameters have been freed, or their gradients reduced too early and lost.
+    """
+    groups = list(_shard_groups(model))
+    before = [(g.reshard_after_backward, g.reduce_grads, g.all_reduce_grads) for g in groups]
+    for group in groups:
+        group.reshard_after_backward = group.reduce_grads = group.all_reduce_grads = False
+    try:
+        yield
+    finally:
+        for group, values in zip(groups, before, strict=True):
+            group.reshard_after_backward, group.reduce_grads, group.all_reduce_grads = values
+
+
+def _shard_groups(model: object) -> Iterator[Any]:
+    if not isinstance(model, nn.Module) or not torch.distributed.is_available():
+        return
+    for module in model.modules():
+        # The state is asked for by name: importing the class would load all of fully_shard.
+        state = getattr(module, "_get_fsdp_state", None)
+        if state is None:
+            continue
+        found = state()
+        groups = getattr(found, "_fsdp_param_groups", None)
+        if groups is None:  # torch before 2.13 has one group a module
+            single = found._fsdp_param_group
+            groups = [] if single is None else [single]
+        yield from groups

@@ -1,0 +1,36 @@
+"""What a gradient mode works on: one pass through the model, and the means to make another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from margin_ext.gradient_modes.objective import Objective
+
+__all__ = ["Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pass through the model whose margins enter the loss.
+
+    Attributes:
+        objective: The loss.
+        inputs: [B, ...], requiring grad.
+        logits: [B, C], computed from inputs, with their graph.
+        target: int64 [B].
+        model: What computed the logits; None where only the logits are known.
+        rerun: Logits of other inputs [B, ...] under the same randomness and without touching the
+            running statistics; None where only the logits are known.
+        coupled: Whether a sample's logits depend on the other samples (BatchNorm in training).
+    """
+
+    objective: Objective
+    inputs: Tensor
+    logits: Tensor
+    target: Tensor
+    model: nn.Module | None = None
+    rerun: Callable[[Tensor], Tensor] | None = None
+    coupled: bool = False
