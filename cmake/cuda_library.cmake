@@ -19,7 +19,7 @@ elseif(NOT cuda_sources OR NOT EXISTS "${cuda_registration}")
   set(MARGIN_CUDA_SKIPPED "this source tree has no CUDA sources")
 else()
   find_program(MARGIN_NVCC nvcc
-               HINTS "$ENV{CUDA_HOME}/bin" "$ENV{CUDA_PATH}/bin" /usr/local/cuda/bin)
+               HINTS "$ENV{CUDA_HOME}/bin" "$ENV{CUDA_PATH}/bin" PATHS /usr/local/cuda/bin)
   if("$ENV{CUDACXX}" STREQUAL "" AND MARGIN_NVCC)
     set(ENV{CUDACXX} "${MARGIN_NVCC}")
   endif()
