@@ -41,15 +41,13 @@ struct LogSumExp {
       *this = other;
       return;
     }
+    const bool larger = other.max > max;
+    // Only -inf so far: stays an empty sum at -inf.
+    if (!larger && other.max == max && max == minus_infinity<Acc>()) return;
     // +inf and NaN fall through to inf - inf = NaN, as in log_softmax.
-    if (other.max > max) {
-      sum = sum * exponential(max - other.max) + other.sum;
-      max = other.max;
-    } else if (other.max == max && max == minus_infinity<Acc>()) {
-      return;  // only -inf so far: stays an empty sum at -inf
-    } else {
-      sum += other.sum * exponential(other.max - max);
-    }
+    const Acc ratio = exponential(larger ? max - other.max : other.max - max);
+    sum = larger ? sum * ratio + other.sum : sum + other.sum * ratio;
+    if (larger) max = other.max;
   }
 };
 

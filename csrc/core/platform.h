@@ -6,10 +6,13 @@
 
 #if defined(__CUDACC__)
 #define MARGIN_HD __host__ __device__ __forceinline__
+// For what is long and slow: called, so that kernels stay small.
+#define MARGIN_HD_CALL static __host__ __device__ __noinline__
 #else
 // Always inlined: the CPU kernels are compiled once per instruction set, and a formula that were
 // emitted as a shared function would be kept from one of those objects only.
 #define MARGIN_HD inline __attribute__((always_inline))
+#define MARGIN_HD_CALL MARGIN_HD
 #endif
 
 namespace margin {
@@ -24,8 +27,8 @@ MARGIN_HD float logarithm(float x) { return ::logf(x); }
 MARGIN_HD double logarithm(double x) { return ::log(x); }
 MARGIN_HD float logarithm_1p(float x) { return ::log1pf(x); }
 MARGIN_HD double logarithm_1p(double x) { return ::log1p(x); }
-MARGIN_HD float power(float x, float y) { return ::powf(x, y); }
-MARGIN_HD double power(double x, double y) { return ::pow(x, y); }
+MARGIN_HD_CALL float power(float x, float y) { return ::powf(x, y); }
+MARGIN_HD_CALL double power(double x, double y) { return ::pow(x, y); }
 
 // The number type of a formula is written Acc: float, double, or a vector of them in the CPU
 // kernels (csrc/cpu/vector.h), for which comparisons yield masks. Hence select instead of ?: and

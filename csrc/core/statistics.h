@@ -68,9 +68,12 @@ struct BatchTotals {
     if (other.minimum < minimum || is_nan(other.minimum)) minimum = other.minimum;
   }
 
-  // statistics [kStatisticCount]; loss [1], or null under Reduction::kNone.
+  // statistics [kStatisticCount], loss [1]; each may be null.
   template <typename Acc>
   MARGIN_HD void write(Reduction reduction, int64_t batch, Acc* statistics, Acc* loss_out) const {
+    const bool mean = reduction == Reduction::kMean;
+    if (loss_out != nullptr) *loss_out = static_cast<Acc>(mean ? loss / weight : loss);
+    if (statistics == nullptr) return;
     statistics[kMinimumMargin] = static_cast<Acc>(count > 0 ? minimum : count / count);
     statistics[kAverageMargin] = static_cast<Acc>(margin / count);
     statistics[kAverageGap] = static_cast<Acc>(gap / count);
@@ -79,10 +82,8 @@ struct BatchTotals {
     statistics[kCrossEntropy] = static_cast<Acc>(cross_entropy / weight);
     statistics[kRegularizer] = static_cast<Acc>(regularizer / weight);
     statistics[kCount] = static_cast<Acc>(count);
-    const bool mean = reduction == Reduction::kMean;
     const double scale = mean ? (weight > 0 ? static_cast<double>(batch) / weight : 0.0) : 1.0;
     statistics[kGradientScale] = static_cast<Acc>(scale);
-    if (loss_out != nullptr) *loss_out = static_cast<Acc>(mean ? loss / weight : loss);
   }
 };
 
