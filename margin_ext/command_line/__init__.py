@@ -25,6 +25,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "margin_ext.command_line.doctor",
         "tell what is installed, what is missing, and what mends it",
     ),
+    "measure": (
+        "margin_ext.command_line.measure",
+        "measure the margins and the robust accuracy of a saved model",
+    ),
+    "reproduce": (
+        "margin_ext.command_line.reproduce",
+        "compare the authors' published figures with ours",
+    ),
 }
 
 _INTERRUPTED = 130

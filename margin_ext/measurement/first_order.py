@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from margin_ext.checks import check_labels
+from margin_ext.functional import first_order_margin
 from margin_ext.measurement.logits import checked_logits, class_order
-from margin_ext.reference import first_order_margin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,18 +13,21 @@ import torch
 from torch import Tensor
 
 from margin_ext.measurement.batches import Batch, Batches, DataRange
+from margin_ext.measurement.bounds import BoundName, Bounds
+from margin_ext.measurement.certified import Certification
 from margin_ext.measurement.evaluation_mode import Model, evaluation_mode, model_device
 from margin_ext.measurement.first_order import (
     ClassRule,
-    FirstOrderMargins,
     check_class_rule,
     first_order_margins,
 )
 from margin_ext.measurement.linear import is_linear
 from margin_ext.measurement.memory import samples_that_fit
+from margin_ext.measurement.minimum_distance import DistanceAttack
 from margin_ext.measurement.partial_results import PartialResults, model_digest
 from margin_ext.measurement.progress import progress_bar
 from margin_ext.measurement.report import BOUND_NAMES, MarginReport, NormMargins, norm_name
+from margin_ext.measurement.sampled import Sampling
 from margin_ext.norms import dual_exponent
 
 if TYPE_CHECKING:
@@ -54,6 +57,10 @@ def measure(
     signed: bool = True,
     input_std: float | Sequence[float] | Tensor | None = None,
     data_range: DataRange | None = None,
+    bounds: Sequence[BoundName] = (),
+    attack: DistanceAttack | None = None,
+    sampling: Sampling | None = None,
+    certification: Certification | None = None,
     norm_bound: float | Sequence[float] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -79,6 +86,12 @@ def measure(
         input_std: The loader's standard deviation(s), for margins in pixel units.
         data_range: Lowest and highest input value, in the units that the model gets. Inputs are
             checked against it.
+        bounds: What to measure beside it: "attack" (distance of an adversarial example: an upper
+            bound), "certified" (a lower bound; small networks, needs auto_LiRPA), "sampled" (the
+            authors' estimate).
+        attack: Settings of the attack, which stays in data_range unless its ``box`` is False.
+        sampling: Settings of the sampled estimate.
+        certification: Settings of the certified bound.
         norm_bound: An upper bound on the dual norm of every gap's gradient (for each p), such as
             a Lipschitz constant; saves backward passes, changes no answer.
         seed: Of everything random.
@@ -100,15 +113,26 @@ def measure(
     """
     norms = threat_norms(p)
     check_class_rule(classes)
-    bounds = _norm_bounds(norm_bound, norms)
+    limits = _norm_bounds(norm_bound, norms)
+    beside = Bounds(
+        names=tuple(bounds),
+        attack=attack or DistanceAttack(),
+        sampling=sampling or Sampling(),
+        certification=certification or Certification(),
+        data_range=data_range,
+        input_std=input_std,
+        seed=seed,
+    )
+    beside.check(norms)
     place = torch.device(device) if device is not None else model_device(model)
-    settings = {
+    settings: dict[str, Any] = {
         "p": [norm_name(one) for one in norms],
         "classes": classes,
         "signed": signed,
         "input_std": _plain(input_std),
         "data_range": _plain(data_range),
         "seed": seed,
+        **{name: _plain(beside.settings_of(name)) for name in beside.names},
     }
     batches = Batches(data, device=place, batch_size=batch_size, limit=limit, data_range=data_range)
     partial = PartialResults(
@@ -130,7 +154,8 @@ def measure(
                             classes=classes,
                             signed=signed,
                             input_std=input_std,
-                            norm_bound=bounds,
+                            norm_bound=limits,
+                            bounds=beside,
                         )
                         partial.append(part, columns)
                 bar.update(whole.target.shape[0])
@@ -191,6 +216,7 @@ def _measure_batch(
     signed: bool,
     input_std: float | Sequence[float] | Tensor | None,
     norm_bound: Sequence[float] | None,
+    bounds: Bounds,
 ) -> dict[str, NDArray[Any]]:
     found = first_order_margins(
         model,
@@ -201,15 +227,11 @@ def _measure_batch(
         input_std=input_std,
         norm_bound=norm_bound,
     )
-    return _columns(batch, found, norms)
-
-
-def _columns(
-    batch: Batch, found: FirstOrderMargins, norms: Sequence[float]
-) -> dict[str, NDArray[Any]]:
+    prediction = found.logits.argmax(dim=1)
+    label = batch.target if signed else prediction
     columns = {
         "target": batch.target,
-        "prediction": found.logits.argmax(dim=1),
+        "prediction": prediction,
         "gap": found.gap,
         "runner_up": found.runner_up,
     }
@@ -217,6 +239,10 @@ def _columns(
         columns[f"margin_{norm_name(one)}"] = found.margin[row]
         columns[f"critical_{norm_name(one)}"] = found.critical[row]
         columns[f"norm_{norm_name(one)}"] = found.norm[row]
+        further = bounds.columns(
+            model, batch.inputs, label, right=found.gap > 0, first=batch.first, p=one
+        )
+        columns.update({f"{bound}_{norm_name(one)}": v for bound, v in further.items()})
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from margin_ext.functional import dual_direction, logit_gap
 from margin_ext.measurement.batches import DataRange, data_bounds
 from margin_ext.measurement.evaluation_mode import Model
+from margin_ext.measurement.gradient_norm import gradient_norm
 from margin_ext.measurement.logits import checked_logits
 from margin_ext.measurement.pgd import attack_gradient, check_ball, project
-from margin_ext.reference import dual_direction, dual_norm, logit_gap
 from margin_ext.reference.dual import channel_scale
 
 __all__ = ["DistanceAttack", "NearestAdversarial", "nearest_adversarial"]
@@ -101,11 +102,16 @@ def nearest_adversarial(
         nearer = adversarial & (distance < best)
         best = torch.where(nearer, distance.to(best.dtype), best)
         best_point[nearer] = x[nearer]
-        norm = dual_norm(grad, p=p, input_std=input_std)
+        if bounds is not None:
+            # Directions that lead out of the box from its faces are of no use.
+            outward = ((x <= bounds[0]) & (grad < 0)) | ((x >= bounds[1]) & (grad > 0))
+            grad = grad.masked_fill(outward, 0.0)
+        norm = gradient_norm(grad, p=p, input_std=input_std)
         to_boundary = gap / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         change = settings.radius_change * decay
-        # Until something is found, trust the tangent; a flat spot is left by doubling.
-        onward = torch.where(norm > 0, distance + 1.02 * to_boundary, 2 * radius + 1e-3)
+        # Until something is found the tangent tells how far to go, and at least a tenth farther,
+        # since the box may hold the point back.
+        onward = torch.maximum(distance + 1.02 * to_boundary.clamp_max(1e6), 1.1 * radius)
         radius = torch.where(
             adversarial,
             torch.minimum(radius, best) * (1 - change),
@@ -128,7 +134,7 @@ def _shorten(
         for _ in range(bisections):
             middle = (low + high) / 2
             x = center + way * middle.reshape(shape).to(way.dtype)
-            gap = logit_gap(checked_logits(model, x), label, validate=False).gap
+            gap = logit_gap(checked_logits(model, x), label).gap
             high = torch.where(gap <= 0, middle, high)
             low = torch.where(gap <= 0, low, middle)
     share = torch.where(torch.isfinite(best) & (best > 0), high, torch.ones_like(high))

@@ -22,7 +22,7 @@ __all__ = [
 
 
 def linear_classifier(inputs: int = 784, classes: int = 10) -> nn.Sequential:
-    """z = W x + b."""
+    """Z = W x + b."""
     return nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=nn.Linear(inputs, classes)))
 
 

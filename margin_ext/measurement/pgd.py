@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from margin_ext.functional import dual_direction, logit_gap
 from margin_ext.measurement.batches import DataRange, data_bounds
 from margin_ext.measurement.first_order import require_graph
+from margin_ext.measurement.gradient_norm import gradient_norm
 from margin_ext.measurement.logits import checked_logits
 from margin_ext.measurement.randomness import ball_noise
 from margin_ext.norms import dual_exponent
-from margin_ext.reference import dual_direction, dual_norm, logit_gap
 from margin_ext.reference.dual import channel_scale
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def attack_gradient(
     """
     x = inputs.detach().requires_grad_()
     logits = checked_logits(model, x)
-    gap = logit_gap(logits, target, validate=False).gap
+    gap = logit_gap(logits, target).gap
     require_graph(gap)
     if loss == "gap":
         objective = -gap.sum()
@@ -165,7 +166,7 @@ def pgd(
             last = step == settings.steps
             if last:
                 with torch.no_grad():
-                    gap = logit_gap(checked_logits(model, x), label, validate=False).gap
+                    gap = logit_gap(checked_logits(model, x), label).gap
                 grad = x
             else:
                 gap, grad = attack_gradient(model, x, label, loss)
@@ -180,7 +181,7 @@ def pgd(
                 break
             length = settings.relative_step / settings.steps * radius
             if settings.norm_floor > 0:
-                norm = dual_norm(grad, p=p, input_std=input_std)
+                norm = gradient_norm(grad, p=p, input_std=input_std)
                 length = length * (norm / settings.norm_floor).clamp_max(1).to(length.dtype)
             moved = dual_direction(grad, length, p=p, base=x, input_std=input_std)
             x = project(moved, center, radius, p=p, bounds=bounds, input_std=input_std)

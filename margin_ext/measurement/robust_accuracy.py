@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from margin_ext.checks import check_labels
+from margin_ext.functional import logit_gap
 from margin_ext.measurement.batches import Batch, Batches, DataRange, data_bounds
 from margin_ext.measurement.evaluation_mode import Model, evaluation_mode, model_device
 from margin_ext.measurement.files import write_atomically
+from margin_ext.measurement.gradient_norm import gradient_norm
 from margin_ext.measurement.logits import checked_logits
 from margin_ext.measurement.masking import UNDERFLOW, MaskingDiagnosis, diagnose
 from margin_ext.measurement.pgd import (
@@ -31,7 +33,6 @@ from margin_ext.measurement.progress import progress_bar
 from margin_ext.measurement.randomness import ball_noise
 from margin_ext.measurement.report import finite_json, norm_name
 from margin_ext.measurement.table import text_table
-from margin_ext.reference import dual_norm, logit_gap
 from margin_ext.reference.dual import channel_scale
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ class _Attack:
         with torch.no_grad():
             logits = checked_logits(self.model, batch.inputs)
         check_labels("target", batch.target, logits.shape[1], None)
-        return logit_gap(logits, batch.target, validate=False).gap > 0
+        return logit_gap(logits, batch.target).gap > 0
 
     def held(
         self, batch: Batch, correct: Tensor, radii: Sequence[float], loss: AttackLoss
@@ -336,7 +337,7 @@ class _Attack:
                 )
                 with torch.no_grad():
                     logits = checked_logits(self.model, x)
-                held[:, column] &= logit_gap(logits, target, validate=False).gap > 0
+                held[:, column] &= logit_gap(logits, target).gap > 0
         return held.cpu().cummin(dim=1).values
 
 
@@ -360,7 +361,7 @@ class _Evidence:
         losses: tuple[AttackLoss, ...] = ("gap", "cross_entropy")
         for loss in losses:
             _, grad = attack_gradient(attack.model, inputs, target, loss)
-            norm = dual_norm(grad, p=attack.p, input_std=attack.input_std)
+            norm = gradient_norm(grad, p=attack.p, input_std=attack.input_std)
             self.underflow[loss] += int((norm < UNDERFLOW).sum())
         self.count += chosen.shape[0]
         numbers = torch.tensor([batch.first + i for i in chosen.tolist()])

@@ -1,0 +1,308 @@
+"""The authors' figures and ours side by side (Wu and Yu, 2019, and their published checkpoints)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from margin_ext.measurement.checkpoint import load_checkpoint
+from margin_ext.measurement.evaluation_mode import evaluation_mode
+from margin_ext.measurement.files import write_atomically
+from margin_ext.measurement.idx import load_mnist
+from margin_ext.measurement.measuring import measure
+from margin_ext.measurement.minimum_distance import DistanceAttack, nearest_adversarial
+from margin_ext.measurement.models import linear_classifier, mnist_cnn
+from margin_ext.measurement.report import finite_json, norm_name
+from margin_ext.measurement.robust_accuracy import robust_accuracy
+from margin_ext.measurement.sampled import Sampling, sampled_margins
+from margin_ext.measurement.stated_figures import STATED, Stated
+from margin_ext.measurement.table import text_table
+
+__all__ = ["PARTS", "Row", "compare", "comparison_table", "reproduce"]
+
+_log = logging.getLogger(__name__)
+
+Values = dict[str, float]
+
+CHECKPOINTS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "linear": ("MNISTLR_01000.tar", linear_classifier),
+    "plain": ("MNISTCNN_00200.tar", mnist_cnn),
+    "regularized": ("MNISTCNN_reg_00200.tar", mnist_cnn),
+}
+
+CNNS = ("plain", "regularized")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure from both sides.
+
+    Attributes:
+        name: What it is, such as "plain/average_margin".
+        stated: The figure to reproduce, its tolerance and whence it is.
+        ours: The figure computed now.
+    """
+
+    name: str
+    stated: Stated
+    ours: float
+
+    @property
+    def difference(self) -> float:
+        """Ours minus theirs."""
+        return self.ours - self.stated.value
+
+    @property
+    def agrees(self) -> bool:
+        """Within the tolerance."""
+        return abs(self.difference) <= self.stated.tolerance
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """Loaded checkpoints and data."""
+
+    models: dict[str, nn.Module]
+    checkpoints: dict[str, dict[str, Any]]
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def subset(self) -> np.ndarray[Any, Any]:
+        """The authors' 500 test points, as their script draws them."""
+        return np.random.RandomState(0).choice(10000, size=500, replace=False)
+
+    def some(self, index: Any) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
+def _linear(experiment: _Experiment) -> Values:
+    """Exact margins of the linear classifier."""
+    model = experiment.models["linear"]
+    norms = (2.0, np.inf, 1.0)
+    data = (experiment.images, experiment.labels)
+    values = {"linear/stored_test_accuracy": float(experiment.checkpoints["linear"]["test_acc"])}
+    for signed in (True, False):
+        report = measure(model, data, p=norms, signed=signed, batch_size=1000)
+        kind = "signed" if signed else "unsigned"
+        values["linear/accuracy"] = report.accuracy
+        values[f"linear/{kind}_gap"] = float(report.gap.astype(np.float64).mean())
+        for p in norms:
+            total = report.summary(p)
+            values[f"linear/{kind}_{norm_name(p)}"] = total.average
+            values[f"linear/{kind}_{norm_name(p)}_minimum"] = total.minimum
+    seed_0 = measure(model, experiment.some(experiment.subset), signed=False)
+    values["linear/seed_0_subset"] = float(seed_0.margin.astype(np.float64).mean())
+    return values
+
+
+def _first_order(experiment: _Experiment, name: str) -> Values:
+    """First-order l2 margins of a CNN on the whole test set, unsigned as the authors report."""
+    model, data = experiment.models[name], (experiment.images, experiment.labels)
+    every = measure(model, data, signed=False)
+    nearest = measure(model, data, signed=False, classes="runner_up")
+    signed = np.where(every.correct, every.margin, -every.margin)
+    return {
+        f"{name}/stored_test_accuracy": float(experiment.checkpoints[name]["test_acc"]),
+        f"{name}/accuracy": every.accuracy,
+        f"{name}/average_margin": every.average_margin,
+        f"{name}/average_margin_runner_up": nearest.average_margin,
+        f"{name}/average_margin_sign_by_correctness": float(signed.astype(np.float64).mean()),
+        f"{name}/average_gap": float(every.gap.astype(np.float64).mean()),
+        f"{name}/smallest_margin": every.minimum_margin,
+        f"{name}/runner_up_is_not_nearest": float((every.first.critical != every.runner_up).mean()),
+        f"{name}/runner_up_overstates": nearest.average_margin / every.average_margin - 1,
+    }
+
+
+def _bounds(experiment: _Experiment, name: str) -> Values:
+    """First-order and sampled values against the distance of an attack, on the 500 points."""
+    model = experiment.models[name]
+    index = experiment.subset
+    x, y = experiment.some(index)
+    tangent = measure(model, (x, y), signed=False).margin
+    free, boxed, sampled = [], [], []
+    with evaluation_mode(model):
+        for start in range(0, len(index), 100):
+            part = x[start : start + 100]
+            label = model(part).argmax(dim=1)
+            settings = DistanceAttack(steps=100)
+            free.append(nearest_adversarial(model, part, label, settings=settings).distance)
+            boxed.append(
+                nearest_adversarial(
+                    model, part, label, settings=settings, data_range=(0.0, 1.0)
+                ).distance
+            )
+            sampled.append(
+                sampled_margins(
+                    model, part, label, settings=Sampling(points=64, radius=5.0),
+                    indices=range(start, start + part.shape[0]),
+                ).estimate
+            )  # fmt: skip
+    distance = torch.cat(free).double().numpy()
+    estimate = torch.cat(sampled).double().numpy()
+    ratio = tangent / distance
+    return {
+        f"{name}/attack_distance": float(distance.mean()),
+        f"{name}/attack_distance_in_box": float(torch.cat(boxed).double().mean()),
+        f"{name}/first_order_above_attack": float((ratio > 1 + 1e-4).mean()),
+        f"{name}/first_order_over_attack": float(ratio.mean()),
+        f"{name}/first_order_over_attack_largest": float(ratio.max()),
+        f"{name}/sampled_estimate": float(estimate.mean()),
+        f"{name}/sampled_above_attack": float((estimate > distance * (1 + 1e-4)).mean()),
+    }
+
+
+def _robust(experiment: _Experiment, name: str) -> Values:
+    """PGD on the cross-entropy and on the gap, first 1000 test images, 100 steps."""
+    values: Values = {}
+    result = robust_accuracy(
+        experiment.models[name],
+        experiment.some(slice(0, 1000)),
+        [1.0, 2.0],
+        steps=100,
+        random_start=False,
+        data_range=(0.0, 1.0),
+    )
+    for loss in ("gap", "cross_entropy"):
+        for eps, share in zip(result.eps, result.curve(loss), strict=True):
+            values[f"{name}/robust_{loss}_eps_{eps:g}"] = share
+    if result.diagnosis is not None:
+        values[f"{name}/cross_entropy_underflow"] = result.diagnosis.cross_entropy_underflow
+        values[f"{name}/masked_cross_entropy"] = float(result.diagnosis.cross_entropy_masked)
+        values[f"{name}/masked_gap"] = float(result.diagnosis.gap_masked)
+    floored = robust_accuracy(
+        experiment.models[name],
+        experiment.some(slice(0, 100)),
+        2.0,
+        steps=100,
+        random_start=False,
+        norm_floor=1e-6,
+        data_range=(0.0, 1.0),
+        diagnose_masking=False,
+    )
+    values[f"{name}/protocol_cross_entropy_eps_2"] = floored.curve("cross_entropy")[0]
+    values[f"{name}/protocol_gap_eps_2"] = floored.curve("gap")[0]
+    return values
+
+
+def _weights(experiment: _Experiment) -> Values:
+    """Orthogonality terms, as the authors' code counts them and each once; spectral norms."""
+    values: Values = {}
+    for name in CNNS:
+        once = authors = 0.0
+        for label, parameter in experiment.models[name].named_parameters():
+            if parameter.dim() < 2:
+                continue
+            matrix = parameter.detach().double().flatten(1)
+            gram = matrix @ matrix.T
+            term = float((gram - torch.eye(gram.shape[0], dtype=gram.dtype)).square().sum())
+            once += term
+            # Their loop adds the last matrix's term again at the bias that follows it.
+            authors += 2 * term
+            layer = label.removesuffix(".weight")
+            values[f"{name}/spectral_norm_{layer}"] = float(torch.linalg.matrix_norm(matrix, 2))
+        values[f"{name}/orthogonality"] = once
+        values[f"{name}/orthogonality_authors"] = authors
+        values[f"{name}/orthogonality_ratio"] = authors / once
+    return values
+
+
+PARTS: dict[str, Callable[[_Experiment], Values]] = {
+    "linear": _linear,
+    "weights": _weights,
+    "first-order-plain": lambda e: _first_order(e, "plain"),
+    "first-order-regularized": lambda e: _first_order(e, "regularized"),
+    "bounds-plain": lambda e: _bounds(e, "plain"),
+    "bounds-regularized": lambda e: _bounds(e, "regularized"),
+    "robust-plain": lambda e: _robust(e, "plain"),
+    "robust-regularized": lambda e: _robust(e, "regularized"),
+}
+
+
+def reproduce(
+    authors: str | Path,
+    mnist: str | Path,
+    *,
+    parts: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    done: Callable[[str, Values], None] | None = None,
+) -> Values:
+    """Compute the figures.
+
+    Args:
+        authors: Folder with the authors' checkpoints MNISTLR_01000.tar, MNISTCNN_00200.tar and
+            MNISTCNN_reg_00200.tar; loaded as tensors only, without running code.
+        mnist: Folder with MNIST's test idx files.
+        parts: Names from PARTS; None: all.
+        out: Folder in which each part is kept as it is done; a later call does not repeat it.
+        done: Called after each part.
+
+    Returns:
+        Every figure by name.
+
+    Raises:
+        FileNotFoundError, ValueError: Something is missing, damaged or does not fit.
+    """
+    chosen = list(PARTS) if parts is None else list(parts)
+    unknown = [part for part in chosen if part not in PARTS]
+    if unknown:
+        raise ValueError(f"unknown parts {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    models, checkpoints = {}, {}
+    for name, (file, build) in CHECKPOINTS.items():
+        models[name] = build().eval()
+        checkpoints[name] = load_checkpoint(models[name], Path(authors) / file)
+    images, labels = load_mnist(mnist)
+    experiment = _Experiment(models, checkpoints, images, labels)
+    values: Values = {}
+    for part in chosen:
+        path = None if out is None else Path(out) / f"{part}.json"
+        if path is not None and path.exists():
+            found = {name: float(value) for name, value in json.loads(path.read_text()).items()}
+        else:
+            _log.info("computing %s", part)
+            found = PARTS[part](experiment)
+            if path is not None:
+                text = json.dumps(finite_json(found), indent=1)
+                write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        values.update(found)
+        if done is not None:
+            done(part, found)
+    return values
+
+
+def compare(values: Values) -> list[Row]:
+    """The stated figures among the values."""
+    return [Row(name, STATED[name], ours) for name, ours in values.items() if name in STATED]
+
+
+def comparison_table(values: Values) -> str:
+    """Stated and computed figures with their difference, then those without a counterpart."""
+    rows = [
+        [
+            row.name,
+            f"{row.stated.value:.7g}",
+            f"{row.ours:.7g}",
+            f"{row.difference:+.2g}",
+            "yes" if row.agrees else "NO",
+            row.stated.source,
+        ]
+        for row in compare(values)
+    ]
+    lines = [text_table(["", "stated", "ours", "difference", "agrees", "source"], rows)]
+    others = [(name, value) for name, value in values.items() if name not in STATED]
+    if others:
+        lines += ["", text_table(["without counterpart", "ours"], _pairs(others))]
+    return "\n".join(lines)
+
+
+def _pairs(values: Iterable[tuple[str, float]]) -> list[list[str]]:
+    return [[name, f"{value:.7g}"] for name, value in values]
