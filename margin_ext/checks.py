@@ -1,6 +1,6 @@
 """Checks of shapes, types and labels, with messages that say what was expected and what came.
 
-The C++ ops check the same before they touch memory (csrc/torch/checks.h).
+The C++ ops check the same before they touch memory (csrc/torch/check.h).
 """
 
 from __future__ import annotations
@@ -8,7 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_grad", "check_labels", "check_logits", "check_sample_vector", "shape_text"]
+__all__ = [
+    "check_class_weight",
+    "check_eps",
+    "check_grad",
+    "check_labels",
+    "check_logits",
+    "check_loss_settings",
+    "check_sample_vector",
+    "shape_text",
+]
 
 FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -63,3 +72,24 @@ def check_sample_vector(name: str, vector: Tensor, batch: int) -> None:
     """Require vector [B]."""
     if vector.dim() != 1 or vector.shape[0] != batch:
         raise ValueError(f"{name} must be [B] = [{batch}], got {shape_text(vector)}")
+
+
+def check_eps(eps: float) -> None:
+    """Require a floor of the norm above 0: without one a zero gradient divides by zero."""
+    if not eps > 0:
+        raise ValueError(f"eps must be above 0, got {eps}")
+
+
+def check_loss_settings(mu: float, eps: float, label_smoothing: float) -> None:
+    """Require mu >= 0, eps > 0 and label_smoothing in 0..1; none of them NaN."""
+    if not mu >= 0:
+        raise ValueError(f"mu must be at least 0, got {mu}")
+    check_eps(eps)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
+
+
+def check_class_weight(weight: Tensor, classes: int) -> None:
+    """Require weight [C]."""
+    if weight.dim() != 1 or weight.shape[0] != classes:
+        raise ValueError(f"class_weight must be [{classes}], got {shape_text(weight)}")

@@ -1,7 +1,7 @@
 """The ops as differentiable functions: compiled where a library serves the device.
 
 Same names, arguments and results as ``margin_ext.reference``, which serves everything else: other
-devices, missing libraries, and torch.func transforms (vmap, grad, jvp).
+devices, missing libraries, and torch.func transforms (vmap and grad; there is no forward mode).
 """
 
 from __future__ import annotations

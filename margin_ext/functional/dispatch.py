@@ -11,7 +11,7 @@ from margin_ext._extension import cpu_library, ops_available
 from margin_ext.fake_kernels import register_fake_kernels
 from margin_ext.reference.dual import channel_scale, wide
 
-__all__ = ["compiled_for", "flat_channel_scale", "match_width"]
+__all__ = ["compiled_for", "flat_channel_scale", "labels_readable", "match_width"]
 
 if cpu_library.loaded:
     register_fake_kernels()
@@ -24,6 +24,14 @@ def compiled_for(tensor: Tensor) -> bool:
     kernel does not see. The reference is made of torch's own functions and does.
     """
     return ops_available(tensor.device.type) and not torch._C._are_functorch_transforms_active()
+
+
+def labels_readable(tensor: Tensor) -> bool:
+    """Whether the reference may look at labels at no cost: on CPU, and not under vmap and the like.
+
+    There gather and cross_entropy still refuse a label out of range, in torch's words.
+    """
+    return tensor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
 
 
 def flat_channel_scale(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.functional.dispatch import compiled_for
+from margin_ext.functional.dispatch import compiled_for, labels_readable
 from margin_ext.reference import LogitGap
 
 __all__ = ["gap_seed", "logit_gap"]
@@ -63,7 +63,7 @@ def logit_gap(
             target,
             critical=critical,
             ignore_index=ignore_index,
-            validate=validate or logits.device.type == "cpu",
+            validate=validate or labels_readable(logits),
         )
     if validate:
         reference.logit_gap(logits.detach(), target, critical=critical, ignore_index=ignore_index)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.functional.dispatch import compiled_for, flat_channel_scale, match_width
+from margin_ext.checks import check_loss_settings
+from margin_ext.functional.dispatch import (
+    compiled_for,
+    flat_channel_scale,
+    labels_readable,
+    match_width,
+)
 from margin_ext.norms import dual_exponent
 from margin_ext.reference import MarginLoss
 from margin_ext.reference.dual import wide
@@ -135,6 +141,10 @@ def _recomputed_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
 def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
     """Under create_graph: the reference, which is differentiable to any order."""
     logits, grad, target, critical, class_weight, input_scale, _ = ctx.saved_tensors
+    # Aliases: the graph of grad may lead back to logits (a last layer whose backward reads its own
+    # output, such as tanh), and that path is the caller's, not a part of these partial derivatives.
+    logits = logits.view_as(logits)
+    grad = None if grad is None else grad.view_as(grad)
     s: _Settings = ctx.settings
     loss = reference.average_margin_loss(
         logits,
@@ -198,12 +208,13 @@ def average_margin_loss(
             label_smoothing=label_smoothing,
             reduction=reduction,
             input_std=input_std,
-            validate=validate or logits.device.type == "cpu",
+            validate=validate or labels_readable(logits),
         )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if validate:
         reference.logit_gap(logits.detach(), target, critical=critical, ignore_index=ignore_index)
+    check_loss_settings(mu, eps, label_smoothing)
     if grad is not None:
         logits, grad = match_width(logits, grad)
     loss, margin, gap, norm, statistics = _AverageMarginLoss.apply(  # type: ignore[no-untyped-call]

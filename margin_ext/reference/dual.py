@@ -80,7 +80,7 @@ def _direction(x: Tensor, q: float) -> Tensor:
         attained = magnitude == largest
         return x.sign() * attained / attained.sum(dim=1, keepdim=True)
     norm = _norm(x, q).unsqueeze(1)
-    ratio = x / torch.where(norm == 0, 1.0, norm)
+    ratio = torch.where(norm == 0, 0.0, x / torch.where(norm == 0, 1.0, norm))
     if q == 2:
         return ratio
     zero = x == 0  # kept out of pow, whose derivative at 0 is infinite for q < 2

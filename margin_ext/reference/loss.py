@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from margin_ext.checks import check_grad
+from margin_ext.checks import check_class_weight, check_grad, check_loss_settings
 from margin_ext.reference.dual import wide
 from margin_ext.reference.gap import logit_gap
 from margin_ext.reference.margin import first_order_margin
@@ -84,6 +84,9 @@ def average_margin_loss(
     found = logit_gap(
         logits, target, critical=critical, ignore_index=ignore_index, validate=validate
     )
+    check_loss_settings(mu, eps, label_smoothing)
+    if weight is not None:
+        check_class_weight(weight, logits.shape[1])
     dtype = wide(logits) if grad is None else wide(logits, grad)
     valid = target != ignore_index
     if grad is None:
