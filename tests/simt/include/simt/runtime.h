@@ -19,6 +19,7 @@ struct Device {
   int shared_per_multiprocessor = 228 << 10;
   int threads_per_multiprocessor = 2048;
   int cluster_limit = 8;  // the largest cluster that fits; 1: none is supported
+  bool capturing = false;  // what cudaStreamIsCapturing says of every stream
 };
 inline Device& device() {
   static Device device;
@@ -51,6 +52,10 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "error of the emulated device";
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = simt::device().capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
