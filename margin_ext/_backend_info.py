@@ -133,9 +133,20 @@ class BackendInfo:
 
 
 def _instruction_set() -> str | None:
-    """Return what the CPU library chose on this processor; only the library itself knows."""
+    """Return what the CPU library chose on this processor; only the library itself knows.
+
+    Raises:
+        ValueError: MARGIN_EXT_INSTRUCTION_SET asks for what is not there.
+    """
     told: dict[str, str] = json.loads(torch.ops.margin_ext.build_info())
     return told.get("cpu_instruction_set")
+
+
+def _chosen_instruction_set() -> str | None:
+    try:
+        return _instruction_set()
+    except ValueError:  # _cpu_notes tells of it
+        return None
 
 
 def _package_version() -> str:
@@ -171,6 +182,10 @@ def _torch_notes() -> list[Note]:
 def _cpu_notes() -> list[Note]:
     library = _extension.cpu_library
     if library.loaded:
+        try:
+            _instruction_set()
+        except ValueError as error:
+            return [Note(str(error), "unset MARGIN_EXT_INSTRUCTION_SET", needed=True)]
         return []
     what = f"the CPU library is not in use, because {library.problem}"
     return [Note(what, BUILD_COMMAND, needed=True)]
@@ -216,7 +231,7 @@ def backend_info() -> BackendInfo:
         torch_cuda=torch.version.cuda,
         cpu_library=str(cpu.path) if cpu.loaded else None,
         cpu_instruction_sets=tuple(cpu.build.get("instruction_sets", ())),
-        cpu_instruction_set=_instruction_set() if cpu.loaded else None,
+        cpu_instruction_set=_chosen_instruction_set() if cpu.loaded else None,
         compiler=cpu.build.get("compiler"),
         cuda_library=str(cuda.path) if cuda.loaded else None,
         cuda_library_absent=cuda.problem,

@@ -55,7 +55,8 @@ struct KernelSet {
 // Rows of logits are padded to a whole number of the widest vectors.
 inline int64_t padded_classes(int64_t classes) { return (classes + 15) / 16 * 16; }
 
-// The best set that this processor runs.
+// The best set that this processor runs, or what MARGIN_EXT_INSTRUCTION_SET asks for; throws
+// std::invalid_argument where that cannot be had.
 const KernelSet& kernel_set();
 
 template <typename T>

@@ -37,7 +37,8 @@ inline LogitInput logit_input(const Tensor& logits, const Tensor& target,
   check(logits.dim() == 2, "logits must be [B, C], got ", shape(logits));
   check(logits.size(1) >= 2, "logits must have at least 2 classes, got ", shape(logits));
   const int64_t batch = logits.size(0);
-  check(target.scalar_type() == ScalarType::Long, "target must be int64 class indices");
+  check(target.scalar_type() == ScalarType::Long, "target must be int64 class indices, got ",
+        type_name(target.scalar_type()));
   check(target.dim() == 1 && target.size(0) == batch, "target must be [B] = [", batch,
         "] (logits are ", shape(logits), "), got ", shape(target));
   check_same_device("target", target, logits);
@@ -116,7 +117,8 @@ inline LossInput loss_input(const Tensor& logits, const Tensor& target, const Ma
   input.type = wide_type(is_wide(logits));
   if (grad.has_value()) {
     check(is_wide(*grad) == is_wide(logits),
-          "logits and grad must both be float64, or neither of them");
+          "logits and grad must both be float64, or neither of them, got ",
+          type_name(logits.scalar_type()), " and ", type_name(grad->scalar_type()));
     check_same_device("grad", *grad, logits);
     input.grad = grad_input(*grad, input_scale, batch);
     arguments.grad = input.grad->rows;

@@ -46,6 +46,30 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+// torch.int64
+inline std::string type_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Half:
+      return "torch.float16";
+    case ScalarType::BFloat16:
+      return "torch.bfloat16";
+    case ScalarType::Float:
+      return "torch.float32";
+    case ScalarType::Double:
+      return "torch.float64";
+    case ScalarType::Long:
+      return "torch.int64";
+    case ScalarType::Int:
+      return "torch.int32";
+    case ScalarType::Byte:
+      return "torch.uint8";
+    case ScalarType::Bool:
+      return "torch.bool";
+    default:
+      return "type number " + std::to_string(static_cast<int>(type));
+  }
+}
+
 inline bool is_wide(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
 
 inline Dtype dtype_of(const char* name, const Tensor& tensor) {
@@ -59,8 +83,8 @@ inline Dtype dtype_of(const char* name, const Tensor& tensor) {
     case ScalarType::Double:
       return Dtype::kFloat64;
     default:
-      check(false, name, " must be float16, bfloat16, float32 or float64, got type number ",
-            static_cast<int>(tensor.scalar_type()));
+      check(false, name, " must be float16, bfloat16, float32 or float64, got ",
+            type_name(tensor.scalar_type()));
       return Dtype::kFloat32;
   }
 }
@@ -75,8 +99,8 @@ inline void check_same_device(const char* name, const Tensor& tensor, const Tens
 inline void check_vector(const char* name, const Tensor& tensor, ScalarType type, int64_t size) {
   check(tensor.dim() == 1 && tensor.size(0) == size, name, " must be [", size, "], got ",
         shape(tensor));
-  check(tensor.scalar_type() == type, name, " has type number ",
-        static_cast<int>(tensor.scalar_type()), ", expected ", static_cast<int>(type));
+  check(tensor.scalar_type() == type, name, " must be ", type_name(type), ", got ",
+        type_name(tensor.scalar_type()));
 }
 
 }  // namespace margin::binding

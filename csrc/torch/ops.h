@@ -69,7 +69,9 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   MaybeTensor dense_base;
   if (base.has_value()) {
     check(base->scalar_type() == grad.scalar_type() && same_shape(*base, grad),
-          "base must have the shape and type of grad, ", shape(grad), ", got ", shape(*base));
+          "base must have the shape and type of grad, ", shape(grad), " ",
+          type_name(grad.scalar_type()), ", got ", shape(*base), " ",
+          type_name(base->scalar_type()));
     check_same_device("base", *base, grad);
     dense_base = *base;
     if (!sample_is_dense(*base) || !same_sample_layout(*base, input.grad)) {

@@ -23,7 +23,9 @@ cpu::Parallel torch_threads() {
 }
 
 struct CpuBackend {
-  explicit CpuBackend(const torch::stable::Tensor&) : threads(torch_threads()) {}
+  explicit CpuBackend(const torch::stable::Tensor&) : threads(torch_threads()) {
+    cpu::kernel_set();  // may throw, which it must not do among threads
+  }
 
   void check_labels(const LogitRows& rows, int64_t batch) const {
     for (int64_t i = 0; i < batch; ++i) {
