@@ -12,7 +12,7 @@ struct DirectionTask {
 };
 
 template <typename T, Norm norm, Keeping keeping, typename Group>
-__global__ void __launch_bounds__(Group::kLaunchBound)
+__global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
     direction_kernel(const __grid_constant__ DirectionTask<AccOf<T>> task) {
   using Acc = AccOf<T>;
   SIMT_DYN_SHARED(unsigned char, shared);

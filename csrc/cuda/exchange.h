@@ -1,12 +1,12 @@
 // How the states of core's reductions travel between the lanes of a warp, and their combination.
 #pragma once
 
+#include "core/dual_norm.h"
 #include "core/statistics.h"
+#include "cuda/constants.h"
 #include "cuda/platform.h"
 
 namespace margin::cuda {
-
-inline constexpr unsigned kWarp = 32;
 
 template <typename Value>
 MARGIN_DEVICE Value from_lane_xor(Value value, int lanes) {
@@ -43,10 +43,11 @@ MARGIN_DEVICE BatchTotals from_lane_xor(const BatchTotals& totals, int lanes) {
   return out;
 }
 
-// A butterfly: every lane ends with the same state, combined in the same tree every time.
+// A butterfly: every lane ends with the same state, combined in the same tree every time. Not
+// unrolled: these are few instructions a sample, and were most of the code of every kernel.
 template <typename State, typename Combine>
 MARGIN_DEVICE State reduce_warp(State state, const Combine& combine) {
-#pragma unroll
+#pragma unroll 1
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) combine(state, from_lane_xor(state, lanes));
   return state;
 }

@@ -7,21 +7,21 @@
 
 namespace margin::cuda {
 
-inline constexpr unsigned kMaxThreads = 512;  // of a block
-inline constexpr unsigned kMaxWarps = kMaxThreads / kWarp;
-inline constexpr unsigned kMaxCluster = 8;  // what every device with clusters must support
-
 // The first `count` <= 32 of an array, combined; every lane of the calling warp gets the result.
 template <typename State, typename Combine>
 MARGIN_DEVICE State reduce_parts(const Raw<State>* parts, unsigned count, const Combine& combine) {
   const unsigned lane = threadIdx.x % kWarp;
-  return reduce_warp(lane < count ? parts[lane].load() : State(), combine);
+  return reduce_warp(lane < count ? parts[lane].get() : State(), combine);
 }
+
+// kThreads and kResidentBlocks are launch bounds: they set the registers a thread may have, and
+// policy.h builds on them.
 
 // One warp a sample, so the warps of a block go their own ways.
 class WarpGroup {
  public:
-  static constexpr unsigned kLaunchBound = kMaxThreads / 2;  // more samples a block gain nothing
+  static constexpr unsigned kThreads = kMaxThreads / 2;  // more samples a block gain nothing
+  static constexpr unsigned kResidentBlocks = 4;
 
   MARGIN_DEVICE int64_t first_sample() const {
     return static_cast<int64_t>(blockIdx.x) * warps() + threadIdx.x / kWarp;
@@ -50,7 +50,8 @@ class WarpGroup {
 // A block or a cluster a sample: a cluster of one block is a block.
 class BlockGroup {
  public:
-  static constexpr unsigned kLaunchBound = kMaxThreads;
+  static constexpr unsigned kThreads = kMaxThreads;
+  static constexpr unsigned kResidentBlocks = 3;
 
   MARGIN_DEVICE BlockGroup() : rank_(cluster_rank()), ranks_(cluster_size()) {
     // Shared memory of another block may be touched only once that block has started.
@@ -76,7 +77,7 @@ class BlockGroup {
     turn_ ^= 1;
     Raw<State>* warps = of_warps + turn_ * kMaxWarps;
     const State of_warp = reduce_warp(state, combine);
-    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp].store(of_warp);
+    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp].get() = of_warp;
     __syncthreads();
     const State of_block = reduce_parts(warps, blockDim.x / kWarp, combine);
     if (ranks_ == 1) return of_block;
@@ -85,7 +86,7 @@ class BlockGroup {
     // states are pushed, not fetched, no block has to wait for another before it ends.
     Raw<State>* blocks = of_blocks + turn_ * kMaxCluster;
     if (threadIdx.x < ranks_) {
-      in_cluster_block(&blocks[rank_], threadIdx.x)->store(of_block);
+      in_cluster_block(&blocks[rank_], threadIdx.x)->get() = of_block;
     }
     cluster_sync();
     return reduce_parts(blocks, ranks_, combine);

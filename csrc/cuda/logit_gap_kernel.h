@@ -13,17 +13,17 @@ struct CombineRunnersUp {
 };
 
 template <typename Acc, typename Group>
-__global__ void __launch_bounds__(Group::kLaunchBound)
+__global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
     logit_gap_kernel(const __grid_constant__ LogitGapArguments arguments) {
   Group group;
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     const Logits<Acc> logits(arguments.logits, i);
-    const Label<Acc> label = logits.label();
+    const Label<Acc> label = logits.label(i);
     Acc critical_logit = label.critical_logit;
     int64_t critical = label.critical;
     if (arguments.logits.critical == nullptr) {
       RunnerUp<Acc> state;
-      logits.for_each(group, [&](int64_t k, Acc z) {
+      logits.template for_each<4>(group, [&](int k, Acc z) {
         if (k != label.target) state.add(z, k);
       });
       state = group.reduce(state, CombineRunnersUp());

@@ -12,8 +12,8 @@ namespace margin::cuda {
 // What is known of a sample before its logits are read.
 template <typename Acc>
 struct Label {
-  int64_t target;
-  int64_t critical;  // -1: the runner-up
+  int target;
+  int critical;      // -1: the runner-up
   Acc target_logit;  // NaN where the label is bad
   Acc critical_logit;
   bool ignored;
@@ -22,56 +22,57 @@ struct Label {
   bool bad;
 };
 
-// The classes k of a sample that fall to one thread: `visit(k, z_k)`.
+// One sample's logits. Launchers make sure that classes fit 32 bits.
 template <typename Acc>
 class Logits {
  public:
-  MARGIN_DEVICE Logits(const LogitRows& rows, int64_t sample) : rows_(rows), sample_(sample) {}
+  MARGIN_DEVICE Logits(const LogitRows& rows, int64_t sample)
+      : rows_(rows), start_(sample * rows.batch_stride) {}
 
-  MARGIN_DEVICE Acc at(int64_t k) const {
-    return load_as<Acc>(rows_.dtype, rows_.data, sample_ * rows_.batch_stride + k);
-  }
+  MARGIN_DEVICE int classes() const { return static_cast<int>(rows_.classes); }
+  MARGIN_DEVICE Acc at(int k) const { return load_as<Acc>(rows_.dtype, rows_.data, start_ + k); }
 
-  MARGIN_DEVICE Label<Acc> label() const {
+  MARGIN_DEVICE Label<Acc> label(int64_t sample) const {
     const auto in_range = [&](int64_t k) { return k >= 0 && k < rows_.classes; };
+    const bool has_critical = rows_.critical != nullptr;
+    const int64_t target = rows_.target[sample];
+    const int64_t critical = has_critical ? rows_.critical[sample] : -1;
     Label<Acc> label;
-    label.target = rows_.target[sample_];
-    label.critical = rows_.critical == nullptr ? -1 : rows_.critical[sample_];
-    label.ignored = label.target == rows_.ignore_index;
-    const bool critical_fits =
-        rows_.critical == nullptr || (in_range(label.critical) && label.critical != label.target);
-    label.bad = !in_range(label.target) || !critical_fits;
+    label.ignored = target == rows_.ignore_index;
+    label.bad = !in_range(target) || (has_critical && (!in_range(critical) || critical == target));
     const bool readable = !label.ignored && !label.bad;
+    label.target = static_cast<int>(readable ? target : -1);
+    label.critical = static_cast<int>(readable ? critical : -1);
     label.target_logit = readable ? at(label.target) : not_a_number<Acc>();
-    label.critical_logit =
-        readable && rows_.critical != nullptr ? at(label.critical) : not_a_number<Acc>();
+    label.critical_logit = readable && has_critical ? at(label.critical) : not_a_number<Acc>();
     return label;
   }
 
-  template <typename Group, typename Visit>
+  // visit(k, z_k) for the classes that fall to this thread; `kUnroll` loads under way at a time.
+  template <int kUnroll, typename Group, typename Visit>
   MARGIN_DEVICE void for_each(const Group& group, const Visit& visit) const {
-    const int64_t step = static_cast<int64_t>(group.threads()) * group.ranks();
-    const int64_t first = static_cast<int64_t>(group.threads()) * group.rank() + group.thread();
-    for (int64_t start = first; start < rows_.classes; start += kUnroll * step) {
+    const int step = opaque(static_cast<int>(group.threads() * group.ranks()));
+    const int first = opaque(static_cast<int>(group.threads() * group.rank() + group.thread()));
+#pragma unroll 1
+    for (int start = first; start < classes(); start += kUnroll * step) {
       Acc z[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const int64_t k = start + u * step;
-        if (k < rows_.classes) z[u] = at(k);
+        const int k = start + u * step;
+        z[u] = 0;  // see RowPass::zero_pack
+        if (k < classes()) z[u] = at(k);
       }
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const int64_t k = start + u * step;
-        if (k < rows_.classes) visit(k, z[u]);
+        const int k = start + u * step;
+        if (k < classes()) visit(k, z[u]);
       }
     }
   }
 
  private:
-  static constexpr int kUnroll = 4;  // loads under way at a time
-
   const LogitRows& rows_;
-  int64_t sample_;
+  int64_t start_;
 };
 
 }  // namespace margin::cuda

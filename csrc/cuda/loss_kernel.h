@@ -16,7 +16,7 @@ struct LossTask {
   SampleOptions<Acc> options;  // without class_weight_sum where there are class weights
   Acc q;
   Acc scale;              // of the gradients, where there is no upstream
-  BatchTotals* partials;  // one a group of blocks; null: no totals are wanted
+  BatchTotals* partials;  // one a group of blocks; null: totals are not wanted
   unsigned ticket;
 };
 
@@ -59,16 +59,9 @@ MARGIN_DEVICE void put(void* vector, int64_t i, Acc value) {
   if (vector != nullptr) static_cast<Acc*>(vector)[i] = value;
 }
 
-template <typename Acc, typename Group>
-MARGIN_DEVICE void write_ignored(const LossArguments& arguments, const Group& group,
-                                 const Logits<Acc>& logits, int64_t i) {
-  if (arguments.grad_logits != nullptr) {
-    logits.for_each(group, [&](int64_t k, Acc) {
-      store_as(arguments.logits.dtype, arguments.grad_logits, i * arguments.logits.classes + k,
-               Acc(0));
-    });
-  }
-  if (group.thread() != 0 || group.rank() != 0) return;
+// The per-sample outputs of a sample that does not count.
+template <typename Acc>
+MARGIN_DEVICE void write_ignored(const LossArguments& arguments, int64_t i) {
   put(arguments.margin, i, not_a_number<Acc>());
   put(arguments.gap, i, not_a_number<Acc>());
   if (arguments.grad.data != nullptr) put(arguments.norm_out, i, not_a_number<Acc>());
@@ -77,7 +70,7 @@ MARGIN_DEVICE void write_ignored(const LossArguments& arguments, const Group& gr
 
 // T: the type of grad; with Keeping::kAbsent there is none, and T is the accumulation type.
 template <typename T, Norm norm, Keeping keeping, typename Group>
-__global__ void __launch_bounds__(Group::kLaunchBound)
+__global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
     loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task) {
   using Acc = AccOf<T>;
   constexpr bool kHasRow = keeping != Keeping::kAbsent;
@@ -90,7 +83,7 @@ __global__ void __launch_bounds__(Group::kLaunchBound)
 
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     const Logits<Acc> logits(arguments.logits, i);
-    const Label<Acc> label = logits.label();
+    const Label<Acc> label = logits.label(i);
     const bool leads = group.thread() == 0 && group.rank() == 0;
 
     // First pass. The row comes first: it is what takes time, and it needs no label.
@@ -109,14 +102,20 @@ __global__ void __launch_bounds__(Group::kLaunchBound)
     if constexpr (kHasRow) state.norm = row.read(row_output, arguments.grad_grad != nullptr);
 
     if (label.ignored) {
-      write_ignored(arguments, group, logits, i);
+      if (leads) write_ignored<Acc>(arguments, i);
+      if (arguments.grad_logits != nullptr) {
+        for (int k = static_cast<int>(group.rank() * group.threads() + group.thread());
+             k < logits.classes(); k += static_cast<int>(group.ranks() * group.threads())) {
+          store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k, Acc(0));
+        }
+      }
       if constexpr (kHasRow) {
         if (arguments.grad_grad != nullptr) row.write_zeros(row_output);
       }
       continue;
     }
 
-    logits.for_each(group, [&](int64_t k, Acc z) {
+    logits.template for_each<4>(group, [&](int k, Acc z) {
       state.log_sum_exp.add(z);
       if (k != label.target) state.runner_up.add(z, k);
       if (smoothed && class_weight != nullptr) state.class_weight_sum += class_weight[k];
@@ -131,7 +130,7 @@ __global__ void __launch_bounds__(Group::kLaunchBound)
     logit_row.critical_index = label.critical < 0 ? state.runner_up.index : label.critical;
     if (smoothed) {
       Acc sum = 0;
-      logits.for_each(group, [&](int64_t k, Acc z) {
+      logits.template for_each<1>(group, [&](int k, Acc z) {
         sum += (class_weight == nullptr ? Acc(1) : class_weight[k]) * (state.log_sum_exp.max - z);
       });
       logit_row.smoothing_sum = group.reduce(sum, CombineSums());
@@ -156,32 +155,30 @@ __global__ void __launch_bounds__(Group::kLaunchBound)
     const Acc* upstream = static_cast<const Acc*>(arguments.upstream);
     const Acc scale =
         upstream == nullptr ? task.scale : upstream[arguments.upstream_per_sample ? i : 0];
+    if (arguments.grad_logits != nullptr) {
+      const LogitGradient<Acc> gradient =
+          make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
+      logits.template for_each<2>(group, [&](int k, Acc z) {
+        const Acc class_share = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
+        store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k,
+                 logit_gradient_at(gradient, exponential(z - gradient.max), k, class_share));
+      });
+    }
     if constexpr (kHasRow) {
       if (arguments.grad_grad != nullptr) {
         row.write(make_direction<norm>(state.norm, row_norm, scale * sample.grad_norm, task.q),
                   row_output);
       }
     }
-    if (arguments.grad_logits != nullptr) {
-      const LogitGradient<Acc> gradient =
-          make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
-      logits.for_each(group, [&](int64_t k, Acc z) {
-        const Acc class_share = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
-        store_as(arguments.logits.dtype, arguments.grad_logits, i * arguments.logits.classes + k,
-                 logit_gradient_at(gradient, exponential(z - gradient.max), k, class_share));
-      });
-    }
   }
 
   BatchTotals totals;
   if (block_totals.finish(group, task.partials, &tickets[task.ticket], totals) &&
       threadIdx.x == 0) {
-    Acc unwanted[kStatisticCount];
-    Acc* statistics = static_cast<Acc*>(arguments.statistics);
     Acc* loss =
         arguments.reduction == Reduction::kNone ? nullptr : static_cast<Acc*>(arguments.loss);
-    totals.write(arguments.reduction, arguments.batch,
-                 statistics == nullptr ? unwanted : statistics, loss);
+    totals.write(arguments.reduction, arguments.batch, static_cast<Acc*>(arguments.statistics),
+                 loss);
   }
 }
 

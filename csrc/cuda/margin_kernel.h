@@ -24,7 +24,7 @@ struct CombineNorms {
 };
 
 template <typename T, Norm norm, typename Group>
-__global__ void __launch_bounds__(Group::kLaunchBound)
+__global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
     margin_kernel(const __grid_constant__ MarginTask<AccOf<T>> task) {
   using Acc = AccOf<T>;
   const MarginArguments& arguments = task.arguments;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(Group::kLaunchBound)
     const Acc value = norm_value<norm>(state, task.q);
     const Acc gap = static_cast<const Acc*>(arguments.gap)[i];
     static_cast<Acc*>(arguments.norm_out)[i] = value;
-    static_cast<Acc*>(arguments.margin)[i] = first_order_margin(gap, value, task.eps).value;
+    static_cast<Acc*>(arguments.margin)[i] = margin::first_order_margin(gap, value, task.eps).value;
   }
 }
 

@@ -33,6 +33,10 @@ MARGIN_DEVICE T narrow(Acc x) {
   }
 }
 
+constexpr int size_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
 // What one memory instruction moves at most.
 template <typename T>
 inline constexpr int kPackSize = 16 / static_cast<int>(sizeof(T));

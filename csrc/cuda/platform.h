@@ -12,7 +12,6 @@
 
 #else
 
-#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -61,46 +60,56 @@ cudaError_t launch(void (*kernel)(Parameters...), const Config& config, Argument
 
 #endif
 
-// Thread-block clusters exist from compute capability 9.0 on; compiled for an older target these
-// functions describe a cluster of one block, which is all that is ever launched there.
-#if defined(MARGIN_EXT_SIMT) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
-#define MARGIN_EXT_CLUSTERS 1
-#else
-#define MARGIN_EXT_CLUSTERS 0
-#endif
-
 namespace margin::cuda {
 
-MARGIN_DEVICE unsigned cluster_rank() {
-#if MARGIN_EXT_CLUSTERS
-  return cooperative_groups::this_cluster().block_rank();
-#else
-  return 0;
-#endif
-}
+// Thread-block clusters exist from compute capability 9.0 on; compiled for an older target these
+// functions describe a cluster of one block, which is all that is ever launched there. nvcc's
+// built-ins stand in for <cooperative_groups.h>, which would double the time of every build.
+#if defined(MARGIN_EXT_SIMT)
 
-MARGIN_DEVICE unsigned cluster_size() {
-#if MARGIN_EXT_CLUSTERS
-  return cooperative_groups::this_cluster().num_blocks();
-#else
-  return 1;
-#endif
-}
-
-MARGIN_DEVICE void cluster_sync() {
-#if MARGIN_EXT_CLUSTERS
-  cooperative_groups::this_cluster().sync();
-#endif
-}
+inline unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
+inline unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
+inline void cluster_sync() { cooperative_groups::this_cluster().sync(); }
 
 // The variable at `address` of this block's shared memory, as it lies in block `rank`.
 template <typename T>
-MARGIN_DEVICE T* in_cluster_block(T* address, unsigned rank) {
-#if MARGIN_EXT_CLUSTERS
+T* in_cluster_block(T* address, unsigned rank) {
   return cooperative_groups::this_cluster().map_shared_rank(address, static_cast<int>(rank));
+}
+
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+
+MARGIN_DEVICE unsigned cluster_rank() { return __clusterRelativeBlockRank(); }
+MARGIN_DEVICE unsigned cluster_size() { return __clusterSizeInBlocks(); }
+// Orders what was written to any shared memory of the cluster before what is read there after.
+MARGIN_DEVICE void cluster_sync() {
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+}
+template <typename T>
+MARGIN_DEVICE T* in_cluster_block(T* address, unsigned rank) {
+  return static_cast<T*>(__cluster_map_shared_rank(address, rank));
+}
+
 #else
-  return rank == 0 ? address : nullptr;
+
+MARGIN_DEVICE unsigned cluster_rank() { return 0; }
+MARGIN_DEVICE unsigned cluster_size() { return 1; }
+MARGIN_DEVICE void cluster_sync() {}
+template <typename T>
+MARGIN_DEVICE T* in_cluster_block(T* address, unsigned) {
+  return address;
+}
+
 #endif
+
+// x, of which the compiler knows nothing. What is computed from it is computed where it is used,
+// instead of once for all samples, which would cost registers in every loop.
+MARGIN_DEVICE int opaque(int x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
 }
 
 // A place in shared memory for a T that has a constructor.
@@ -108,8 +117,8 @@ template <typename T>
 struct alignas(alignof(T)) Raw {
   unsigned char bytes[sizeof(T)];
 
-  MARGIN_DEVICE void store(const T& value) { *reinterpret_cast<T*>(bytes) = value; }
-  MARGIN_DEVICE const T& load() const { return *reinterpret_cast<const T*>(bytes); }
+  MARGIN_DEVICE T& get() { return *reinterpret_cast<T*>(bytes); }
+  MARGIN_DEVICE const T& get() const { return *reinterpret_cast<const T*>(bytes); }
 };
 
 }  // namespace margin::cuda

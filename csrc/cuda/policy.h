@@ -48,32 +48,32 @@ struct BlockSize {
 
 inline constexpr BlockSize kBlockSizes[] = {
     {8 << 10, 128,
-     "at most 4 packs a thread, one round of loads; small blocks so that many rows are under way "
+     "one round of loads, at most 4 packs a thread; small blocks, so that many rows are under way "
      "(reasoned)"},
-    {32 << 10, 256, "at most 8 packs a thread, two rounds of loads (reasoned)"},
-    {INT64_MAX, 512,
-     "few blocks fit beside a long row, so each must keep many loads under way: 512 threads x 4 "
-     "packs = 32 KB (reasoned)"},
+    {INT64_MAX, 256,
+     "3 such blocks fit a multiprocessor by their registers, and keep 3 x 256 x 4 packs = 48 KB of "
+     "loads under way: its share of the bandwidth times the latency is about 25 KB (reasoned)"},
 };
 
 struct Limits {
-  // warp: 8 packs x 32 lanes live in 32 registers a thread; more would spill or cost occupancy.
+  // warp: 8 packs x 32 lanes, which live in 32 registers a thread.
   static constexpr int64_t kWarpRowBytes = 4096;
   // warp: 64 logits a lane; beyond, a block has more loads under way (reasoned).
   static constexpr int64_t kWarpClasses = 2048;
-  // warp: 8 rows a block, fewer for small batches so that every multiprocessor gets some.
-  static constexpr int64_t kWarpsPerBlock = 8;
+  // warp: 4 rows a block, fewer for small batches so that every multiprocessor gets some.
+  static constexpr int64_t kWarpsPerBlock = 4;
   // cluster: two blocks on a multiprocessor at least, so that one reads while the other writes.
   static constexpr int64_t kBlocksPerMultiprocessor = 2;
   // cluster for few samples: a smaller slice is read in less time than the exchange takes
   // (about a microsecond, reasoned).
   static constexpr int64_t kSmallestSlice = 8 << 10;
   // Static shared memory of the largest kernel and what CUDA keeps of each block's.
-  static constexpr int64_t kReservedShared = 8 << 10;
-  // The kernels' budget a thread, asserted by tests/test_cuda_compile.py. 64 let 1024 threads be
-  // resident, which with 4 packs each keep 64 KB of loads under way on a multiprocessor: twice what
-  // its share of the memory's bandwidth times latency asks for.
-  static constexpr int kRegisters = 64;
+  static constexpr int64_t kReservedShared = 4 << 10;
+  // Registers a thread: the kernels' budgets, set by their launch bounds (group.h) and asserted by
+  // tests/test_cuda_compile.py. warp: 16 rows of up to 4 KB on a multiprocessor, 64 KB of loads
+  // under way. block: see kBlockSizes.
+  static constexpr int kWarpRegisters = 128;
+  static constexpr int kBlockRegisters = 80;
   // Bounds the buffer of partial totals. More blocks than can be resident gain nothing.
   static constexpr int64_t kGroups = 4096;
 };
@@ -181,9 +181,10 @@ inline bool make_plan(const DeviceTraits& device, const SampleShape& shape,
   }
   // As many groups as can be resident: each then takes samples in turn, and the batch reduction has
   // few partial totals to combine.
+  const int registers =
+      plan.regime == Regime::kWarp ? Limits::kWarpRegisters : Limits::kBlockRegisters;
   const int64_t of_threads =
-      std::min<int64_t>(device.threads_per_multiprocessor, 65536 / Limits::kRegisters) /
-      plan.threads;
+      std::min<int64_t>(device.threads_per_multiprocessor, 65536 / registers) / plan.threads;
   const int64_t of_shared = device.shared_per_multiprocessor /
                             (static_cast<int64_t>(plan.shared_bytes) + Limits::kReservedShared);
   const int64_t resident = std::max<int64_t>(1, std::min(of_threads, of_shared));

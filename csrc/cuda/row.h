@@ -12,7 +12,7 @@ template <typename T>
 struct RowSlice {
   const T* row;
   int64_t size;           // D
-  int64_t first_element;  // of the slice's first pack
+  int64_t first_element;  // the number of the slice's first
   int64_t packs;          // of the slice
   int edges;              // of the slice; fewer than a warp has lanes
   int head;               // of these, how many stand before the row's first pack
@@ -23,20 +23,21 @@ struct RowSlice {
     const int past = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
     const int to_boundary = past == 0 ? 0 : kPack - past;
     head = to_boundary < size ? to_boundary : static_cast<int>(size);
-    const int64_t all = (size - head) / kPack;
-    const int64_t share = (all + ranks - 1) / ranks;
-    const int64_t first = rank * share < all ? rank * share : all;
-    packs = all - first < share ? all - first : share;
-    edges = rank == 0 ? static_cast<int>(size - all * kPack) : 0;
-    first_element = head + first * kPack;
+    packs = (size - head) / kPack;
+    edges = static_cast<int>(size - packs * kPack);
+    first_element = head;
+    if (ranks == 1) return;
+    const int64_t share = (packs + ranks - 1) / ranks;
+    const int64_t first = rank * share < packs ? rank * share : packs;
+    packs = packs - first < share ? packs - first : share;
+    first_element += first * kPack;
+    if (rank != 0) edges = 0;
   }
 
-  MARGIN_DEVICE int64_t element_of_pack(int64_t i) const {
-    return first_element + i * kPackSize<T>;
+  MARGIN_DEVICE const uint4* first_pack() const {
+    return reinterpret_cast<const uint4*>(row + first_element);
   }
-  MARGIN_DEVICE const uint4* pack(int64_t i) const {
-    return reinterpret_cast<const uint4*>(row + element_of_pack(i));
-  }
+  // The number of edge element e within the row.
   MARGIN_DEVICE int64_t element_of_edge(int e) const { return e < head ? e : size - edges + e; }
 };
 
@@ -47,21 +48,22 @@ struct RowOutput {
   struct Fetched {};
 
   T* row;
+  T* first;          // the slice's first element
   bool whole_packs;  // its packs lie on 16-byte boundaries just where the slice's do
 
   MARGIN_DEVICE RowOutput(T* row_start, const RowSlice<T>& slice)
-      : row(row_start), whole_packs(is_aligned(row_start + slice.first_element)) {}
+      : row(row_start), first(row_start + slice.first_element), whole_packs(is_aligned(first)) {}
 
   MARGIN_DEVICE Fetched fetch(int64_t) const { return {}; }
-  MARGIN_DEVICE void store_pack(int64_t element, const Acc (&x)[kPackSize<T>], Fetched) const {
+  MARGIN_DEVICE void store_pack(int64_t i, const Acc (&x)[kPackSize<T>], Fetched) const {
     Pack<T> pack;
 #pragma unroll
     for (int k = 0; k < kPackSize<T>; ++k) pack.value[k] = narrow<T>(x[k]);
     if (whole_packs) {
-      store_streaming(reinterpret_cast<uint4*>(row + element), as_bits(pack));
+      store_streaming(reinterpret_cast<uint4*>(first) + i, as_bits(pack));
     } else {
 #pragma unroll
-      for (int k = 0; k < kPackSize<T>; ++k) row[element + k] = pack.value[k];
+      for (int k = 0; k < kPackSize<T>; ++k) first[i * kPackSize<T> + k] = pack.value[k];
     }
   }
   MARGIN_DEVICE void store_element(int64_t element, Acc x) const { row[element] = narrow<T>(x); }
@@ -75,96 +77,35 @@ struct RowOutputOnBase {
 
   RowOutput<T> output;
   const T* base;
+  const T* first;
   bool whole_packs;
 
   MARGIN_DEVICE RowOutputOnBase(T* row_start, const T* base_start, const RowSlice<T>& slice)
       : output(row_start, slice),
         base(base_start),
-        whole_packs(is_aligned(base_start + slice.first_element)) {}
+        first(base_start == nullptr ? nullptr : base_start + slice.first_element),
+        whole_packs(is_aligned(first)) {}
 
   // Apart from store_pack, so that the loads of several packs are under way at a time.
-  MARGIN_DEVICE uint4 fetch(int64_t element) const {
+  MARGIN_DEVICE uint4 fetch(int64_t i) const {
     if (base == nullptr) return uint4{0, 0, 0, 0};
-    if (whole_packs) return load_streaming(reinterpret_cast<const uint4*>(base + element));
+    if (whole_packs) return load_streaming(reinterpret_cast<const uint4*>(first) + i);
     Pack<T> pack;
 #pragma unroll
-    for (int k = 0; k < kPackSize<T>; ++k) pack.value[k] = base[element + k];
+    for (int k = 0; k < kPackSize<T>; ++k) pack.value[k] = first[i * kPackSize<T> + k];
     return as_bits(pack);
   }
-  MARGIN_DEVICE void store_pack(int64_t element, const Acc (&x)[kPackSize<T>],
+  MARGIN_DEVICE void store_pack(int64_t i, const Acc (&x)[kPackSize<T>],
                                 const uint4& fetched) const {
     const Pack<T> under = as_pack<T>(fetched);
     Acc sum[kPackSize<T>];
 #pragma unroll
     for (int k = 0; k < kPackSize<T>; ++k) sum[k] = widen(under.value[k]) + x[k];
-    output.store_pack(element, sum, {});
+    output.store_pack(i, sum, {});
   }
   MARGIN_DEVICE void store_element(int64_t element, Acc x) const {
     output.store_element(element, (base == nullptr ? Acc(0) : widen(base[element])) + x);
   }
-};
-
-// The per-channel factors along a thread's packs, found by addition: a division for every pack
-// would cost as much as everything else that is done to it.
-template <typename Acc>
-class ChannelCursor {
- public:
-  // For a thread that goes `step` elements forward at a time.
-  MARGIN_DEVICE ChannelCursor(const ChannelScale& channels, int64_t step)
-      : scale_(static_cast<const Acc*>(channels.scale)),
-        count_(channels.count),
-        stride_(channels.stride) {
-    if (!present()) return;
-    step_within_ = step % stride_;
-    step_channel_ = step / stride_ % count_;
-  }
-
-  MARGIN_DEVICE bool present() const { return scale_ != nullptr; }
-
-  MARGIN_DEVICE void seek(int64_t element) {
-    if (!present()) return;
-    within_ = element % stride_;
-    channel_ = element / stride_ % count_;
-  }
-
-  MARGIN_DEVICE void step() {
-    if (!present()) return;
-    within_ += step_within_;
-    channel_ += step_channel_;
-    if (within_ >= stride_) {
-      within_ -= stride_;
-      ++channel_;
-    }
-    if (channel_ >= count_) channel_ -= count_;
-  }
-
-  // The factors of the elements that follow.
-  template <int count>
-  MARGIN_DEVICE void factors(Acc (&out)[count]) const {
-    int64_t within = within_;
-    int64_t channel = channel_;
-#pragma unroll
-    for (int k = 0; k < count; ++k) {
-      out[k] = scale_[channel];
-      if (++within == stride_) {
-        within = 0;
-        if (++channel == count_) channel = 0;
-      }
-    }
-  }
-
-  MARGIN_DEVICE Acc factor_at(int64_t element) const {
-    return present() ? scale_[element / stride_ % count_] : Acc(1);
-  }
-
- private:
-  const Acc* scale_;
-  int64_t count_;
-  int64_t stride_;
-  int64_t within_ = 0;
-  int64_t channel_ = 0;
-  int64_t step_within_ = 0;
-  int64_t step_channel_ = 0;
 };
 
 }  // namespace margin::cuda

@@ -11,18 +11,13 @@
 // must not run twice at the same time: both runs would write the same outputs.
 #pragma once
 
+#include "cuda/constants.h"
 #include "cuda/platform.h"
 
 namespace margin::cuda {
 
-inline constexpr unsigned kEagerTickets = 1024;
-inline constexpr unsigned kCapturedTickets = 15 * 1024;
-
-// One array for every object file whose kernels draw tickets; a number from next_ticket() is good
-// for any of them.
+// One array for every object file whose kernels draw tickets; a number from next_ticket()
+// (device.h) is good for any of them.
 static __device__ unsigned tickets[kEagerTickets + kCapturedTickets];
-
-// The number of the next launch's counter. Does not synchronise.
-cudaError_t next_ticket(cudaStream_t stream, unsigned* number);
 
 }  // namespace margin::cuda

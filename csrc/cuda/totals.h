@@ -35,15 +35,12 @@ class BlockTotals {
     SIMT_SHARED(Raw<BatchTotals>, entries, kMaxWarps);
     entries_ = entries;
     own_ = entries + group.lead();
-    if (wanted_ && group.thread() == 0) own_->store(BatchTotals());
+    if (wanted_ && group.thread() == 0) own_->get() = BatchTotals();
   }
 
   template <typename Acc>
   MARGIN_DEVICE void add(const SampleLoss<Acc>& sample, Acc norm, Acc weight, bool is_correct) {
-    if (!wanted_) return;
-    BatchTotals totals = own_->load();
-    totals.add(sample, norm, weight, is_correct);
-    own_->store(totals);
+    if (wanted_) own_->get().add(sample, norm, weight, is_correct);
   }
 
   // True in the block that comes last, in whose first thread `totals` is then that of the batch.
@@ -57,7 +54,7 @@ class BlockTotals {
     __syncthreads();
     if (threadIdx.x == 0) {
       BatchTotals of_block;
-      for (unsigned i = 0; i < group.leads(); ++i) of_block.combine(entries_[i].load());
+      for (unsigned i = 0; i < group.leads(); ++i) of_block.combine(entries_[i].get());
       partials[blockIdx.x / group.ranks()] = of_block;
       __threadfence();  // the totals are visible before the ticket is drawn
       is_last[0] = atomicInc(ticket, blocks - 1) == blocks - 1;
@@ -71,7 +68,7 @@ class BlockTotals {
       totals.combine(load_totals(partials + i));
     }
     totals = reduce_warp(totals, combine);
-    if (threadIdx.x % kWarp == 0) entries_[threadIdx.x / kWarp].store(totals);
+    if (threadIdx.x % kWarp == 0) entries_[threadIdx.x / kWarp].get() = totals;
     __syncthreads();
     totals = reduce_parts(entries_, blockDim.x / kWarp, combine);
     return true;

@@ -1,0 +1,195 @@
+// Python bindings of csrc/cuda as the emulator executes it: the ops with their argument structs,
+// device and schedule as knobs, and the policy. Addresses are plain integers.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+
+#include "cuda/device.h"
+#include "cuda/ops.h"
+#include "cuda/policy.h"
+
+namespace py = pybind11;
+using namespace margin;
+
+namespace {
+
+void succeed(cudaError_t error) {
+  if (error != cudaSuccess) throw py::value_error("CUDA error " + std::to_string(int{error}));
+}
+
+template <typename Struct, typename Pointee>
+void address(py::class_<Struct>& type, const char* name, Pointee* Struct::* field) {
+  type.def_property(
+      name, [field](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*field); },
+      [field](Struct& s, uintptr_t value) { s.*field = reinterpret_cast<Pointee*>(value); });
+}
+
+template <typename Struct, typename Enum>
+void number(py::class_<Struct>& type, const char* name, Enum Struct::* field) {
+  type.def_property(
+      name, [field](const Struct& s) { return static_cast<int>(s.*field); },
+      [field](Struct& s, int value) { s.*field = static_cast<Enum>(value); });
+}
+
+void bind_parts(py::module_& m) {
+  py::class_<NormOptions> norm(m, "NormOptions");
+  number(norm, "norm", &NormOptions::norm);
+  norm.def_readwrite("q", &NormOptions::q);
+
+  py::class_<ChannelScale> channels(m, "ChannelScale");
+  address(channels, "scale", &ChannelScale::scale);
+  channels.def_readwrite("count", &ChannelScale::count);
+  channels.def_readwrite("stride", &ChannelScale::stride);
+
+  py::class_<GradientRows> grad(m, "GradientRows");
+  address(grad, "data", &GradientRows::data);
+  number(grad, "dtype", &GradientRows::dtype);
+  grad.def_readwrite("batch_stride", &GradientRows::batch_stride);
+  grad.def_readwrite("size", &GradientRows::size);
+  grad.def_readwrite("channels", &GradientRows::channels);
+
+  py::class_<LogitRows> logits(m, "LogitRows");
+  address(logits, "data", &LogitRows::data);
+  number(logits, "dtype", &LogitRows::dtype);
+  logits.def_readwrite("batch_stride", &LogitRows::batch_stride);
+  logits.def_readwrite("classes", &LogitRows::classes);
+  address(logits, "target", &LogitRows::target);
+  address(logits, "critical", &LogitRows::critical);
+  logits.def_readwrite("ignore_index", &LogitRows::ignore_index);
+
+  py::class_<ScaleArguments::Block> block(m, "ScaleBlock");
+  address(block, "data", &ScaleArguments::Block::data);
+  number(block, "dtype", &ScaleArguments::Block::dtype);
+  block.def_readwrite("size", &ScaleArguments::Block::size);
+}
+
+void bind_arguments(py::module_& m) {
+  py::class_<LogitGapArguments> gap(m, "LogitGapArguments");
+  gap.def(py::init());
+  gap.def_readwrite("batch", &LogitGapArguments::batch);
+  gap.def_readwrite("logits", &LogitGapArguments::logits);
+  address(gap, "gap", &LogitGapArguments::gap);
+  address(gap, "runner_up", &LogitGapArguments::runner_up);
+
+  py::class_<MarginArguments> margin(m, "MarginArguments");
+  margin.def(py::init());
+  margin.def_readwrite("batch", &MarginArguments::batch);
+  margin.def_readwrite("norm", &MarginArguments::norm);
+  margin.def_readwrite("eps", &MarginArguments::eps);
+  margin.def_readwrite("grad", &MarginArguments::grad);
+  address(margin, "gap", &MarginArguments::gap);
+  address(margin, "margin", &MarginArguments::margin);
+  address(margin, "norm_out", &MarginArguments::norm_out);
+
+  py::class_<DirectionArguments> direction(m, "DirectionArguments");
+  direction.def(py::init());
+  direction.def_readwrite("batch", &DirectionArguments::batch);
+  direction.def_readwrite("norm", &DirectionArguments::norm);
+  direction.def_readwrite("grad", &DirectionArguments::grad);
+  address(direction, "factor", &DirectionArguments::factor);
+  address(direction, "base", &DirectionArguments::base);
+  direction.def_readwrite("base_stride", &DirectionArguments::base_stride);
+  address(direction, "out", &DirectionArguments::out);
+  direction.def_readwrite("out_stride", &DirectionArguments::out_stride);
+
+  py::class_<LossArguments> loss(m, "LossArguments");
+  loss.def(py::init());
+  loss.def_readwrite("batch", &LossArguments::batch);
+  loss.def_readwrite("logits", &LossArguments::logits);
+  loss.def_readwrite("grad", &LossArguments::grad);
+  loss.def_readwrite("norm", &LossArguments::norm);
+  loss.def_readwrite("eps", &LossArguments::eps);
+  loss.def_readwrite("mu", &LossArguments::mu);
+  number(loss, "regularizer", &LossArguments::regularizer);
+  loss.def_readwrite("lo", &LossArguments::lo);
+  loss.def_readwrite("hi", &LossArguments::hi);
+  loss.def_readwrite("label_smoothing", &LossArguments::label_smoothing);
+  address(loss, "class_weight", &LossArguments::class_weight);
+  number(loss, "reduction", &LossArguments::reduction);
+  address(loss, "loss", &LossArguments::loss);
+  address(loss, "margin", &LossArguments::margin);
+  address(loss, "gap", &LossArguments::gap);
+  address(loss, "norm_out", &LossArguments::norm_out);
+  address(loss, "statistics", &LossArguments::statistics);
+  address(loss, "grad_logits", &LossArguments::grad_logits);
+  address(loss, "grad_grad", &LossArguments::grad_grad);
+  loss.def_readwrite("grad_grad_stride", &LossArguments::grad_grad_stride);
+  address(loss, "upstream", &LossArguments::upstream);
+  loss.def_readwrite("upstream_per_sample", &LossArguments::upstream_per_sample);
+
+  py::class_<ScaleArguments> scale(m, "ScaleArguments");
+  scale.def(py::init());
+  // Valid as long as the ScaleArguments is.
+  scale.def(
+      "block", [](ScaleArguments& s, int i) { return &s.blocks[i]; },
+      py::return_value_policy::reference_internal);
+  address(scale, "upstream", &ScaleArguments::upstream);
+  address(scale, "gradient_scale", &ScaleArguments::gradient_scale);
+}
+
+void bind_launches(py::module_& m) {
+  py::class_<cuda::LaunchReport> report(m, "LaunchReport");
+  report.def_readonly("kernel", &cuda::LaunchReport::kernel);
+  number(report, "regime", &cuda::LaunchReport::regime);
+  report.def_readonly("cluster_size", &cuda::LaunchReport::cluster_size);
+  report.def_readonly("threads", &cuda::LaunchReport::threads);
+  report.def_readonly("blocks", &cuda::LaunchReport::blocks);
+  report.def_readonly("shared_bytes", &cuda::LaunchReport::shared_bytes);
+
+  const auto options = [](int regime, unsigned cluster_size, cuda::LaunchReport& report) {
+    return cuda::LaunchOptions{static_cast<cuda::Regime>(regime), cluster_size, &report};
+  };
+  m.def("logit_gap", [=](const LogitGapArguments& a, int regime, unsigned cluster_size) {
+    cuda::LaunchReport report;
+    succeed(cuda::logit_gap(a, options(regime, cluster_size, report), nullptr));
+    return report;
+  });
+  m.def("first_order_margin", [=](const MarginArguments& a, int regime, unsigned cluster_size) {
+    cuda::LaunchReport report;
+    succeed(cuda::first_order_margin(a, options(regime, cluster_size, report), nullptr));
+    return report;
+  });
+  m.def("dual_direction", [=](const DirectionArguments& a, int regime, unsigned cluster_size) {
+    cuda::LaunchReport report;
+    succeed(cuda::dual_direction(a, options(regime, cluster_size, report), nullptr));
+    return report;
+  });
+  m.def("average_margin_loss",
+        [=](const LossArguments& a, uintptr_t partials, int regime, unsigned cluster_size) {
+          cuda::LaunchReport report;
+          succeed(cuda::average_margin_loss(a, reinterpret_cast<void*>(partials),
+                                            options(regime, cluster_size, report), nullptr));
+          return report;
+        });
+  m.def("average_margin_loss_partials", &cuda::average_margin_loss_partials);
+  m.def("scale", [=](const ScaleArguments& a, int regime, unsigned cluster_size) {
+    cuda::LaunchReport report;
+    succeed(cuda::scale(a, options(regime, cluster_size, report), nullptr));
+    return report;
+  });
+  m.def("next_ticket", [] {
+    unsigned number = 0;
+    succeed(cuda::next_ticket(nullptr, &number));
+    return number;
+  });
+}
+
+void bind_emulator(py::module_& m) {
+  m.def("set_schedule", &simt::set_schedule);
+  m.def("set_poison", [](int poison) { simt::set_poison(static_cast<unsigned char>(poison)); });
+  py::class_<simt::Device> device(m, "Device");
+  device.def_readwrite("multiprocessors", &simt::Device::multiprocessors);
+  device.def_readwrite("cluster_limit", &simt::Device::cluster_limit);
+  device.def_readwrite("capturing", &simt::Device::capturing);
+  m.def("device", &simt::device, py::return_value_policy::reference);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(margin_kernels, m) {
+  bind_parts(m);
+  bind_arguments(m);
+  bind_launches(m);
+  bind_emulator(m);
+}
