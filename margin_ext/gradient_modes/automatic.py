@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from margin_ext.functional import MarginLoss
 from margin_ext.gradient_modes.double_backward import double_backward
 from margin_ext.gradient_modes.finite_difference import FiniteDifference, finite_difference
+from margin_ext.gradient_modes.parallel import sharding_suspended
 from margin_ext.gradient_modes.step import Step
 
 __all__ = ["Automatic"]
+
+# Frames between the warning and the line that called AverageMarginLoss.run.
+_USERS_LINE: Final = 5
 
 
 class Automatic:
     """Tries double backward on the first batch of each model, and remembers what it found.
 
-    A model is tried anew where it changes between training and eval mode. The trial differentiates
-    the loss by the inputs, through all the second derivatives that the step will need; most models
-    that lack one raise only there.
+    A model is tried anew where it changes between training and eval mode. The trial goes
+    backward through all the second derivatives that the step will need, since most models that lack
+    one raise only there.
     """
 
     def __init__(self) -> None:
@@ -42,10 +46,7 @@ class Automatic:
         if training not in found:
             try:
                 out = double_backward(step)
-                if out.loss.requires_grad:
-                    torch.autograd.grad(
-                        out.loss.sum(), step.inputs, retain_graph=True, allow_unused=True
-                    )
+                _try_backward(out.loss, step)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, NotImplementedError) as error:
@@ -67,5 +68,31 @@ class Automatic:
             'AverageMarginLoss(gradient="auto") goes on with finite_difference, because double '
             f"backward fails on this model: {type(error).__name__}: {first_line}",
             RuntimeWarning,
-            stacklevel=6,
+            stacklevel=_USERS_LINE,
         )
+
+
+def _try_backward(loss: Tensor, step: Step) -> None:
+    """Go backward through the loss without leaving gradients anywhere."""
+    if not loss.requires_grad:
+        return
+    parameters = set() if step.model is None else {id(p) for p in step.model.parameters()}
+    # Beside the inputs, the leaves that autograd puts behind what it cannot differentiate: only a
+    # path that leads to a leaf asked for is walked.
+    leaves = [leaf for leaf in _leaves(loss) if id(leaf) not in parameters]
+    with sharding_suspended(step.model):
+        torch.autograd.grad(loss.sum(), leaves, retain_graph=True, allow_unused=True)
+
+
+def _leaves(tensor: Tensor) -> list[Tensor]:
+    nodes, seen, leaves = [tensor.grad_fn], {tensor.grad_fn}, []
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            leaves.append(leaf)
+        following = {next_node for next_node, _ in node.next_functions} - seen
+        seen |= following
+        nodes.extend(following)
+    return leaves
