@@ -1,0 +1,136 @@
+"""A training step with each gradient mode against plain cross-entropy and PGD-7.
+
+    python -m benchmarks.training_step [--device cuda] [--only REGEX] [--out FILE]
+
+Time and peak memory of a whole step (forward, loss, backward, SGD with momentum) relative to plain
+cross-entropy in the same run, with the fused kernels and with the reference; and the kernels' share
+of a step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import arguments, profiling
+from benchmarks.load import Load
+from benchmarks.models import Attention, Task, tasks
+from benchmarks.samples import Measured, ratios_to
+from benchmarks.steps import PLAIN, REFERENCE, Precision, Step, names
+from benchmarks.timing import QUICK, Contender, Effort, time_on_cpu
+
+_EFFORT = Effort(least_rounds=5, most_rounds=15, seconds=12.0, block_seconds=0.02)
+# Fused and reference differ by rounding, which a network's backward pass amplifies.
+_TOLERANCE = {False: 2e-3, True: 5e-2}  # by whether autocast is on
+
+
+def precisions(device: str, quick: bool) -> tuple[Precision, ...]:
+    if device == "cpu" or quick:
+        return (Precision("eager, fp32"),)
+    return (
+        Precision("eager, fp32"),
+        Precision("eager, bf16 autocast", autocast=True),
+        Precision("compiled, bf16 autocast", autocast=True, compiled=True),
+    )
+
+
+def measure(task: Task, precision: Precision, device: str, effort: Effort) -> dict[str, Any]:
+    """One case of the results."""
+    torch.manual_seed(0)
+    inputs = torch.rand(task.batch, *task.sample)
+    target = torch.randint(task.classes, (task.batch,))
+    model = task.build()
+    model(inputs)  # lazy layers take their shape
+    model, inputs, target = model.to(device), inputs.to(device), target.to(device)
+    attention = any(isinstance(module, Attention) for module in model.modules())
+    steps, measured = _make_steps(list(names(attention)), model, inputs, target, precision)
+    _assert_agreement(steps, precision)
+    with Load() as load:
+        timed = time_on_cpu(
+            {name: Contender(lambda _, step=step: step()) for name, step in steps.items()},
+            None,
+            effort,
+        )
+    for name, step in steps.items():
+        timed[name].peak_bytes = profiling.peak_bytes(step, device)
+    shares = {
+        name: profiling.kernel_share(step, device)
+        for name, step in steps.items()
+        if not name.endswith(REFERENCE)
+    }
+    measured.update(timed)
+    return {
+        "name": f"{task.name}: {precision.name}",
+        "task": task.name,
+        "precision": precision.name,
+        "batch": task.batch,
+        "sample": list(task.sample),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "reason": task.reason,
+        "yardstick": PLAIN,
+        "subject": [name for name in steps if name != PLAIN and not name.endswith(REFERENCE)],
+        "contenders": {name: measured[name].as_dict() for name in names(attention)},
+        "over_yardstick": ratios_to(PLAIN, measured),
+        "kernel_share": shares,
+        "others_cores": load.others_cores,
+    }
+
+
+def _make_steps(
+    wanted: list[str], model: nn.Module, inputs: Tensor, target: Tensor, precision: Precision
+) -> tuple[dict[str, Step], dict[str, Measured]]:
+    """The steps that this network can take, and why it cannot take the others."""
+    steps, failed = {}, {}
+    for name in wanted:
+        step = Step(name, model, inputs, target, precision)
+        try:
+            with warnings.catch_warnings():
+                # "auto" says that it fell back, torch.compile that TF32 is off.
+                warnings.simplefilter("ignore")
+                step.gradients()
+        except (RuntimeError, ValueError) as error:
+            failed[name] = Measured(failure=str(error).strip().split("\n", 1)[0])
+        else:
+            steps[name] = step
+    return steps, failed
+
+
+def _assert_agreement(steps: dict[str, Step], precision: Precision) -> None:
+    """Fused and reference leave the same gradients on the parameters."""
+    for name, step in steps.items():
+        if name + REFERENCE not in steps:
+            continue
+        other = steps[name + REFERENCE].model
+        pairs = zip(step.model.parameters(), other.parameters(), strict=True)
+        grads = [(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None]
+        error = sum((a - b).square().sum().item() for a, b in grads) ** 0.5
+        size = sum(b.square().sum().item() for _, b in grads) ** 0.5
+        limit = _TOLERANCE[precision.autocast]
+        assert error <= limit * size, (
+            f"{name}: gradients of fused and reference differ by {error / size:.2g}, more than "
+            f"{limit:.0e}; nothing was timed"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = arguments.parser(__doc__).parse_args(argv)
+    with arguments.run(given):
+        results = arguments.results("training_step", given)
+        for task in tasks(given.device, given.quick):
+            for precision in precisions(given.device, given.quick):
+                name = f"{task.name}: {precision.name}"
+                if results.has(name) or not arguments.wanted(given, name):
+                    continue
+                case = measure(task, precision, given.device, QUICK if given.quick else _EFFORT)
+                results.add(case)
+                ratios = case["over_yardstick"]
+                arguments.shown([name, *(f"{k} {r['median']:.2f}" for k, r in ratios.items())])
+        arguments.shown([f"wrote {results.finish()}"])
+
+
+if __name__ == "__main__":
+    main()
