@@ -15,9 +15,11 @@ from margin_ext.gradient_modes import (
     BATCHNORM_POLICIES,
     GRADIENT_MODES,
     FiniteDifference,
+    GradientCheck,
     Objective,
     Passes,
     Step,
+    check_gradient,
     make_mode,
     run_step,
 )
@@ -256,6 +258,52 @@ class AverageMarginLoss(nn.Module):
             logits, out = run_step(passes, objective, self._mode, inputs, target)
         self.statistics = out.statistics
         return RunOutput(out.loss, logits, out.margin, out.gap, out.norm, out.statistics)
+
+    def check(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        call: Callable[[Any, Tensor], Tensor] | None = None,
+        logits_fn: Callable[[Any], Tensor] | None = None,
+        directions: int = 8,
+        seed: int = 0,
+    ) -> GradientCheck:
+        """Compare this mode's parameter gradient with numeric derivatives, and say what is wrong.
+
+        The judge is the value of the loss on a float64 copy of the model, along random directions
+        of its parameters. The model, its ``grad``, buffers and mode are left as they are. Under
+        DistributedDataParallel every rank has to call it.
+
+        Args:
+            model: As in :meth:`run`, but a module.
+            inputs: [B, ...]; a few samples are enough.
+            target: int64 [B].
+            call: As in :meth:`run`.
+            logits_fn: As in :meth:`run`.
+            directions: How many; each takes two passes forward and backward.
+            seed: Of the directions, and of the model's own randomness during the check.
+
+        Raises:
+            TypeError, ValueError: The model is a function, or split by fully_shard; shapes do not
+                fit; margin="logit_gap" has no input gradient to check.
+        """
+        if self.margin == "logit_gap":
+            raise ValueError(
+                'margin="logit_gap" takes no input gradient: there is nothing to check'
+            )
+        return check_gradient(
+            Passes(model, _joined_call(call, logits_fn), self.batchnorm, self.fraction),
+            self._objective(None),
+            self._mode,
+            self.gradient,
+            self.difference,
+            inputs,
+            target,
+            directions=directions,
+            seed=seed,
+        )
 
     def _objective(self, normalizer: float | Tensor | None) -> Objective:
         return Objective(

@@ -9,7 +9,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["refuse_static_graph", "refuse_static_graph_behind", "sharding_suspended", "without_ddp"]
+__all__ = [
+    "is_sharded",
+    "refuse_static_graph",
+    "refuse_static_graph_behind",
+    "sharding_suspended",
+    "without_ddp",
+]
 
 _STATIC_GRAPH: Final = (
     "DistributedDataParallel(static_graph=True) does not reduce gradients over the ranks when a "
@@ -63,6 +69,11 @@ def refuse_static_graph_behind(logits: Tensor) -> None:
         if found is not None and found.static_graph:
             raise RuntimeError(_STATIC_GRAPH)
         nodes.extend(following for following, _ in node.next_functions)
+
+
+def is_sharded(model: object) -> bool:
+    """Whether fully_shard has split the model's parameters over the ranks."""
+    return next(_shard_groups(model), None) is not None
 
 
 @contextmanager

@@ -1,0 +1,287 @@
+"""Compares a mode's parameter gradient with what the loss does when the parameters move.
+
+A gradient can be wrong without an error: a function whose backward is not differentiable drops out
+of the second derivative, a compiled graph computes something else. The judge is the value of the
+loss, which needs no second derivative, on an uncompiled float64 copy of the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from margin_ext.functional import MarginLoss
+from margin_ext.gradient_modes.batchnorm import training_batchnorms
+from margin_ext.gradient_modes.check_report import GradientCheck, Measured, conclude
+from margin_ext.gradient_modes.detached import detached
+from margin_ext.gradient_modes.finite_difference import FiniteDifference, finite_difference
+from margin_ext.gradient_modes.margin_pass import Passes, run_step
+from margin_ext.gradient_modes.objective import Objective
+from margin_ext.gradient_modes.parallel import is_sharded, refuse_static_graph, without_ddp
+from margin_ext.gradient_modes.step import Step
+
+__all__ = ["check_gradient"]
+
+# Relative to the parameters. In float64 so small a step meets no kink of a ReLU network.
+_STEP: Final = {torch.float64: 1e-6, torch.float32: 1e-2}
+_TOLERANCE: Final = {torch.float64: 0.02, torch.float32: 0.1}
+# What a value may differ by between the model as it is and the judge.
+_SAME_LOSS: Final = 0.02
+_TINY: Final = 1e-300
+_ROUNDING: Final = 1e-6
+_KINKED: Final = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.MaxPool2d)
+
+Mode = Callable[[Step], MarginLoss]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model on a batch, run with the same randomness every time."""
+
+    passes: Passes
+    objective: Objective
+    inputs: Tensor
+    target: Tensor
+    seed: int
+
+    def parameters(self) -> dict[str, Tensor]:
+        model = _bare(self.passes.model)
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def run(self, mode: Mode) -> tuple[MarginLoss, Tensor]:
+        """The loss by a mode, and its cross-entropy part; buffers and randomness are restored."""
+        with self._restored():
+            logits, out = run_step(self.passes, self.objective, mode, self.inputs, self.target)
+        return out, self.objective.cross_entropy(logits, self.target)
+
+    def functions(self) -> list[str]:
+        """Names of the Python autograd functions between inputs and logits."""
+        with self._restored():
+            logits = self.passes.call(
+                _bare(self.passes.model), self.inputs.clone().requires_grad_()
+            )
+        nodes: list[Any] = [logits.grad_fn]
+        seen, names = set(nodes), set()
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                names.add(type(node).__name__.removesuffix("Backward"))
+            following = {next_node for next_node, _ in node.next_functions if next_node} - seen
+            seen |= following
+            nodes.extend(following)
+        return sorted(names)
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        model = _bare(self.passes.model)
+        buffers = [(b, b.detach().clone()) for b in model.buffers()]
+        # Running statistics are constants to every mode, but move with the parameters: kept still.
+        layers = training_batchnorms(model)
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.momentum = 0.0
+        devices = [self.inputs.device] if self.inputs.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(self.seed)
+                yield
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+            for buffer, before in buffers:
+                buffer.data.copy_(before)
+
+    def value(self) -> tuple[float, float]:
+        """The regularizer's part of the loss, and the cross-entropy's."""
+        out, cross_entropy = self.run(detached)
+        ce = float(cross_entropy.detach().sum())
+        return float(out.loss.detach().sum()) - ce, ce
+
+    def gradients(self, mode: Mode) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The gradient of the whole loss by a mode, and that of its cross-entropy."""
+        whole = self._gradient(lambda: self.run(mode)[0].loss)
+        return whole, self._gradient(lambda: self.run(detached)[1])
+
+    def _gradient(self, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+        parameters = self.parameters()
+        kept = {name: p.grad for name, p in parameters.items()}
+        for p in parameters.values():
+            p.grad = None
+        try:
+            # Not autograd.grad: it walks no path that ends elsewhere, and so misses errors there.
+            loss().sum().backward()
+            return {
+                name: torch.zeros_like(p) if p.grad is None else p.grad
+                for name, p in parameters.items()
+            }
+        finally:
+            for name, p in parameters.items():
+                p.grad = kept[name]
+
+
+def check_gradient(
+    passes: Passes,
+    objective: Objective,
+    mode: Mode,
+    mode_name: str,
+    difference: FiniteDifference,
+    inputs: Tensor,
+    target: Tensor,
+    *,
+    directions: int,
+    seed: int,
+) -> GradientCheck:
+    """See :meth:`margin_ext.AverageMarginLoss.check`."""
+    if passes.module is None:
+        raise TypeError("check needs a module: a function's parameters are not known")
+    if is_sharded(passes.model):
+        raise ValueError("check cannot copy a model that is split by fully_shard: check it before")
+    try:
+        refuse_static_graph(passes.model)
+    except RuntimeError as error:
+        return GradientCheck("wrong", math.nan, math.nan, (str(error),))
+    subject = _Subject(passes, objective, inputs.detach(), target, seed)
+    findings: list[str] = []
+    try:
+        whole, cross_entropy = subject.gradients(mode)
+    except RuntimeError as error:
+        first = str(error).strip().split("\n")[0]
+        advice = f"gradient={mode_name!r} fails on this model: {type(error).__name__}: {first}"
+        if mode_name == "double_backward":
+            advice += '. Use gradient="finite_difference", or "auto", which finds this out'
+        return GradientCheck("wrong", math.nan, math.nan, (advice,))
+    judge = _judge(subject, findings)
+    if judge.value() != judge.value():
+        findings.append(
+            "The loss is not the same when the model is run twice from the same random state: "
+            "it draws random numbers elsewhere, or keeps a state. What follows is not reliable."
+        )
+    margin, plain, size = _errors(judge, whole, cross_entropy, directions)
+    double = judge.inputs.dtype == torch.float64
+    measured = Measured(
+        mode=mode_name,
+        difference=difference,
+        margin_error=margin,
+        cross_entropy_error=plain,
+        size=size,
+        tolerance=_TOLERANCE[torch.float64 if double else torch.float32],
+        functions=subject.functions(),
+        kinked=_kinked(judge),
+        short_step_error=_with_a_short_step(judge, difference)
+        if mode_name == "finite_difference" and margin > _TOLERANCE[torch.float64]
+        else math.nan,
+    )
+    return conclude(measured, findings)
+
+
+def _bare(model: Any) -> nn.Module:
+    """The module inside wrappers."""
+    inner: nn.Module = without_ddp(getattr(model, "_orig_mod", model))
+    return getattr(inner, "_orig_mod", inner)
+
+
+def _judge(subject: _Subject, findings: list[str]) -> _Subject:
+    """A float64 copy where the model has one with the same loss, else the model itself."""
+    model = _bare(subject.passes.model)
+    same = replace(subject, passes=replace(subject.passes, model=model))
+    wanted = sum(subject.value())
+    try:
+        twin = copy.deepcopy(model).double()
+        judge = replace(
+            same,
+            passes=replace(subject.passes, model=twin),
+            inputs=subject.inputs.double(),
+        )
+        with torch.autocast(subject.inputs.device.type, enabled=False):
+            found = sum(judge.value())
+    except (RuntimeError, TypeError) as error:
+        first = str(error).split("\n")[0]
+        findings.append(
+            f"There is no float64 copy of the model to compare with ({first}), so that its own "
+            "precision has to do: at kinks of the network the comparison is coarse."
+        )
+        return same
+    if abs(found - wanted) <= _SAME_LOSS * max(abs(found), 1e-3):
+        return judge
+    eager = sum(same.value())
+    if subject.passes.model is not model and abs(eager - wanted) > _SAME_LOSS * abs(eager):
+        findings.append(
+            f"The model as it is wrapped has the loss {wanted:.6g}, and the module inside "
+            f"{eager:.6g}: a compiled graph that computes something else, or, where there is "
+            "dropout, draws other random numbers (then check in eval mode)."
+        )
+    else:
+        findings.append(
+            f"The loss is {wanted:.6g}, and that of a float64 copy {found:.6g}: the comparison is "
+            "made in the model's own precision, and coarse at kinks of the network."
+        )
+    return same
+
+
+def _errors(
+    judge: _Subject, whole: dict[str, Tensor], cross_entropy: dict[str, Tensor], directions: int
+) -> tuple[float, float, float]:
+    """Relative errors of the regularizer's and the cross-entropy's part, and the former's size.
+
+    Random directions, each parameter moved in proportion to its own size: the mean squared error
+    of the derivatives along them is that of the gradient.
+    """
+    parameters = judge.parameters()
+    step = _STEP[torch.float64 if judge.inputs.dtype == torch.float64 else torch.float32]
+    generator = torch.Generator().manual_seed(judge.seed)
+    squared = torch.zeros(4, dtype=torch.float64)
+    with torch.autocast(judge.inputs.device.type, enabled=False):
+        for _ in range(directions):
+            moves = {}
+            for name, p in parameters.items():
+                size = float(p.detach().square().mean().sqrt()) or 1e-2
+                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                moves[name] = (size * noise).to(p.device)
+            up, down = (_moved(judge, moves, sign * step) for sign in (1, -1))
+            numeric = [(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
+            along = [
+                sum(float((g[n].double() * move).sum()) for n, move in moves.items())
+                for g in (whole, cross_entropy)
+            ]
+            found = [along[0] - along[1], along[1]]
+            errors = [(a - b) ** 2 for a, b in zip(found, numeric, strict=True)]
+            sizes = [value**2 for value in numeric]
+            pairs = [errors[0], sizes[0], errors[1], sizes[1]]
+            squared += torch.tensor(pairs, dtype=torch.float64)
+    margin, of_margin, ce, of_ce = (squared / directions).sqrt().tolist()
+    # Below this, what is left of the regularizer is the rounding of the loss.
+    size = of_margin if of_margin > _ROUNDING * of_ce else 0.0
+    return margin / max(of_margin, _TINY), ce / max(of_ce, _TINY), size
+
+
+def _moved(judge: _Subject, moves: dict[str, Tensor], factor: float) -> tuple[float, float]:
+    parameters = judge.parameters()
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.data.copy_(before[name].double() + factor * moves[name])
+    try:
+        return judge.value()
+    finally:
+        for name, p in parameters.items():
+            p.data.copy_(before[name])
+
+
+def _kinked(judge: _Subject) -> bool:
+    return any(isinstance(layer, _KINKED) for layer in _bare(judge.passes.model).modules())
+
+
+def _with_a_short_step(judge: _Subject, difference: FiniteDifference) -> float:
+    """The error with central differences of a thousandth of the step; NaN where it says little."""
+    if judge.inputs.dtype != torch.float64 or _kinked(judge):
+        return math.nan
+    short = FiniteDifference("central", difference.step / 1000, difference.unit)
+    return _errors(judge, *judge.gradients(partial(finite_difference, settings=short)), 4)[0]
