@@ -37,15 +37,17 @@ template <typename Acc>
 struct Margin {
   Acc value;
   Acc per_gap;   // dm/da
-  Acc per_norm;  // dm/d||g||, 0 where ||g|| <= eps
+  Acc per_norm;  // dm/d||g||, 0 where ||g|| <= eps or a is infinite
 };
 
-// m = a / max(||g||_q, eps); a NaN norm stays NaN.
+// m = a / max(||g||_q, eps); a NaN norm stays NaN. Where every other class is masked with -inf, a
+// is infinite, and no norm changes that.
 template <typename Acc>
 MARGIN_HD Margin<Acc> first_order_margin(Acc gap, Acc norm, Acc eps) {
   const bool clamped = norm <= eps;
   const Acc n = clamped ? eps : norm;
-  return {gap / n, 1 / n, clamped ? Acc(0) : -(gap / n) / n};
+  const bool constant = clamped || absolute(gap) == -minus_infinity<Acc>();
+  return {gap / n, 1 / n, constant ? Acc(0) : -(gap / n) / n};
 }
 
 template <typename Acc>
@@ -68,7 +70,8 @@ MARGIN_HD SampleLoss<Acc> sample_loss(const LogitRow<Acc>& row, Acc norm, Acc we
   out.regularizer = phi.value;
   out.loss = out.cross_entropy + options.mu * weight * phi.value;
   out.grad_gap = options.mu * weight * phi.slope * margin.per_gap;
-  out.grad_norm = options.mu * weight * phi.slope * margin.per_norm;
+  // Not 0 * inf where the exponential's slope overflows.
+  out.grad_norm = margin.per_norm == 0 ? Acc(0) : options.mu * weight * phi.slope * margin.per_norm;
   return out;
 }
 

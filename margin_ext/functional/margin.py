@@ -50,7 +50,8 @@ class _FirstOrderMargin(torch.autograd.Function):
             missing = gap.isnan()
             upstream, gap = torch.where(missing, 0.0, upstream), torch.where(missing, 0.0, gap)
             grad_gap = upstream / n
-            factor = factor + torch.where(clamped, 0.0, -upstream * gap / n / n)
+            constant = clamped | gap.isinf()
+            factor = factor + torch.where(constant, 0.0, -upstream * gap / n / n)
         if not ctx.needs_input_grad[1]:
             return grad_gap, None, None, None, None
         if twice:

@@ -54,6 +54,8 @@ def first_order_margin(
     norm = dual_norm(grad, p=p, input_std=input_std)
     norm = norm.to(torch.promote_types(norm.dtype, gap.dtype))
     floored = torch.where(norm <= eps, eps, norm)
+    # Where every other class is masked with -inf, the gap is infinite, and no norm changes that.
+    floored = torch.where(gap.isinf(), floored.detach(), floored)
     missing = gap.isnan()
     margin = torch.where(missing, 0.0, gap.to(norm.dtype)) / floored
     return FirstOrderMargin(torch.where(missing, math.nan, margin), norm)
