@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": (
+        "margin_ext.command_line.demo",
+        "train on handwritten digits and see what promoting the margin does",
+    ),
     "doctor": (
         "margin_ext.command_line.doctor",
         "tell what is installed, what is missing, and what mends it",

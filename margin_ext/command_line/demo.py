@@ -1,0 +1,170 @@
+"""``margin-ext demo``: see what promoting the margin does to a network's robustness."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from margin_ext.command_line import Subparsers
+    from margin_ext.training.comparison import Comparison
+    from margin_ext.training.data import ImageData
+    from margin_ext.training.demo import DemoSettings
+
+__all__ = ["add_parser", "run"]
+
+_FAILED = 2
+_INTERRUPTED = 130
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the subcommand's arguments."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="train on handwritten digits and see what promoting the margin does",
+        description="Train a small network on handwritten digits three times, from the same "
+        "weights: with plain cross-entropy, with the authors' regularizer (logit gap and "
+        "orthogonality), and with the first-order margin. Then attack all of them.",
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR",
+        help="MNIST's four idx files, gzipped or not; default: scikit-learn's digits",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"),
+        help="folder for everything that is written (default: %(default)s); a run that was "
+        "stopped goes on from what it left there",
+    )  # fmt: skip
+    parser.add_argument("--fresh", action="store_true", help="do not go on from what is in --out")
+    parser.add_argument("--epochs", type=_positive, help="of each training")
+    parser.add_argument("--mu", type=float, help="weight of the first-order regularizer")
+    parser.add_argument("--tau", type=float, help="margin up to which it pushes, in pixels")
+    parser.add_argument(
+        "--eps", nargs="+", type=float, help="l2 radii of the attacks, in pixels of [0, 1]"
+    )
+    parser.add_argument("--limit", type=_positive, help="only the first so many training images")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=_positive,
+        help="of PyTorch on the CPU (default: 1 for the digits, whose batches are small; "
+        "PyTorch's own choice for MNIST)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--part", choices=("test", "validation"), default="test",
+        help="images that margins and attacks are reported on; choose settings on validation",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds, to see that it works: means nothing"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, measure, and write what came of it, whole or not."""
+    import torch
+
+    from margin_ext.training.checkpoint import OtherSettingsError
+    from margin_ext.training.data import DataError
+    from margin_ext.training.loop import DivergedError
+
+    if arguments.threads is None and arguments.data_dir is None:
+        torch.set_num_threads(1)
+    elif arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    try:
+        comparison = _comparison(arguments)
+    except OtherSettingsError as error:
+        return _complain(f"{error}: choose another --out, or add --fresh")
+    except (DataError, ValueError, OSError, RuntimeError) as error:
+        return _complain(str(error))
+    status = 0
+    try:
+        comparison.run(tell=_tell)
+    except KeyboardInterrupt:
+        _tell("stopped: here is what was computed; the same command goes on from it")
+        status = _INTERRUPTED
+    except DivergedError as error:
+        status = _complain(str(error))
+    _write(comparison)
+    return status
+
+
+def _comparison(arguments: argparse.Namespace) -> Comparison:
+    from margin_ext.training.demo import demo_comparison
+
+    data, settings = _data_and_settings(arguments)
+    if arguments.fresh:
+        _remove_old(arguments.out)
+    return demo_comparison(
+        data,
+        settings,
+        arguments.out,
+        seed=arguments.seed,
+        part=arguments.part,
+        device=arguments.device,
+        attack_steps=5 if arguments.quick else 40,
+    )
+
+
+def _data_and_settings(arguments: argparse.Namespace) -> tuple[ImageData, DemoSettings]:
+    from dataclasses import replace
+
+    from margin_ext.training.data import digits, mnist
+    from margin_ext.training.demo import DIGITS, MNIST
+
+    if arguments.data_dir is None:
+        data, settings = digits(), DIGITS
+    else:
+        data, settings = mnist(arguments.data_dir), MNIST
+    if arguments.quick:
+        data = data.limited(train=200, held_out=100)
+        settings = replace(settings, epochs=3, batch_size=20, samples=100)
+    data = data.limited(train=arguments.limit, held_out=None)
+    given = {
+        "epochs": arguments.epochs,
+        "mu": arguments.mu,
+        "tau": arguments.tau,
+        "eps": tuple(sorted(arguments.eps)) if arguments.eps else None,
+    }
+    return data, replace(settings, **{k: v for k, v in given.items() if v is not None})
+
+
+def _remove_old(out: Path) -> None:
+    """Only what a demo has written: the folder may hold other things."""
+    for name in ("checkpoint.pt", "history.jsonl", "measured.json"):
+        for path in out.glob(f"*/{name}"):
+            path.unlink()
+
+
+def _write(comparison: Comparison) -> None:
+    from margin_ext.training.comparison_figure import save_figure
+    from margin_ext.training.comparison_report import comparison_table, save_report
+
+    sys.stdout.write(f"\n{comparison_table(comparison)}\n\n")
+    written = [*save_report(comparison)]
+    try:
+        written.append(save_figure(comparison))
+    except ImportError as error:
+        _complain(str(error))
+    for path in written:
+        sys.stdout.write(f"{path}\n")
+    sys.stdout.write(f"{comparison.out}/*/checkpoint.pt, history.jsonl, measured.json\n")
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"margin-ext demo: {message}\n")
+    return _FAILED

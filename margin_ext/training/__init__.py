@@ -1,0 +1,20 @@
+"""Training with margins: data, epochs that can be interrupted, and comparisons of objectives."""
+
+from __future__ import annotations
+
+from margin_ext.training.comparison import Comparison, Contender
+from margin_ext.training.data import DataError, ImageData, digits, mnist
+from margin_ext.training.loop import Recipe, Training
+from margin_ext.training.objective import Objective
+
+__all__ = [
+    "Comparison",
+    "Contender",
+    "DataError",
+    "ImageData",
+    "Objective",
+    "Recipe",
+    "Training",
+    "digits",
+    "mnist",
+]

@@ -1,0 +1,150 @@
+"""A comparison in one picture: margins over the epochs, their histograms, robust accuracy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from margin_ext.measurement.figures import COLORS, GREY, plain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from margin_ext.training.comparison import Comparison, Outcome
+
+__all__ = ["comparison_figure", "save_figure"]
+
+_DOTTED = (0, (1.5, 1.5))
+
+# A network that has not learned yet is so flat that its first-order margins are huge: the frame
+# holds the epochs after this share of them.
+_EARLY = 1 / 3
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """Four panels; what is not there yet is left out.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the figure needs matplotlib: pip install 'margin_ext[plot]'") from error
+    figure = Figure(figsize=(10, 7.4), dpi=150, layout="constrained")
+    panels = figure.subplots(2, 2)
+    held_out = comparison.evaluation.part
+    colored = list(zip(comparison.outcomes, COLORS, strict=False))
+    _history(panels[0, 0], colored, "average_margin")
+    panels[0, 0].set_title("Average margin over training", loc="left", fontsize=11)
+    _history(panels[0, 1], colored, "minimum_margin")
+    panels[0, 1].set_title("Minimum margin over training", loc="left", fontsize=11)
+    _histograms(panels[1, 0], colored, held_out)
+    panels[1, 0].set_title(f"Margins of the {held_out} images", loc="left", fontsize=11)
+    _robust_accuracy(panels[1, 1], colored)
+    panels[1, 1].set_title("Robust accuracy", loc="left", fontsize=11)
+    _line_styles(panels[0, 0], f"{held_out} images", "training images", "lower right")
+    _legend(figure, colored)
+    return figure
+
+
+def save_figure(comparison: Comparison, name: str = "figure.png") -> Path:
+    """Draw it into the comparison's folder."""
+    path = comparison.out / name
+    comparison_figure(comparison).savefig(path)
+    return path
+
+
+def _history(ax: Axes, colored: list[tuple[Outcome, str]], quantity: str) -> None:
+    later: list[float] = []
+    earlier: list[float] = []
+    for outcome, color in colored:
+        for split, style in (("train", _DOTTED), ("held_out", "-")):
+            epochs, values = outcome.monitor.series(split, quantity)
+            ax.plot(epochs, values, color=color, linestyle=style, linewidth=1.6)
+            for epoch, value in zip(epochs, values, strict=True):
+                early = epoch < _EARLY * outcome.training.recipe.epochs
+                (earlier if early else later).append(value)
+    ax.axhline(0, color=GREY, linewidth=0.8)
+    ax.locator_params(axis="x", integer=True)
+    plain(ax, "epoch", "first-order l2 margin")
+    if later:
+        room = 0.06 * (max(later) - min(*later, 0.0))
+        low = min(*later, 0.0) - room
+        ax.set_ylim(low, max(later) + room)
+        if min(earlier, default=0.0) < low:
+            note = "before: far below 0 while the network is nearly flat"
+            ax.text(0.02, 0.03, note, transform=ax.transAxes, fontsize=9, color="#444444")
+
+
+def _histograms(ax: Axes, colored: list[tuple[Outcome, str]], held_out: str) -> None:
+    series = [
+        (outcome.measured["margins"], color)
+        for outcome, color in colored
+        if outcome.measured is not None
+    ]
+    plain(ax, "first-order l2 margin", f"{held_out} images")
+    if not series:
+        return
+    pooled = np.concatenate([np.asarray(values) for values, _ in series])
+    pooled = pooled[np.isfinite(pooled)]
+    # The few outermost would squeeze the rest into a corner.
+    low, high = np.quantile(pooled, [0.002, 0.998])
+    bins = np.linspace(low, high, 36).tolist()
+    for values, color in series:
+        clipped = np.clip(values, low, high)
+        ax.hist(clipped, bins=bins, color=color, alpha=0.13)
+        ax.hist(clipped, bins=bins, histtype="step", color=color, linewidth=1.6)
+        ax.axvline(float(np.mean(values)), color=color, linewidth=1.2, linestyle="--")
+    ax.axvline(0, color=GREY, linewidth=0.8)
+    ax.text(
+        0.98, 0.97, "dashed: average\nleft of 0: misclassified", transform=ax.transAxes,
+        ha="right", va="top", fontsize=9, color="#444444",
+    )  # fmt: skip
+
+
+def _robust_accuracy(ax: Axes, colored: list[tuple[Outcome, str]]) -> None:
+    plain(ax, "l2 radius eps of the attack", "accuracy under attack")
+    ax.set_ylim(-0.02, 1.02)
+    for outcome, color in colored:
+        if outcome.measured is None:
+            continue
+        robust: dict[str, Any] = outcome.measured["robust_accuracy"]
+        radii = [0.0, *robust["eps"]]
+        for attack, style in (("gap", "-"), ("cross_entropy", _DOTTED)):
+            shares = np.array([robust["accuracy"], *robust["robust_accuracy"][attack]])
+            ax.plot(radii, shares, color=color, linestyle=style, marker="o", markersize=3.5)
+            if attack == "gap":
+                error = 2 * np.sqrt(shares * (1 - shares) / robust["count"])
+                ax.fill_between(
+                    radii, shares - error, shares + error, color=color, alpha=0.13, lw=0
+                )
+    _line_styles(
+        ax, "PGD on the logit gap (band: 2 s.e.)", "PGD on the cross-entropy", "lower left"
+    )
+
+
+def _line_styles(ax: Axes, solid: str, dotted: str, place: str) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color="#444444", linestyle="-", label=solid),
+        Line2D([], [], color="#444444", linestyle=_DOTTED, label=dotted),
+    ]
+    ax.legend(handles=handles, frameon=False, fontsize=9, loc=place)
+
+
+def _legend(figure: Figure, colored: list[tuple[Outcome, str]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=color, linewidth=3, label=outcome.contender.title)
+        for outcome, color in colored
+    ]
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=12
+    )

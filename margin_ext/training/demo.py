@@ -1,0 +1,106 @@
+"""The demonstration: plain cross-entropy, the authors' regularizer, the first-order margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from margin_ext.loss import AverageMarginLoss
+from margin_ext.training.comparison import Comparison, Contender
+from margin_ext.training.evaluation import Evaluation
+from margin_ext.training.loop import Recipe
+from margin_ext.training.models import small_cnn
+from margin_ext.training.objective import Objective
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from margin_ext.training.data import ImageData
+
+__all__ = ["DIGITS", "MNIST", "DemoSettings", "demo_comparison"]
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo does on one data set.
+
+    Attributes:
+        epochs: Of each training.
+        batch_size: Of each step.
+        mu: Weight of the first-order regularizer.
+        tau: Margin up to which it pushes.
+        gap_mu: Weight of the authors' regularizer.
+        gap_tau: Its tau, a logit gap.
+        gap_beta: Weight of its orthogonality penalty.
+        eps: Radii of the attacks.
+        samples: Images of each part that are measured.
+    """
+
+    epochs: int
+    batch_size: int
+    mu: float
+    tau: float
+    gap_mu: float
+    gap_tau: float
+    gap_beta: float
+    eps: tuple[float, ...]
+    samples: int | None
+
+
+DIGITS = DemoSettings(30, 64, 2.0, 1.5, 0.1, 20.0, 1e-2, (0.3, 0.6, 0.9), None)
+MNIST = DemoSettings(5, 128, 1.0, 3.0, 0.1, 40.0, 1e-3, (0.5, 1.0, 2.0), 1000)
+
+
+def demo_comparison(
+    data: ImageData,
+    settings: DemoSettings,
+    out: Path,
+    *,
+    seed: int = 0,
+    part: str = "test",
+    device: torch.device | str = "cpu",
+    attack_steps: int = 40,
+) -> Comparison:
+    """The three trainings, ready to run, or to go on from what is in ``out``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = small_cnn(data.shape, data.classes)
+    contenders = [
+        Contender("plain", "plain cross-entropy", Objective(nn.CrossEntropyLoss())),
+        Contender(
+            "logit_gap",
+            "logit gap + orthogonality",
+            Objective(
+                AverageMarginLoss(
+                    mu=settings.gap_mu,
+                    tau=settings.gap_tau,
+                    margin="logit_gap",
+                    regularizer="authors_code",
+                ),
+                beta=settings.gap_beta,
+            ),
+        ),
+        Contender(
+            "first_order",
+            "first-order margin",
+            Objective(AverageMarginLoss(p=2, mu=settings.mu, tau=settings.tau)),
+        ),
+    ]
+    return Comparison(
+        model,
+        data,
+        contenders,
+        Recipe(settings.epochs, settings.batch_size, seed=seed),
+        Evaluation(
+            settings.eps,
+            attack_steps=attack_steps,
+            distance_steps=100 if attack_steps > 10 else 20,
+            samples=settings.samples,
+            part=part,
+        ),
+        out,
+        device=device,
+    )
