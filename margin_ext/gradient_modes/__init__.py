@@ -8,12 +8,12 @@ from typing import Final
 
 from margin_ext.functional import MarginLoss
 from margin_ext.gradient_modes.automatic import Automatic
-from margin_ext.gradient_modes.batchnorm import BATCHNORM_POLICIES
 from margin_ext.gradient_modes.check_report import GradientCheck
 from margin_ext.gradient_modes.detached import detached
 from margin_ext.gradient_modes.double_backward import double_backward
 from margin_ext.gradient_modes.finite_difference import FiniteDifference, finite_difference
 from margin_ext.gradient_modes.gradient_check import check_gradient
+from margin_ext.gradient_modes.layer_state import BATCHNORM_POLICIES
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.step import Step

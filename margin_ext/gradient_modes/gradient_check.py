@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.functional import MarginLoss
-from margin_ext.gradient_modes.batchnorm import training_batchnorms
 from margin_ext.gradient_modes.check_report import GradientCheck, Measured, conclude
 from margin_ext.gradient_modes.detached import detached
 from margin_ext.gradient_modes.finite_difference import FiniteDifference, finite_difference
+from margin_ext.gradient_modes.layer_state import training_batchnorms
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import is_sharded, refuse_static_graph, without_ddp

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.functional import MarginLoss
-from margin_ext.gradient_modes.batchnorm import statistics_kept, training_batchnorms
+from margin_ext.gradient_modes.layer_state import state_kept, training_batchnorms
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
 from margin_ext.gradient_modes.randomness import RandomState
@@ -68,7 +68,7 @@ class Passes:
         inner = without_ddp(self.model)
 
         def again(moved: Tensor) -> Tensor:
-            with statistics_kept(inner, self.batchnorm):
+            with state_kept(inner, self.batchnorm):
                 return self.call(inner, moved)
 
         def rerun(moved: Tensor) -> Tensor:

@@ -1,0 +1,64 @@
+"""State that layers change in every forward pass, and passes that leave it alone.
+
+BatchNorm in training moves its running statistics, and couples the samples of a batch. Spectral
+normalisation in training moves its estimate of the singular vectors, and with it the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+__all__ = ["BATCHNORM_POLICIES", "state_kept", "training_batchnorms"]
+
+# batch: all passes normalise by the batch's own statistics, as the cross-entropy's does.
+# running: the margin is that of the network as it will be used, with the running statistics.
+BATCHNORM_POLICIES: Final = ("batch", "running")
+
+
+def training_batchnorms(model: object) -> list[_BatchNorm]:
+    """The layers that normalise by the statistics of the batch at hand."""
+    if not isinstance(model, nn.Module):
+        return []
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+    ]
+
+
+def _has_moving_spectrum(module: nn.Module) -> bool:
+    hooks = module._forward_pre_hooks.values()  # where torch's older interface keeps its state
+    return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)
+
+
+@contextmanager
+def state_kept(model: object, batchnorm: str) -> Iterator[None]:
+    """Run the model without a change of its layers' state.
+
+    Under batchnorm="running", layers that have running statistics also use them.
+    """
+    # Turning the tracking off gives the layer no statistics to update; writing old values back
+    # would clash with autograd, which has saved the buffers.
+    flag = "training" if batchnorm == "running" else "track_running_stats"
+    changed: list[tuple[nn.Module, str, bool]] = [
+        (layer, flag, getattr(layer, flag))
+        for layer in training_batchnorms(model)
+        if layer.running_mean is not None
+    ]
+    if isinstance(model, nn.Module):
+        spectral = (m for m in model.modules() if m.training and _has_moving_spectrum(m))
+        changed.extend((module, "training", True) for module in spectral)
+    for module, name, _ in changed:
+        setattr(module, name, False)
+    try:
+        yield
+    finally:
+        for module, name, before in changed:
+            setattr(module, name, before)
