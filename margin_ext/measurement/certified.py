@@ -102,15 +102,22 @@ def _radius(
 
     if not bool((gaps > 0).all()):
         return x.new_zeros(1)
-    # At a vanishing radius the relaxation is the tangent: its distance sets the scale.
-    high = float((gaps / network.norms(spec, x)).min())
-    if not 0 < high < float("inf"):
-        return x.new_zeros(1)
+    # At a vanishing radius the relaxation is the tangent: its distance sets the scale, where the
+    # sample lies on no flat piece.
+    tangent = float((gaps / network.norms(spec, x)).min())
+    high = tangent if 0 < tangent < float("inf") else 1.0
     low = 0.0
     for _ in range(20):
-        if not holds(high):
+        if holds(high):
+            low, high = high, 2 * high
+        elif low == 0:
+            high /= 2
+        else:
             break
-        low, high = high, 2 * high
+    else:
+        # Ever farther, or nowhere beyond rounding.
+        return x.new_full((1,), low)
+    high = min(high, 2 * low)
     for _ in range(settings.bisections):
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)

@@ -289,7 +289,7 @@ def _report(
 
 def _warn_without_gradient(report: MarginReport) -> None:
     total = report.summary()
-    if total.count == 0:
+    if not report.first.norm.any():
         raise ValueError(
             f"the gradient of every logit gap with respect to the inputs is 0 on all {len(report)} "
             "samples: is the model constant, are its units dead, or does it round its input?"

@@ -18,7 +18,7 @@ from margin_ext.functional import dual_direction, logit_gap
 from margin_ext.measurement.batches import DataRange, data_bounds
 from margin_ext.measurement.evaluation_mode import Model
 from margin_ext.measurement.gradient_norm import gradient_norm
-from margin_ext.measurement.logits import checked_logits
+from margin_ext.measurement.logits import checked_logits, class_order
 from margin_ext.measurement.pgd import attack_gradient, check_ball, project
 from margin_ext.reference.dual import channel_scale
 
@@ -30,22 +30,26 @@ class DistanceAttack:
     """How the attack searches.
 
     Attributes:
-        steps: Gradient steps.
+        steps: Gradient steps of each search.
+        targets: Searches toward single classes, those with the smallest first-order margins, in
+            addition to the one that follows the runner-up of the moment. The runner-up is often
+            not the nearest class, even for a linear model.
         radius_change: By which share the radius first changes in a step; falls to a hundredth.
         step: Length of the first step relative to the radius; falls to a hundredth.
         bisections: Forward passes that shorten the best point found.
         box: Keep adversarial examples in the data range, where one is given.
     """
 
-    steps: int = 200
+    steps: int = 100
+    targets: int = 1
     radius_change: float = 0.1
     step: float = 1.0
     bisections: int = 16
     box: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.bisections < 0:
-            raise ValueError("steps must be at least 1 and bisections not negative")
+        if self.steps < 1 or self.bisections < 0 or self.targets < 0:
+            raise ValueError("steps must be at least 1, targets and bisections not negative")
         if not 0 < self.radius_change < 1 or not self.step > 0:
             raise ValueError("radius_change must lie in (0, 1) and step be positive")
 
@@ -87,40 +91,108 @@ def nearest_adversarial(
     """
     settings = settings or DistanceAttack()
     check_ball(p, 0.0)
-    bounds = data_bounds(data_range, inputs) if settings.box else None
-    center = inputs.detach()
-    scale = 1.0 if input_std is None else 1 / channel_scale(input_std, center)
-    x = center
-    best = torch.full_like(label, math.inf, dtype=torch.promote_types(x.dtype, torch.float32))
-    best_point = center.clone()
-    radius = torch.zeros_like(best)
-    for step in range(settings.steps):
-        decay = 0.01 + 0.99 * (1 + math.cos(math.pi * step / settings.steps)) / 2
-        gap, grad = attack_gradient(model, x, label, "gap")
-        distance = torch.linalg.vector_norm(((x - center) * scale).flatten(1), p, dim=1)
-        adversarial = gap <= 0
-        nearer = adversarial & (distance < best)
-        best = torch.where(nearer, distance.to(best.dtype), best)
-        best_point[nearer] = x[nearer]
-        if bounds is not None:
-            # Directions that lead out of the box from its faces are of no use.
-            outward = ((x <= bounds[0]) & (grad < 0)) | ((x >= bounds[1]) & (grad > 0))
-            grad = grad.masked_fill(outward, 0.0)
+    search = _Search(
+        model=model,
+        p=float(p),
+        settings=settings,
+        bounds=data_bounds(data_range, inputs) if settings.box else None,
+        input_std=input_std,
+    )
+    found = search.run(inputs.detach(), label, None)
+    if settings.targets:
+        for target in _nearest_classes(
+            model, inputs, label, p=p, input_std=input_std, count=settings.targets
+        ):
+            other = search.run(inputs.detach(), label, target)
+            nearer = other.distance < found.distance
+            found.distance[nearer] = other.distance[nearer]
+            found.point[nearer] = other.point[nearer]
+    return found
+
+
+def _nearest_classes(
+    model: Model,
+    inputs: Tensor,
+    label: Tensor,
+    *,
+    p: float,
+    input_std: float | Sequence[float] | Tensor | None,
+    count: int,
+) -> list[Tensor]:
+    """Classes [B] with the smallest first-order margins, nearest first."""
+    x = inputs.detach().requires_grad_()
+    logits = checked_logits(model, x)
+    order = class_order(logits, label)
+    ranks = order.shape[1]
+    margins = []
+    for rank in range(ranks):
+        gap = logit_gap(logits, label, critical=order[:, rank]).gap
+        (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=rank + 1 < ranks)
         norm = gradient_norm(grad, p=p, input_std=input_std)
-        to_boundary = gap / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        change = settings.radius_change * decay
-        # Until something is found the tangent tells how far to go, and at least a tenth farther,
-        # since the box may hold the point back.
-        onward = torch.maximum(distance + 1.02 * to_boundary.clamp_max(1e6), 1.1 * radius)
-        radius = torch.where(
-            adversarial,
-            torch.minimum(radius, best) * (1 - change),
-            torch.where(torch.isinf(best), onward.clamp_max(1e6), radius * (1 + change)),
-        )
-        length = settings.step * decay * radius
-        moved = dual_direction(grad, length, p=p, base=x, input_std=input_std)
-        x = project(moved, center, radius, p=p, bounds=bounds, input_std=input_std)
-    return _shorten(model, center, label, best, best_point, settings.bisections)
+        margins.append(gap.detach() / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+    nearest = torch.stack(margins, dim=1).argsort(dim=1, stable=True)
+    return [order.gather(1, nearest[:, i : i + 1]).squeeze(1) for i in range(min(count, ranks))]
+
+
+@dataclass(frozen=True)
+class _Search:
+    model: Model
+    p: float
+    settings: DistanceAttack
+    bounds: tuple[Tensor, Tensor] | None
+    input_std: float | Sequence[float] | Tensor | None
+
+    def run(self, center: Tensor, label: Tensor, target: Tensor | None) -> NearestAdversarial:
+        """One search, toward one class [B] or after the runner-up of the moment."""
+        settings = self.settings
+        scale = 1.0 if self.input_std is None else 1 / channel_scale(self.input_std, center)
+        x = center
+        wide = torch.promote_types(center.dtype, torch.float32)
+        best = torch.full(label.shape, math.inf, dtype=wide, device=center.device)
+        best_point = center.clone()
+        radius = torch.zeros_like(best)
+        for step in range(settings.steps):
+            decay = 0.01 + 0.99 * (1 + math.cos(math.pi * step / settings.steps)) / 2
+            gap, way, grad = self._gaps(x, label, target)
+            distance = torch.linalg.vector_norm(((x - center) * scale).flatten(1), self.p, dim=1)
+            adversarial = gap <= 0
+            nearer = adversarial & (distance < best)
+            best = torch.where(nearer, distance.to(best.dtype), best)
+            best_point[nearer] = x[nearer]
+            if self.bounds is not None:
+                # Directions that lead out of the box from its faces are of no use.
+                low, high = self.bounds
+                grad = grad.masked_fill(((x <= low) & (grad < 0)) | ((x >= high) & (grad > 0)), 0.0)
+            norm = gradient_norm(grad, p=self.p, input_std=self.input_std)
+            to_boundary = way / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+            change = settings.radius_change * decay
+            # Until something is found the tangent tells how far to go, and at least a tenth
+            # farther, since the box may hold the point back.
+            onward = torch.maximum(distance + 1.02 * to_boundary.clamp(0, 1e6), 1.1 * radius)
+            radius = torch.where(
+                adversarial,
+                torch.minimum(radius, best) * (1 - change),
+                torch.where(torch.isinf(best), onward.clamp_max(1e6), radius * (1 + change)),
+            )
+            length = settings.step * decay * radius
+            moved = dual_direction(grad, length, p=self.p, base=x, input_std=self.input_std)
+            x = project(
+                moved, center, radius, p=self.p, bounds=self.bounds, input_std=self.input_std
+            )
+        return _shorten(self.model, center, label, best, best_point, settings.bisections)
+
+    def _gaps(
+        self, x: Tensor, label: Tensor, target: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gap to the runner-up, gap to the target, and the gradient that lowers the latter."""
+        if target is None:
+            gap, grad = attack_gradient(self.model, x, label, "gap")
+            return gap, gap, grad
+        x = x.detach().requires_grad_()
+        logits = checked_logits(self.model, x)
+        way = logit_gap(logits, label, critical=target).gap
+        (grad,) = torch.autograd.grad(-way.sum(), x)
+        return logit_gap(logits.detach(), label).gap, way.detach(), grad
 
 
 def _shorten(
