@@ -52,6 +52,11 @@ def machine_kind(device: str) -> str:
         if device == "cuda"
         else f"{processor_name()} {usable_cores()} cores"
     )
+    return slug(name)
+
+
+def slug(name: str) -> str:
+    """Lower case and hyphens: for file names."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -8,14 +8,15 @@ is started.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import arguments, profiling, shapes
 from benchmarks.agreement import assert_agreement
+from benchmarks.cases import measure_all
 from benchmarks.inputs import random_inputs
 from benchmarks.jobs import LOGITS_JOB, PART_JOBS, TRAINING_JOB, Job, contenders
 from benchmarks.load import Load
@@ -117,16 +118,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     with arguments.run(given):
         compiled = not given.no_compile
         results = arguments.results("kernels", given, compiled=compiled)
-        effort = QUICK if given.quick else Effort()
-        for job, shape in jobs(given.device, given.quick):
-            name = f"{job.name}: {shape.name}"
-            if results.has(name) or not arguments.wanted(given, name):
-                continue
-            begun = time.perf_counter()
-            case = measure(job, shape, given.device, compiled, effort)
-            results.add(case)
-            arguments.shown([name, *_summary(case), f"({time.perf_counter() - begun:.0f} s)"])
-        arguments.shown([f"wrote {results.finish()}"])
+        settings = given.device, compiled, QUICK if given.quick else Effort(seconds=1.0)
+        measure_all(
+            results,
+            given,
+            (
+                (f"{job.name}: {shape.name}", partial(measure, job, shape, *settings))
+                for job, shape in jobs(given.device, given.quick)
+            ),
+            _summary,
+        )
 
 
 def _summary(case: dict[str, Any]) -> list[str]:

@@ -77,7 +77,7 @@ class Results:
         return any(case["name"] == name for case in self.content["cases"])
 
     def add(self, case: dict[str, Any]) -> None:
-        """Add a case, which has a unique "name", and save."""
+        """Add a case, which has a name of its own, and save."""
         self.content["cases"].append(case)
         self._save()
 

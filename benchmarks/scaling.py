@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import arguments, environment
 from benchmarks.agreement import assert_agreement
+from benchmarks.cases import measure_all
 from benchmarks.inputs import random_inputs
 from benchmarks.jobs import TRAINING_JOB, contenders
 from benchmarks.load import Load
@@ -86,17 +88,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     with arguments.run(given):
         threads = torch.get_num_threads()
         results = arguments.results("scaling", given)
-        for grows, value, shape in sweeps(given.device, given.quick):
-            name = f"{grows} = {value}"
-            if results.has(name) or not arguments.wanted(given, name):
-                continue
+        effort = QUICK if given.quick else _EFFORT
+
+        def one(grows: str, value: int, shape: Shape) -> dict[str, Any]:
             torch.set_num_threads(value if grows == "threads" else threads)
-            effort = QUICK if given.quick else _EFFORT
-            case = measure(grows, value, shape, given.device, effort)
-            results.add(case)
-            ratios = case["over_yardstick"]
-            arguments.shown([name, *(f"{k} {r['median']:.2f} x clone" for k, r in ratios.items())])
-        arguments.shown([f"wrote {results.finish()}"])
+            return measure(grows, value, shape, given.device, effort)
+
+        measure_all(
+            results,
+            given,
+            (
+                (f"{grows} = {value}", partial(one, grows, value, shape))
+                for grows, value, shape in sweeps(given.device, given.quick)
+            ),
+            lambda case: [
+                f"{k} {r['median']:.2f} x clone" for k, r in case["over_yardstick"].items()
+            ],
+        )
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import arguments, profiling
+from benchmarks.cases import measure_all
 from benchmarks.load import Load
 from benchmarks.models import Attention, Task, tasks
 from benchmarks.samples import Measured, ratios_to
@@ -120,16 +122,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = arguments.parser(__doc__).parse_args(argv)
     with arguments.run(given):
         results = arguments.results("training_step", given)
-        for task in tasks(given.device, given.quick):
-            for precision in precisions(given.device, given.quick):
-                name = f"{task.name}: {precision.name}"
-                if results.has(name) or not arguments.wanted(given, name):
-                    continue
-                case = measure(task, precision, given.device, QUICK if given.quick else _EFFORT)
-                results.add(case)
-                ratios = case["over_yardstick"]
-                arguments.shown([name, *(f"{k} {r['median']:.2f}" for k, r in ratios.items())])
-        arguments.shown([f"wrote {results.finish()}"])
+        effort = QUICK if given.quick else _EFFORT
+        measure_all(
+            results,
+            given,
+            (
+                (
+                    f"{task.name}: {precision.name}",
+                    partial(measure, task, precision, given.device, effort),
+                )
+                for task in tasks(given.device, given.quick)
+                for precision in precisions(given.device, given.quick)
+            ),
+            lambda case: [f"{k} {r['median']:.2f}" for k, r in case["over_yardstick"].items()],
+        )
 
 
 if __name__ == "__main__":
