@@ -1,0 +1,167 @@
+"""A step with the loss: few op calls, nothing computed twice, no wait for the device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from margin_ext import AverageMarginLoss, Regularizer, average_margin_loss
+from margin_ext._extension import cpu_library
+from margin_ext.loss import GRADIENT_MODES
+
+compiled_only = pytest.mark.skipif(
+    not cpu_library.loaded, reason="counts calls of the compiled ops, and no library is built"
+)
+# What asks the device for a value, or for a size that depends on values. On a CPU these cost
+# nothing; on a GPU the host waits there until everything before is done.
+WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_unique2", "masked_select"}
+# Which class each gap is to, then, with the gradient of the gaps, the loss. Finite differences also
+# take a step along the gradient.
+OPS_FORWARD = {
+    "double_backward": ["logit_gap", "average_margin_loss"],
+    "detached": ["logit_gap", "average_margin_loss"],
+}
+BATCH, SIZE, CLASSES = 8, 12, 5
+
+
+class CallCounter(TorchDispatchMode):
+    """Counts calls of ops by name, ours apart from torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours: list[str] = []
+        self.torchs: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if func.namespace == "margin_ext":
+            self.ours.append(name)
+        else:
+            self.torchs[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class CountedNet(nn.Module):
+    """Smooth, and counts its forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(SIZE, 16), nn.Tanh(), nn.Linear(16, CLASSES))
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return self.layers(x)
+
+
+def batch(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = torch.randn(BATCH, SIZE, device=device)
+    return inputs, torch.randint(CLASSES, (BATCH,), device=device)
+
+
+@compiled_only
+@pytest.mark.parametrize("mode", sorted(OPS_FORWARD))
+def test_two_op_calls_forward_one_backward_and_nothing_twice(mode):
+    model, criterion = CountedNet(), AverageMarginLoss(gradient=mode)
+    inputs, target = batch()
+    with CallCounter() as forward:
+        loss = criterion.run(model, inputs, target).loss
+    assert forward.ours == OPS_FORWARD[mode]
+    assert model.passes == 1
+    with CallCounter() as backward:
+        loss.backward()
+    assert backward.ours == ["scale_gradients_"]
+    assert model.passes == 1
+
+
+@compiled_only
+def test_the_loss_alone_is_one_call_each_way():
+    logits = torch.randn(BATCH, CLASSES, requires_grad=True)
+    grad = torch.randn(BATCH, SIZE, requires_grad=True)
+    _, target = batch()
+    with CallCounter() as forward:
+        loss = average_margin_loss(logits, target, grad, regularizer=Regularizer.ramp(0, 3)).loss
+    assert forward.ours == ["average_margin_loss"]
+    # An op whose inputs need no cast and no copy needs no help from torch's.
+    assert not forward.torchs
+    with CallCounter() as backward:
+        loss.backward()
+    assert backward.ours == ["scale_gradients_"]
+
+
+@compiled_only
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+def test_every_mode_computes_the_loss_once(mode):
+    model, criterion = CountedNet(), AverageMarginLoss(gradient=mode)
+    inputs, target = batch()
+    criterion.run(model, inputs, target).loss.backward()  # "auto" may try things out, once
+    with CallCounter() as calls:
+        criterion.run(model, inputs, target).loss.backward()
+    assert calls.ours.count("average_margin_loss") == 1
+    assert "average_margin_loss_backward" not in calls.ours
+
+
+@compiled_only
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+def test_no_step_asks_the_device_for_a_value(mode):
+    model, criterion = CountedNet(), AverageMarginLoss(gradient=mode)
+    inputs, target = batch()
+    criterion.run(model, inputs, target).loss.backward()
+    with CallCounter() as calls:
+        criterion.run(model, inputs, target).loss.backward()
+    assert not WAITING & set(calls.torchs)
+
+
+def test_the_counter_sees_a_wait():
+    with CallCounter() as calls:
+        float(torch.ones(3).sum())
+    assert calls.torchs["_local_scalar_dense"] == 1
+
+
+@contextmanager
+def synchronisation_forbidden() -> Iterator[None]:
+    """Torch raises where the host would wait for the device."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device: nothing to synchronise with"
+)
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+def test_no_step_synchronises_on_cuda(mode):
+    model, criterion = CountedNet().cuda(), AverageMarginLoss(gradient=mode)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, target = batch("cuda")
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        criterion.run(model, inputs, target).loss.backward()
+        optimizer.step()
+
+    step()
+    with synchronisation_forbidden():
+        for _ in range(3):
+            step()
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_a_synchronisation_would_be_caught():
+    value = torch.ones(3, device="cuda")
+    with synchronisation_forbidden(), pytest.raises(RuntimeError, match="synchroniz"):
+        value.sum().item()
