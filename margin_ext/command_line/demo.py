@@ -127,7 +127,7 @@ def _data_and_settings(arguments: argparse.Namespace) -> tuple[ImageData, DemoSe
         data, settings = mnist(arguments.data_dir), MNIST
     if arguments.quick:
         data = data.limited(train=200, held_out=100)
-        settings = replace(settings, epochs=3, batch_size=20, samples=100)
+        settings = replace(settings, epochs=3, batch_size=20, samples=50)
     data = data.limited(train=arguments.limit, held_out=None)
     given = {
         "epochs": arguments.epochs,

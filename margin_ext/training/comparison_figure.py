@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -77,8 +77,7 @@ def _history(ax: Axes, colored: list[tuple[Outcome, str]], quantity: str) -> Non
         low = min(*later, 0.0) - room
         ax.set_ylim(low, max(later) + room)
         if min(earlier, default=0.0) < low:
-            note = "before: far below 0 while the network is nearly flat"
-            ax.text(0.02, 0.03, note, transform=ax.transAxes, fontsize=9, color="#444444")
+            ax.set_xlabel("epoch (the first ones lie far below the frame)")
 
 
 def _histograms(ax: Axes, colored: list[tuple[Outcome, str]], held_out: str) -> None:
@@ -128,14 +127,16 @@ def _robust_accuracy(ax: Axes, colored: list[tuple[Outcome, str]]) -> None:
     )
 
 
-def _line_styles(ax: Axes, solid: str, dotted: str, place: str) -> None:
+def _line_styles(
+    ax: Axes, solid: str, dotted: str, place: Literal["lower left", "lower right"]
+) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color="#444444", linestyle="-", label=solid),
         Line2D([], [], color="#444444", linestyle=_DOTTED, label=dotted),
     ]
-    ax.legend(handles=handles, frameon=False, fontsize=9, loc=place)
+    ax.legend(handles=handles, fontsize=9, loc=place, edgecolor="none", framealpha=0.8)
 
 
 def _legend(figure: Figure, colored: list[tuple[Outcome, str]]) -> None:

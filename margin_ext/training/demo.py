@@ -50,8 +50,12 @@ class DemoSettings:
     samples: int | None
 
 
+# Chosen on the validation images by robust accuracy under the gap attack at eps 0.6 and 0.9 without
+# loss of accuracy, among mu from 1 to 8 and tau from 1 to 3; gap_mu 0.1 and 1, gap_tau 5 and 20,
+# gap_beta 1e-3 to 1e-1. With mu 4 and tau 2 the network hardly learns; with mu 8 it diverges.
 DIGITS = DemoSettings(30, 64, 2.0, 1.5, 0.1, 20.0, 1e-2, (0.3, 0.6, 0.9), None)
-MNIST = DemoSettings(5, 128, 1.0, 3.0, 0.1, 40.0, 1e-3, (0.5, 1.0, 2.0), 1000)
+# Not tuned: the authors' settings for the logit gap.
+MNIST = DemoSettings(5, 128, 1.0, 3.0, 0.1, 40.0, 1e-3, (0.5, 1.0, 2.0), 500)
 
 
 def demo_comparison(
