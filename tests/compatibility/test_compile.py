@@ -1,0 +1,131 @@
+"""torch.compile of the model and of a whole step, and torch.export of the ops."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compatibility.networks import (
+    CLASSES,
+    conv,
+    criterion,
+    images,
+    mlp,
+    relative,
+    step,
+    vectors,
+)
+from margin_ext import AverageMarginLoss, FiniteDifference, functional
+
+NO_DOUBLE_BACKWARD = "torch.compile with aot_autograd does not currently support double backward"
+
+# Dynamo's own imports and torch's deprecations inside it are not ours.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_a_compiled_model():
+    """BatchNorm's statistics, too, are kept in the second pass through the compiled graph."""
+    model, (x, y) = conv(nn.BatchNorm2d(6)), images()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    for mode in ("detached", "finite_difference"):
+        wanted = step(criterion(mode), model, x, y)
+        found = step(criterion(mode), compiled, x, y)
+        assert relative(found[0], wanted[0]) < 1e-6
+        assert relative(found[1], wanted[1]) < 1e-5
+        for one, other in zip(compiled.buffers(), model.buffers(), strict=True):
+            torch.testing.assert_close(one, other)
+    with pytest.raises(RuntimeError, match=NO_DOUBLE_BACKWARD):
+        step(criterion("double_backward"), compiled, x, y)
+    with pytest.warns(RuntimeWarning, match=NO_DOUBLE_BACKWARD):
+        chosen = step(criterion("auto"), compiled, x, y)[1]
+    assert relative(chosen, step(criterion("finite_difference"), model, x, y)[1]) < 1e-5
+
+
+def test_a_compiled_step():
+    """Without fullgraph the model's part is compiled; the rest of run() is eager."""
+    model, (x, y) = mlp(), vectors()
+    loss = criterion("finite_difference")
+
+    def whole(x, y):
+        out = loss.run(model, x, y)
+        out.loss.backward()
+        return out.loss
+
+    wanted = step(loss, model, x, y)[1]
+    torch.compile(whole, backend="aot_eager")(x, y)
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert relative(found, wanted) < 1e-5
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(whole, backend="aot_eager", fullgraph=True)(x, y)
+
+
+def test_the_exact_mode_in_a_compiled_step_is_never_wrong_in_silence():
+    """Torch 2.13 compiles double backward to wrong numbers; here it does not come to that."""
+    model, (x, y) = mlp(), vectors()
+    x.requires_grad_()
+    loss = criterion("double_backward")
+
+    def whole(x, y):
+        return loss(model(x), y, x)
+
+    with pytest.raises(RuntimeError, match=NO_DOUBLE_BACKWARD):
+        torch.compile(whole, backend="aot_eager")(x, y).backward()
+    torch._dynamo.reset()
+    with (
+        torch._dynamo.config.patch(trace_autograd_ops=True),
+        pytest.raises(torch._dynamo.exc.Unsupported),
+    ):
+        torch.compile(whole, backend="aot_eager", fullgraph=True)(x, y)
+
+
+def test_check_tells_that_a_compiled_model_lacks_double_backward():
+    compiled = torch.compile(mlp(), backend="aot_eager")
+    report = criterion("double_backward").check(compiled, *vectors())
+    assert report.verdict == "wrong"
+    assert NO_DOUBLE_BACKWARD in str(report)
+    assert criterion("finite_difference").check(compiled, *vectors()).agrees
+
+
+@pytest.mark.slow
+def test_inductor_draws_the_same_dropout_mask_in_all_passes():
+    """Its masks are its own; were they different in the two passes, 1 / step would blow up."""
+    model = torch.compile(nn.Sequential(nn.Linear(10, 16), nn.Dropout(0.5), *mlp()[1:]))
+    x, y = vectors()
+    found = []
+    for length in (0.02, 0.04):
+        difference = FiniteDifference("central", length, "absolute")
+        loss = AverageMarginLoss(
+            gradient="finite_difference", difference=difference, regularizer="softplus"
+        )
+        found.append(step(loss, model, x, y)[1])
+    assert relative(found[0], found[1]) < 1e-2
+
+
+def test_ops_are_exported():
+    class Gaps(nn.Module):
+        def forward(self, logits, target, grad):
+            gap, runner_up = functional.logit_gap(logits, target)
+            margin, norm = functional.first_order_margin(gap, grad)
+            return gap, runner_up, margin, norm, functional.dual_direction(grad, base=grad)
+
+    logits, target, grad = torch.randn(4, CLASSES), torch.arange(4), torch.randn(4, 6)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    shapes = {name: {0: batch} for name in ("logits", "target", "grad")}
+    with torch.no_grad():
+        program = torch.export.export(Gaps(), (logits, target, grad), dynamic_shapes=shapes)
+    logits, target, grad = torch.randn(7, CLASSES), torch.arange(7) % CLASSES, torch.randn(7, 6)
+    for found, wanted in zip(
+        program.module()(logits, target, grad), Gaps()(logits, target, grad), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
