@@ -196,7 +196,7 @@ def _hardware(machine: Machine) -> str:
         f"- {told['processor']}, {told['cores']} cores, "
         + ", ".join(f"{level} {size}" for level, size in told["caches"].items())
         + f", {tables.volume(told['memory_bytes'])} of memory, {told['system']}",
-        f"- Python {told['python']}, torch {told['torch']}, {told['torch_threads']} threads; "
+        f"- Python {told['python']}, torch {told['torch']}, threads: {told['torch_threads']}; "
         f"margin_ext {told['margin_ext']} with {told['cpu_instruction_set']} kernels, "
         f"compiled by {told['compiler']}",
     ]

@@ -12,6 +12,8 @@ CIFAR = (3, 32, 32)  # 3072
 MIDDLE = (3, 64, 64)  # 12288
 IMAGENET = (3, 224, 224)  # 150528
 
+NO_SAMPLE = (1,)  # for the op that sees logits only
+
 SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -51,6 +53,8 @@ class Shape:
     @property
     def name(self) -> str:
         kind = SHORT_NAMES[self.dtype]
+        if self.sample == NO_SAMPLE:
+            return f"{self.batch}, C {self.classes}, {kind}"
         return f"{self.batch} x {self.size}, C {self.classes}, {kind}, p {self.p:g}"
 
 
@@ -69,8 +73,8 @@ CPU_TRAINING = (
     Shape(1, IMAGENET, 1000, "a single ImageNet sample: threads must share one row"),
     Shape(32, IMAGENET, 1000, "an ImageNet batch, 19 MB"),
     Shape(128, IMAGENET, 1000, "an ImageNet batch, 77 MB: past any cache"),
-    replace(_CIFAR_10MB, dtype=torch.bfloat16, reason="bf16: half the bytes, widened on the way"),
-    replace(_CIFAR_10MB, dtype=torch.float16, reason="fp16: the backward recomputes (loss scaler)"),
+    Shape(2048, CIFAR, 10, "bf16, 12.6 MB: widened on the way", torch.bfloat16),
+    Shape(2048, CIFAR, 10, "fp16, 12.6 MB: the backward recomputes (loss scaler)", torch.float16),
     replace(_CIFAR_10MB, p=1.0, reason="p = 1: dual norm is the maximum, output nearly all zeros"),
     replace(_CIFAR_10MB, p=math.inf, reason="p = inf: dual norm is the sum, output is signs"),
     Shape(256, CIFAR, 1000, "1000 classes on 32 x 32 images: logits count for a quarter"),
@@ -80,9 +84,9 @@ CPU_TRAINING = (
 # Parts of it, and the other ops: small, 10 MB, long rows.
 CPU_PARTS = (CPU_TRAINING[3], _CIFAR_10MB, CPU_TRAINING[8])
 CPU_LOGITS = (
-    Shape(128, (1,), 10, "a CIFAR batch: call overhead"),
-    Shape(1024, (1,), 1000, "ImageNet classes"),
-    Shape(256, (1,), 21841, "ImageNet-21k classes, 22 MB: long rows of logits"),
+    Shape(128, NO_SAMPLE, 10, "a CIFAR batch: call overhead"),
+    Shape(1024, NO_SAMPLE, 1000, "ImageNet classes"),
+    Shape(256, NO_SAMPLE, 21841, "ImageNet-21k classes, 22 MB: long rows of logits"),
 )
 
 _HALF = torch.bfloat16
@@ -116,9 +120,9 @@ CUDA_TRAINING = (
 )
 CUDA_PARTS = (CUDA_TRAINING[3], CUDA_TRAINING[5], CUDA_TRAINING[12], _GPU_WIDE)
 CUDA_LOGITS = (
-    Shape(128, (1,), 10, "a CIFAR batch: the launch floor"),
-    Shape(8192, (1,), 1000, "ImageNet classes"),
-    Shape(8192, (1,), 21841, "ImageNet-21k classes, 716 MB"),
+    Shape(128, NO_SAMPLE, 10, "a CIFAR batch: the launch floor"),
+    Shape(8192, NO_SAMPLE, 1000, "ImageNet classes"),
+    Shape(8192, NO_SAMPLE, 21841, "ImageNet-21k classes, 716 MB"),
 )
 
 _TINY = Shape(4, (1, 4, 4), 10, "smoke test: tiny")
