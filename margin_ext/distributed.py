@@ -1,0 +1,40 @@
+"""Statistics of a batch that is spread over the ranks of torch.distributed."""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed
+
+from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
+
+__all__ = ["reduce_statistics"]
+
+_MINIMUM = STATISTIC_NAMES.index("minimum_margin")
+_COUNT = STATISTIC_NAMES.index("count")
+
+
+def reduce_statistics(
+    statistics: BatchStatistics, group: distributed.ProcessGroup | None = None
+) -> BatchStatistics:
+    """The statistics of all ranks' samples together; every rank has to call it.
+
+    The minimum is that over the ranks, ``count`` is their sum, and the others are means over the
+    samples (``cross_entropy`` and ``regularizer`` without regard to class weights). A rank whose
+    value is NaN, such as one without samples, does not count. Two small all-reduces, no
+    synchronisation.
+
+    Args:
+        statistics: Those of this rank, as ``criterion.statistics`` or ``out.statistics``.
+        group: The process group; None: all ranks.
+    """
+    values = statistics.values_tensor
+    count = values[_COUNT]
+    known = ~values.isnan() & (count > 0)
+    totals = torch.stack([torch.where(known, values * count, 0.0), torch.where(known, count, 0.0)])
+    minimum = torch.where(known[_MINIMUM], values[_MINIMUM], torch.inf)
+    distributed.all_reduce(totals, group=group)
+    distributed.all_reduce(minimum, distributed.ReduceOp.MIN, group=group)
+    mean = totals[0] / totals[1]
+    mean[_MINIMUM] = torch.where(minimum.isinf(), torch.nan, minimum)
+    mean[_COUNT] = totals[1, _COUNT]
+    return BatchStatistics(mean)

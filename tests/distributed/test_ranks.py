@@ -1,0 +1,61 @@
+"""Two processes give the gradients of one on the joined batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch_distributed = pytest.importorskip("torch.distributed")
+if not torch_distributed.is_available() or not torch_distributed.is_gloo_available():
+    pytest.skip("this torch has no gloo", allow_module_level=True)
+
+MODES = ("double_backward", "finite_difference", "detached", "auto")
+SCENARIOS = (
+    "ddp plain",
+    "ddp find_unused_parameters",
+    "ddp gradient_as_bucket_view",
+    "ddp uneven",
+    "ddp batchnorm",
+    "fsdp",
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    path = tmp_path_factory.mktemp("ranks") / "found.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(Path(__file__).with_name("worker.py")), str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_gradients_are_those_of_the_joined_batch(found, scenario, mode):
+    assert found[f"{scenario} {mode}"] < 1e-9
+
+
+@pytest.mark.parametrize("where", ["run", "forward", "check"])
+def test_static_graph_is_refused(found, where):
+    told = found[f"static graph, {where}"]
+    assert "every rank would train alone, without an error" in told
+    assert "find_unused_parameters=True is fine" in told
+
+
+def test_check_refuses_what_it_cannot_copy(found):
+    assert "split by fully_shard" in found["fsdp, check"]
+
+
+def test_statistics_are_those_of_the_joined_batch(found):
+    errors = {name: value for name, value in found.items() if name.startswith("statistics")}
+    assert len(errors) == 9
+    assert max(errors.values()) < 1e-9, errors

@@ -1,0 +1,150 @@
+"""Run by torchrun in two processes: every scenario against a single process on the joined batch.
+
+Writes {scenario: number or text} as JSON to the path in its argument, from rank 0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext.distributed import reduce_statistics
+
+MODES = ("double_backward", "finite_difference", "detached", "auto")
+DDP_SETTINGS = {
+    "plain": {},
+    "find_unused_parameters": {"find_unused_parameters": True},
+    "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
+}
+
+
+def make_model(norm: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    between = [nn.BatchNorm1d(8)] if norm else []
+    return nn.Sequential(nn.Linear(6, 8), *between, nn.Tanh(), nn.Linear(8, 4)).double()
+
+
+def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(8, 6, dtype=torch.float64), torch.arange(8) % 4
+
+
+def make_loss(mode: str) -> AverageMarginLoss:
+    difference = FiniteDifference("toward", 0.3, "absolute")
+    return AverageMarginLoss(gradient=mode, regularizer="softplus", difference=difference)
+
+
+def whole(gradient: torch.Tensor | None) -> torch.Tensor:
+    if gradient is None:
+        return torch.zeros(0)
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+
+
+def train(model: nn.Module, loss: AverageMarginLoss, x, y, **settings) -> torch.Tensor:
+    """Three steps; the gradients of the last."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss.run(model, x, y, **settings).loss.backward()
+        optimizer.step()
+    return torch.cat([whole(p.grad).flatten() for p in model.parameters()])
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    if found.shape != wanted.shape:
+        return float("inf")
+    worst = ((found - wanted).norm() / wanted.norm()).reshape(1)
+    distributed.all_reduce(worst, distributed.ReduceOp.MAX)
+    return float(worst)
+
+
+def shard(model: nn.Sequential) -> nn.Sequential:
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def main(path: Path) -> None:
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    x, y = make_batch()
+    mine = slice(4 * rank, 4 * rank + 4)
+    found: dict[str, float | str] = {}
+    for mode in MODES:
+        wanted = train(make_model(), make_loss(mode), x, y)
+        for name, settings in DDP_SETTINGS.items():
+            model = DistributedDataParallel(make_model(), **settings)
+            gradient = train(model, make_loss(mode), x[mine], y[mine])
+            found[f"ddp {name} {mode}"] = error(gradient, wanted)
+        gradient = train(shard(make_model()), make_loss(mode), x[mine], y[mine])
+        found[f"fsdp {mode}"] = error(gradient, wanted)
+
+        uneven = slice(0, 3) if rank == 0 else slice(3, 8)
+        model = DistributedDataParallel(make_model())
+        gradient = train(model, make_loss(mode), x[uneven], y[uneven], normalizer=8 / 2)
+        found[f"ddp uneven {mode}"] = error(gradient, wanted)
+
+    for mode in MODES:  # BatchNorm has each rank's own statistics: the mean of the ranks' gradients
+        model = DistributedDataParallel(make_model(norm=True))
+        loss = make_loss(mode)
+        loss.run(model, x[mine], y[mine]).loss.backward()
+        single = make_model(norm=True)
+        make_loss(mode).run(single, x[mine], y[mine]).loss.backward()
+        wanted = torch.cat([p.grad.flatten() for p in single.parameters()])
+        distributed.all_reduce(wanted)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        found[f"ddp batchnorm {mode}"] = error(gradient, wanted / 2)
+
+    static = DistributedDataParallel(make_model(), static_graph=True)
+    try:
+        make_loss("detached").run(static, x[mine], y[mine])
+        found["static graph, run"] = "no error"
+    except RuntimeError as raised:
+        found["static graph, run"] = str(raised)
+    leaf = x[mine].clone().requires_grad_()
+    try:
+        make_loss("detached")(2 * static(leaf), y[mine], leaf)
+        found["static graph, forward"] = "no error"
+    except RuntimeError as raised:
+        found["static graph, forward"] = str(raised)
+    found["static graph, check"] = str(make_loss("double_backward").check(static, x[mine], y[mine]))
+    try:
+        make_loss("detached").check(shard(make_model()), x[mine], y[mine])
+        found["fsdp, check"] = "no error"
+    except ValueError as raised:
+        found["fsdp, check"] = str(raised)
+
+    uneven = slice(0, 3) if rank == 0 else slice(3, 8)
+    labels = y.clone()
+    labels[:3] = -100 if rank == 0 else labels[:3]
+    joined = make_loss("detached").run(make_model(), x, y).statistics
+    parts = make_loss("detached").run(make_model(), x[uneven], y[uneven]).statistics
+    reduced = reduce_statistics(parts)
+    for name in joined:
+        if name != "gradient_scale":
+            found[f"statistics {name}"] = float((reduced[name] - joined[name]).abs())
+    empty = make_loss("detached").run(make_model(), x[uneven], labels[uneven]).statistics
+    rest = make_loss("detached").run(make_model(), x[3:], y[3:]).statistics
+    reduced = reduce_statistics(empty)
+    found["statistics of an empty rank"] = float(
+        (reduced.values_tensor[:-1] - rest.values_tensor[:-1]).abs().max()
+    )
+    if rank == 0:
+        path.write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("default")
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
