@@ -7,7 +7,7 @@
 #if defined(__CUDACC__)
 #define MARGIN_HD __host__ __device__ __forceinline__
 // For what is long and slow: called, so that kernels stay small.
-#define MARGIN_HD_CALL static __host__ __device__ __noinline__
+#define MARGIN_HD_CALL [[maybe_unused]] static __host__ __device__ __noinline__
 #else
 // Always inlined: the CPU kernels are compiled once per instruction set, and a formula that were
 // emitted as a shared function would be kept from one of those objects only.

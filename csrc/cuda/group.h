@@ -7,16 +7,6 @@
 
 namespace margin::cuda {
 
-// The first `count` <= 32 of an array, combined; every lane of the calling warp gets the result.
-template <typename State, typename Combine>
-MARGIN_DEVICE State reduce_parts(const Raw<State>* parts, unsigned count, const Combine& combine) {
-  const unsigned lane = threadIdx.x % kWarp;
-  return reduce_warp(lane < count ? parts[lane].get() : State(), combine);
-}
-
-// kThreads and kResidentBlocks are launch bounds: they set the registers a thread may have, and
-// policy.h builds on them.
-
 // One warp a sample, so the warps of a block go their own ways.
 class WarpGroup {
  public:
@@ -67,29 +57,40 @@ class BlockGroup {
   MARGIN_DEVICE unsigned lead() const { return 0; }
   MARGIN_DEVICE unsigned leads() const { return 1; }
 
-  // All threads of the group must call it alike. The buffers alternate, so one barrier a call
+  // All threads of the group must call it alike. The buffers alternate, so one barrier a stage
   // suffices: who writes a buffer again has passed the barrier of the call in between, which
   // everybody reaches only after reading.
+  //
+  // First the lanes of a warp, then the warps of the block, then the blocks of the cluster: one
+  // packed exchange, in which every block puts its state into every block. Since states are pushed,
+  // not fetched, no block has to wait for another before it ends.
   template <typename State, typename Combine>
-  MARGIN_DEVICE State reduce(const State& state, const Combine& combine) {
+  MARGIN_DEVICE State reduce(State state, const Combine& combine) {
     SIMT_SHARED(Raw<State>, of_warps, 2 * kMaxWarps);
     SIMT_SHARED(Raw<State>, of_blocks, 2 * kMaxCluster);
     turn_ ^= 1;
-    Raw<State>* warps = of_warps + turn_ * kMaxWarps;
-    const State of_warp = reduce_warp(state, combine);
-    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp].get() = of_warp;
-    __syncthreads();
-    const State of_block = reduce_parts(warps, blockDim.x / kWarp, combine);
-    if (ranks_ == 1) return of_block;
-
-    // One packed exchange: every block puts its state into every block of the cluster. Since
-    // states are pushed, not fetched, no block has to wait for another before it ends.
-    Raw<State>* blocks = of_blocks + turn_ * kMaxCluster;
-    if (threadIdx.x < ranks_) {
-      in_cluster_block(&blocks[rank_], threadIdx.x)->get() = of_block;
+    Raw<State>* const warps = of_warps + turn_ * kMaxWarps;
+    Raw<State>* const blocks = of_blocks + turn_ * kMaxCluster;
+    const unsigned lane = threadIdx.x % kWarp;
+    const int last_stage = ranks_ == 1 ? 1 : 2;
+    // A loop only so that the long code of the combination stands in the kernel once.
+#pragma unroll 1
+    for (int stage = 0;; ++stage) {
+      state = reduce_warp(state, combine);
+      if (stage == last_stage) return state;
+      const Raw<State>* parts = warps;
+      unsigned count = blockDim.x / kWarp;
+      if (stage == 0) {
+        if (lane == 0) warps[threadIdx.x / kWarp].get() = state;
+        __syncthreads();
+      } else {
+        if (threadIdx.x < ranks_) in_cluster_block(&blocks[rank_], threadIdx.x)->get() = state;
+        cluster_sync();
+        parts = blocks;
+        count = ranks_;
+      }
+      state = lane < count ? parts[lane].get() : State();
     }
-    cluster_sync();
-    return reduce_parts(blocks, ranks_, combine);
   }
 
  private:
@@ -97,5 +98,10 @@ class BlockGroup {
   unsigned ranks_;
   unsigned turn_ = 0;
 };
+
+// With kThreads the kernels' launch bounds: they set how many registers a thread may have, on which
+// policy.h builds. float64 may have as many as it needs.
+template <typename Group, typename T>
+inline constexpr unsigned kResidentBlocks = std::is_same_v<T, double> ? 1 : Group::kResidentBlocks;
 
 }  // namespace margin::cuda

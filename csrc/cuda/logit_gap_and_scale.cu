@@ -11,6 +11,7 @@ cudaError_t launch_logit_gap(const LogitGapArguments& arguments, const LaunchOpt
                              cudaStream_t stream) {
   static ClusterMemory memory;
   if (arguments.batch == 0) return cudaSuccess;
+  if (arguments.logits.classes > INT32_MAX) return cudaErrorInvalidValue;
   const KernelSet<LogitGapArguments> kernels{"logit_gap", logit_gap_kernel<Acc, WarpGroup>,
                                              logit_gap_kernel<Acc, BlockGroup>, nullptr, memory};
   SampleShape shape;

@@ -13,14 +13,14 @@ struct CombineRunnersUp {
 };
 
 template <typename Acc, typename Group>
-__global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
+__global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, Acc>)
     logit_gap_kernel(const __grid_constant__ LogitGapArguments arguments) {
   Group group;
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     const Logits<Acc> logits(arguments.logits, i);
-    const Label<Acc> label = logits.label(i);
-    Acc critical_logit = label.critical_logit;
+    const Label<Acc> label = logits.label();
     int64_t critical = label.critical;
+    Acc critical_logit = critical < 0 ? not_a_number<Acc>() : logits.at(label.critical);
     if (arguments.logits.critical == nullptr) {
       RunnerUp<Acc> state;
       logits.template for_each<4>(group, [&](int k, Acc z) {
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
     }
     if (group.thread() != 0 || group.rank() != 0) continue;
     static_cast<Acc*>(arguments.gap)[i] = label.target_logit - critical_logit;
-    arguments.runner_up[i] = label.ignored || label.bad ? -1 : critical;
+    arguments.runner_up[i] = label.target < 0 ? -1 : critical;
   }
 }
 

@@ -12,39 +12,39 @@ namespace margin::cuda {
 // What is known of a sample before its logits are read.
 template <typename Acc>
 struct Label {
-  int target;
-  int critical;      // -1: the runner-up
-  Acc target_logit;  // NaN where the label is bad
-  Acc critical_logit;
+  int target;    // -1 where the label is ignored or bad
+  int critical;  // -1 where it is that, or the runner-up is meant
   bool ignored;
+  Acc target_logit;  // NaN where there is none
+
   // A class out of range, or critical == target. Nothing can be thrown here, so the sample shows it
   // by NaN.
-  bool bad;
+  MARGIN_DEVICE bool bad() const { return target < 0 && !ignored; }
 };
 
 // One sample's logits. Launchers make sure that classes fit 32 bits.
 template <typename Acc>
 class Logits {
  public:
-  MARGIN_DEVICE Logits(const LogitRows& rows, int64_t sample)
-      : rows_(rows), start_(sample * rows.batch_stride) {}
+  MARGIN_DEVICE Logits(const LogitRows& rows, int64_t sample) : rows_(rows), sample_(sample) {}
 
   MARGIN_DEVICE int classes() const { return static_cast<int>(rows_.classes); }
-  MARGIN_DEVICE Acc at(int k) const { return load_as<Acc>(rows_.dtype, rows_.data, start_ + k); }
+  MARGIN_DEVICE Acc at(int k) const {
+    return load_as<Acc>(rows_.dtype, rows_.data, sample_ * rows_.batch_stride + k);
+  }
 
-  MARGIN_DEVICE Label<Acc> label(int64_t sample) const {
+  MARGIN_DEVICE Label<Acc> label() const {
     const auto in_range = [&](int64_t k) { return k >= 0 && k < rows_.classes; };
     const bool has_critical = rows_.critical != nullptr;
-    const int64_t target = rows_.target[sample];
-    const int64_t critical = has_critical ? rows_.critical[sample] : -1;
+    const int64_t target = rows_.target[sample_];
+    const int64_t critical = has_critical ? rows_.critical[sample_] : -1;
     Label<Acc> label;
     label.ignored = target == rows_.ignore_index;
-    label.bad = !in_range(target) || (has_critical && (!in_range(critical) || critical == target));
-    const bool readable = !label.ignored && !label.bad;
-    label.target = static_cast<int>(readable ? target : -1);
-    label.critical = static_cast<int>(readable ? critical : -1);
-    label.target_logit = readable ? at(label.target) : not_a_number<Acc>();
-    label.critical_logit = readable && has_critical ? at(label.critical) : not_a_number<Acc>();
+    const bool good = !label.ignored && in_range(target) &&
+                      (!has_critical || (in_range(critical) && critical != target));
+    label.target = static_cast<int>(good ? target : -1);
+    label.critical = static_cast<int>(good ? critical : -1);
+    label.target_logit = good ? at(label.target) : not_a_number<Acc>();
     return label;
   }
 
@@ -72,7 +72,7 @@ class Logits {
 
  private:
   const LogitRows& rows_;
-  int64_t start_;
+  int64_t sample_;
 };
 
 }  // namespace margin::cuda

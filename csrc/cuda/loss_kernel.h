@@ -14,10 +14,10 @@ template <typename Acc>
 struct LossTask {
   LossArguments arguments;
   SampleOptions<Acc> options;  // without class_weight_sum where there are class weights
+  bool plain;                  // see RowPass
   Acc q;
-  Acc scale;              // of the gradients, where there is no upstream
-  BatchTotals* partials;  // one a group of blocks; null: totals are not wanted
-  unsigned ticket;
+  Acc scale;  // of the gradients, where there is no upstream
+  TotalsOutput<Acc> totals;
 };
 
 // What one pass over a sample's logits and row finds.
@@ -35,12 +35,12 @@ MARGIN_DEVICE SampleState<Acc> from_lane_xor(const SampleState<Acc>& state, int 
           from_lane_xor(state.runner_up, lanes), from_lane_xor(state.class_weight_sum, lanes)};
 }
 
-template <Norm norm, typename Acc>
+template <Storage storage, typename Acc>
 struct CombineSamples {
-  Acc q;
+  NormSwitch<storage, Acc> combine_norms;
 
   MARGIN_DEVICE void operator()(SampleState<Acc>& state, const SampleState<Acc>& other) const {
-    norm_combine<norm>(state.norm, other.norm, q);
+    combine_norms(state.norm, other.norm);
     state.log_sum_exp.combine(other.log_sum_exp);
     state.runner_up.combine(other.runner_up);
     state.class_weight_sum += other.class_weight_sum;
@@ -68,22 +68,24 @@ MARGIN_DEVICE void write_ignored(const LossArguments& arguments, int64_t i) {
   if (arguments.reduction == Reduction::kNone) put(arguments.loss, i, Acc(0));
 }
 
-// T: the type of grad; with Keeping::kAbsent there is none, and T is the accumulation type.
-template <typename T, Norm norm, Keeping keeping, typename Group>
-__global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
+// T: the type of grad; with Storage::kAbsent there is none, and T is the accumulation type.
+template <typename T, Storage storage, typename Group>
+__global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
     loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task) {
   using Acc = AccOf<T>;
-  constexpr bool kHasRow = keeping != Keeping::kAbsent;
+  constexpr bool kHasRow = storage != Storage::kAbsent;
+  const NormSwitch<storage, Acc> norm{task.arguments.norm.norm, task.q};
   SIMT_DYN_SHARED(unsigned char, shared);
   const LossArguments& arguments = task.arguments;
   const Acc* class_weight = static_cast<const Acc*>(arguments.class_weight);
   const bool smoothed = task.options.label_smoothing > 0;
   Group group;
-  BlockTotals block_totals(group, task.partials != nullptr);
+  const bool wants_totals = task.totals.partials != nullptr;
+  if (wants_totals) BlockTotals::start(group);
 
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     const Logits<Acc> logits(arguments.logits, i);
-    const Label<Acc> label = logits.label(i);
+    const Label<Acc> label = logits.label();
     const bool leads = group.thread() == 0 && group.rank() == 0;
 
     // First pass. The row comes first: it is what takes time, and it needs no label.
@@ -96,8 +98,8 @@ __global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
     const RowSlice<T> slice(row_start, kHasRow ? arguments.grad.size : 0, group.rank(),
                             group.ranks());
     const RowOutput<T> row_output(row_gradient, slice);
-    RowPass<T, norm, keeping> row(slice, arguments.grad.channels, task.q, group.thread(),
-                                  group.threads(), shared);
+    RowPass<T, storage> row(slice, arguments.grad.channels, task.plain, norm, group.thread(),
+                            group.threads(), shared);
     SampleState<Acc> state;
     if constexpr (kHasRow) state.norm = row.read(row_output, arguments.grad_grad != nullptr);
 
@@ -120,13 +122,13 @@ __global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
       if (k != label.target) state.runner_up.add(z, k);
       if (smoothed && class_weight != nullptr) state.class_weight_sum += class_weight[k];
     });
-    state = group.reduce(state, CombineSamples<norm, Acc>{task.q});
+    state = group.reduce(state, CombineSamples<storage, Acc>{norm});
 
     LogitRow<Acc> logit_row;
     logit_row.log_sum_exp = state.log_sum_exp;
     logit_row.runner_up = state.runner_up;
     logit_row.target = label.target_logit;
-    logit_row.critical = label.critical < 0 ? state.runner_up.value : label.critical_logit;
+    logit_row.critical = label.critical < 0 ? state.runner_up.value : logits.at(label.critical);
     logit_row.critical_index = label.critical < 0 ? state.runner_up.index : label.critical;
     if (smoothed) {
       Acc sum = 0;
@@ -140,15 +142,18 @@ __global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
     SampleOptions<Acc> options = task.options;
     if (class_weight != nullptr) options.class_weight_sum = state.class_weight_sum;
     Acc weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
-    if (!label.bad) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
-    const Acc row_norm = kHasRow ? norm_value<norm>(state.norm, task.q) : not_a_number<Acc>();
+    if (!label.bad()) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
+    const Acc row_norm = kHasRow ? norm.value(state.norm) : not_a_number<Acc>();
     const SampleLoss<Acc> sample = sample_loss(logit_row, row_norm, weight, options);
     if (leads) {
       put(arguments.margin, i, sample.margin);
       put(arguments.gap, i, sample.gap);
       if constexpr (kHasRow) put(arguments.norm_out, i, row_norm);
       if (arguments.reduction == Reduction::kNone) put(arguments.loss, i, sample.loss);
-      block_totals.add(sample, row_norm, weight, logit_row.target > logit_row.runner_up.value);
+      if (wants_totals) {
+        BlockTotals::add(group, sample, row_norm, weight,
+                         logit_row.target > logit_row.runner_up.value);
+      }
     }
 
     // Second pass.
@@ -166,20 +171,12 @@ __global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
     }
     if constexpr (kHasRow) {
       if (arguments.grad_grad != nullptr) {
-        row.write(make_direction<norm>(state.norm, row_norm, scale * sample.grad_norm, task.q),
-                  row_output);
+        row.write(norm.direction(state.norm, row_norm, scale * sample.grad_norm), row_output);
       }
     }
   }
 
-  BatchTotals totals;
-  if (block_totals.finish(group, task.partials, &tickets[task.ticket], totals) &&
-      threadIdx.x == 0) {
-    Acc* loss =
-        arguments.reduction == Reduction::kNone ? nullptr : static_cast<Acc*>(arguments.loss);
-    totals.write(arguments.reduction, arguments.batch, static_cast<Acc*>(arguments.statistics),
-                 loss);
-  }
+  if (wants_totals) BlockTotals::finish(group, task.totals);
 }
 
 }  // namespace margin::cuda

@@ -10,35 +10,27 @@ namespace margin::cuda {
 template <typename Acc>
 struct MarginTask {
   MarginArguments arguments;
+  bool plain;  // see RowPass
   Acc q;
   Acc eps;
 };
 
-template <Norm norm, typename Acc>
-struct CombineNorms {
-  Acc q;
-
-  MARGIN_DEVICE void operator()(NormState<Acc>& state, const NormState<Acc>& other) const {
-    norm_combine<norm>(state, other, q);
-  }
-};
-
-template <typename T, Norm norm, typename Group>
-__global__ void __launch_bounds__(Group::kThreads, Group::kResidentBlocks)
+template <typename T, typename Group>
+__global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
     margin_kernel(const __grid_constant__ MarginTask<AccOf<T>> task) {
   using Acc = AccOf<T>;
   const MarginArguments& arguments = task.arguments;
+  const NormSwitch<Storage::kNothing, Acc> norm{arguments.norm.norm, task.q};
   Group group;
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     const RowSlice<T> slice(
         static_cast<const T*>(arguments.grad.data) + i * arguments.grad.batch_stride,
         arguments.grad.size, group.rank(), group.ranks());
-    RowPass<T, norm, Keeping::kNothing> row(slice, arguments.grad.channels, task.q, group.thread(),
-                                            group.threads(), nullptr);
-    const NormState<Acc> state = group.reduce(row.read(RowOutput<T>(nullptr, slice), false),
-                                              CombineNorms<norm, Acc>{task.q});
+    RowPass<T, Storage::kNothing> row(slice, arguments.grad.channels, task.plain, norm,
+                                      group.thread(), group.threads(), nullptr);
+    const NormState<Acc> state = group.reduce(row.read(RowOutput<T>(nullptr, slice), false), norm);
     if (group.thread() != 0 || group.rank() != 0) continue;
-    const Acc value = norm_value<norm>(state, task.q);
+    const Acc value = norm.value(state);
     const Acc gap = static_cast<const Acc*>(arguments.gap)[i];
     static_cast<Acc*>(arguments.norm_out)[i] = value;
     static_cast<Acc*>(arguments.margin)[i] = margin::first_order_margin(gap, value, task.eps).value;

@@ -9,6 +9,7 @@
 #include <simt/simt.h>
 
 #define MARGIN_DEVICE inline
+#define MARGIN_DEVICE_CALL inline
 
 #else
 
@@ -19,6 +20,8 @@
 #include <utility>
 
 #define MARGIN_DEVICE __device__ __forceinline__
+// For what happens once a launch: called, so that kernels stay small and builds short.
+#define MARGIN_DEVICE_CALL __device__ __noinline__
 
 // T must need no constructor: nvcc allows none in shared memory.
 #define SIMT_SHARED(T, name, count) __shared__ T name[count]

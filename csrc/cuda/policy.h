@@ -28,6 +28,7 @@ struct SampleShape {
   int64_t classes = 0;  // 0: no logits are read
   int pack_bytes = 0;   // kept on chip of each 16 bytes of the row, in regimes block and cluster
   bool has_warp = true;
+  bool has_block = true;
   bool has_reread = true;
 };
 
@@ -91,7 +92,7 @@ inline bool splits(const SampleShape& shape, unsigned cluster) {
 }
 
 inline bool fits(const SampleShape& shape, unsigned cluster, int64_t bytes) {
-  return kept_bytes_of_slice(shape, cluster) + Limits::kReservedShared <= bytes;
+  return shape.has_block && kept_bytes_of_slice(shape, cluster) + Limits::kReservedShared <= bytes;
 }
 
 inline int64_t work_bytes(const SampleShape& shape) { return shape.row_bytes + 4 * shape.classes; }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/arguments.h"
+#include "cuda/path.h"
 #include "cuda/row.h"
 
 namespace margin::cuda {
@@ -16,7 +17,7 @@ MARGIN_DEVICE void scale_array(const ScaleArguments::Block& block, AccOf<T> fact
   using Acc = AccOf<T>;
   constexpr int kPack = kPackSize<T>;
   T* const data = static_cast<T*>(block.data);
-  const RowSlice<T> row(data, block.size, 0, 1);
+  const RowSlice<T, int64_t> row(data, block.size, 0, 1);
   const RowOutput<T> output(data, row);
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
@@ -36,12 +37,12 @@ MARGIN_DEVICE void scale_array(const ScaleArguments::Block& block, AccOf<T> fact
       Acc x[kPack];
 #pragma unroll
       for (int k = 0; k < kPack; ++k) x[k] = widen(pack.value[k]) * factor;
-      output.store_pack(i, x, {});
+      output.template store_pack<PlainPath>(i, x, {});
     }
   }
   if (thread < row.edges) {
-    const int64_t element = row.element_of_edge(static_cast<int>(thread));
-    output.store_element(element, widen(data[element]) * factor);
+    const int64_t offset = row.offset_of_edge(static_cast<int>(thread));
+    output.store_element(offset, widen(row.first[offset]) * factor);
   }
 }
 

@@ -26,58 +26,76 @@ MARGIN_DEVICE BatchTotals load_totals(const BatchTotals* address) {
   return totals;
 }
 
+// Where the totals of a batch go.
+template <typename Acc>
+struct TotalsOutput {
+  BatchTotals* partials;  // one a group of blocks; null: totals are not wanted
+  unsigned ticket;
+  Reduction reduction;
+  int64_t batch;
+  Acc* statistics;
+  Acc* loss;  // null under Reduction::kNone
+};
+
+// Stores the totals of this block, the `block`th of `blocks`, which stand in `count` entries in
+// shared memory; the last block combines those of all. The entries are overwritten.
+template <typename Acc>
+MARGIN_DEVICE_CALL void finish_totals(Raw<BatchTotals>* entries, unsigned count, unsigned block,
+                                      unsigned blocks, const TotalsOutput<Acc>& output) {
+  SIMT_SHARED(unsigned, is_last, 1);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    BatchTotals of_block;
+    for (unsigned i = 0; i < count; ++i) of_block.combine(entries[i].get());
+    output.partials[block] = of_block;
+    __threadfence();  // the totals are visible before the ticket is drawn
+    is_last[0] = atomicInc(&tickets[output.ticket], blocks - 1) == blocks - 1;
+  }
+  __syncthreads();
+  if (is_last[0] == 0) return;
+  __threadfence();  // and after it all others' are
+
+  const CombineTotals combine;
+  BatchTotals totals;
+  for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
+    totals.combine(load_totals(output.partials + i));
+  }
+  totals = reduce_warp(totals, combine);
+  if (threadIdx.x % kWarp == 0) entries[threadIdx.x / kWarp].get() = totals;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (unsigned i = 1; i < blockDim.x / kWarp; ++i) totals.combine(entries[i].get());
+  totals.write(output.reduction, output.batch, output.statistics, output.loss);
+}
+
 // One entry for every group of a block; only the group's first thread touches it. In shared memory,
 // because the twenty registers of the sums would be taken from every thread.
 class BlockTotals {
  public:
   template <typename Group>
-  MARGIN_DEVICE BlockTotals(const Group& group, bool wanted) : wanted_(wanted) {
-    SIMT_SHARED(Raw<BatchTotals>, entries, kMaxWarps);
-    entries_ = entries;
-    own_ = entries + group.lead();
-    if (wanted_ && group.thread() == 0) own_->get() = BatchTotals();
+  MARGIN_DEVICE static void start(const Group& group) {
+    if (group.thread() == 0) entries()[group.lead()].get() = BatchTotals();
   }
 
-  template <typename Acc>
-  MARGIN_DEVICE void add(const SampleLoss<Acc>& sample, Acc norm, Acc weight, bool is_correct) {
-    if (wanted_) own_->get().add(sample, norm, weight, is_correct);
+  template <typename Group, typename Acc>
+  MARGIN_DEVICE static void add(const Group& group, const SampleLoss<Acc>& sample, Acc norm,
+                                Acc weight, bool is_correct) {
+    entries()[group.lead()].get().add(sample, norm, weight, is_correct);
   }
 
-  // True in the block that comes last, in whose first thread `totals` is then that of the batch.
   // All threads of the block must call it; blocks of a cluster other than its first take no part.
-  template <typename Group>
-  MARGIN_DEVICE bool finish(const Group& group, BatchTotals* partials, unsigned* ticket,
-                            BatchTotals& totals) {
-    if (!wanted_ || group.rank() != 0) return false;
-    SIMT_SHARED(unsigned, is_last, 1);
-    const unsigned blocks = gridDim.x / group.ranks();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      BatchTotals of_block;
-      for (unsigned i = 0; i < group.leads(); ++i) of_block.combine(entries_[i].get());
-      partials[blockIdx.x / group.ranks()] = of_block;
-      __threadfence();  // the totals are visible before the ticket is drawn
-      is_last[0] = atomicInc(ticket, blocks - 1) == blocks - 1;
-    }
-    __syncthreads();
-    if (is_last[0] == 0) return false;
-    __threadfence();  // and after it all others' are
-
-    const CombineTotals combine;
-    for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
-      totals.combine(load_totals(partials + i));
-    }
-    totals = reduce_warp(totals, combine);
-    if (threadIdx.x % kWarp == 0) entries_[threadIdx.x / kWarp].get() = totals;
-    __syncthreads();
-    totals = reduce_parts(entries_, blockDim.x / kWarp, combine);
-    return true;
+  template <typename Group, typename Acc>
+  MARGIN_DEVICE static void finish(const Group& group, const TotalsOutput<Acc>& output) {
+    if (group.rank() != 0) return;
+    finish_totals(entries(), group.leads(), blockIdx.x / group.ranks(), gridDim.x / group.ranks(),
+                  output);
   }
 
  private:
-  Raw<BatchTotals>* entries_;
-  Raw<BatchTotals>* own_;
-  bool wanted_;
+  MARGIN_DEVICE static Raw<BatchTotals>* entries() {
+    SIMT_SHARED(Raw<BatchTotals>, entries, kMaxWarps);
+    return entries;
+  }
 };
 
 }  // namespace margin::cuda

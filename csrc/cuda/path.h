@@ -1,4 +1,4 @@
-// The per-channel factors of a row's elements.
+// The ways along a row: with per-channel factors, or plain.
 #pragma once
 
 #include "core/arguments.h"
@@ -12,14 +12,16 @@ MARGIN_DEVICE Acc channel_factor(const ChannelScale& channels, int64_t element) 
   return static_cast<const Acc*>(channels.scale)[element / channels.stride % channels.count];
 }
 
-// The factors along a thread's packs, found by addition: a division for every pack would cost as
-// much as everything else that is done to it. Launchers make sure that count and stride fit 32
-// bits.
+// How a thread goes along its packs, where these have factors or are not stored whole. The factors
+// are found by addition: a division for every pack would cost as much as everything else that is
+// done to it. Launchers make sure that count and stride fit 32 bits.
 template <typename Acc>
-class ChannelCursor {
+class GeneralPath {
  public:
+  static constexpr bool kPlain = false;
+
   // From `element` on; step() then goes `step` elements forward.
-  MARGIN_DEVICE ChannelCursor(const ChannelScale& channels, int64_t element, int step)
+  MARGIN_DEVICE GeneralPath(const ChannelScale& channels, int64_t element, int step)
       : factors_(static_cast<const Acc*>(channels.scale)),
         count_(static_cast<int>(channels.count)),
         stride_(static_cast<int>(channels.stride)),
@@ -41,6 +43,7 @@ class ChannelCursor {
   // x times the factors of the elements that follow.
   template <int count>
   MARGIN_DEVICE void scale(Acc (&x)[count]) const {
+    if (factors_ == nullptr) return;
     int within = within_;
     int channel = channel_;
 #pragma unroll
@@ -63,8 +66,11 @@ class ChannelCursor {
   int step_channel_;
 };
 
-// In place of a cursor where there are no factors.
-struct NoChannels {
+// The usual case: no factors, and all rows of a sample lie alike to 16-byte boundaries. Apart from
+// the general one, because the kernels for it need half the code and fewer registers.
+struct PlainPath {
+  static constexpr bool kPlain = true;
+
   MARGIN_DEVICE void step() {}
   template <typename Acc, int count>
   MARGIN_DEVICE void scale(Acc (&)[count]) const {}
