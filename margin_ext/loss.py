@@ -175,6 +175,14 @@ class AverageMarginLoss(nn.Module):
         self._steps = 0
         self.statistics: BatchStatistics | None = None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AverageMarginLoss:
+        # .half() and .to(dtype) are meant for models: a rounded std would change every margin.
+        std = self.input_std
+        super()._apply(fn, recurse)
+        if std is not None and self.input_std is not None:
+            self.input_std = std.to(self.input_std.device)
+        return self
+
     def forward(
         self,
         logits: Tensor,
