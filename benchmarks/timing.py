@@ -46,6 +46,10 @@ class Effort:
     block_seconds: float = 1e-3
 
 
+_LONG_SECONDS = (
+    0.05  # such a call is timed singly, and repeating it to find that out costs too much
+)
+
 QUICK = Effort(least_rounds=2, most_rounds=2, seconds=0.0, block_seconds=0.0)
 
 
@@ -59,8 +63,9 @@ def time_on_cpu(
     """
     calls = {}
     for name, contender in contenders.items():
-        _block(contender, inputs, 2)  # first calls allocate, compile and read lookup tables
-        once = min(_block(contender, inputs, 1) for _ in range(2))
+        once = _block(contender, inputs, 1)  # the first call allocates, compiles, reads tables
+        if once < _LONG_SECONDS:
+            once = min(_block(contender, inputs, 1) for _ in range(3))
         calls[name] = max(1, min(10_000, int(effort.block_seconds / max(once, 1e-7))))
     found: dict[str, list[float]] = {name: [] for name in contenders}
     end = time.perf_counter() + effort.seconds
