@@ -6,6 +6,9 @@ Margin" (2019), as fused CPU and CUDA kernels with a pure PyTorch reference.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from margin_ext import functional, reference
 from margin_ext._backend_info import backend_info
 from margin_ext.functional import (
@@ -21,12 +24,16 @@ from margin_ext.loss import AverageMarginLoss
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import BatchStatistics
 
+if TYPE_CHECKING:
+    from margin_ext.measurement import MarginMonitor, measure, robust_accuracy
+
 __version__ = "0.1.0"
 
 __all__ = [
     "AverageMarginLoss",
     "BatchStatistics",
     "FiniteDifference",
+    "MarginMonitor",
     "Regularizer",
     "__version__",
     "average_margin_loss",
@@ -36,6 +43,17 @@ __all__ = [
     "functional",
     "linear_margin",
     "logit_gap",
+    "measure",
     "orthogonality_penalty",
     "reference",
+    "robust_accuracy",
 ]
+
+_MEASUREMENT = ("MarginMonitor", "measure", "robust_accuracy")
+
+
+def __getattr__(name: str) -> Any:
+    # Training does not pay for importing what measures.
+    if name in _MEASUREMENT:
+        return getattr(importlib.import_module("margin_ext.measurement"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

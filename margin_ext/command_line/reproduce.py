@@ -73,7 +73,18 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"margin-ext reproduce: {error}\n")
         return _FAILED
     sys.stdout.write(comparison_table(values) + "\n")
+    if arguments.out is not None and "plain/robust_gap_eps_2" in values:
+        _save_figure(values, arguments.out / "reproduction.png")
     disagreeing = [row.name for row in compare(values) if not row.agrees]
     if disagreeing:
         sys.stderr.write(f"margin-ext reproduce: disagreeing: {', '.join(disagreeing)}\n")
     return _DISAGREES if disagreeing else 0
+
+
+def _save_figure(values: dict[str, float], path: Path) -> None:
+    from margin_ext.measurement.reproduction_figure import reproduction_figure
+
+    try:
+        reproduction_figure(values).savefig(path)
+    except ImportError as error:
+        sys.stderr.write(f"margin-ext reproduce: no figure: {error}\n")

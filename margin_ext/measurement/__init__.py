@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from margin_ext.measurement.accuracy_under_attack import RobustAccuracy, robust_accuracy
 from margin_ext.measurement.certified import Certification, certified_margins
 from margin_ext.measurement.masking import MaskingDiagnosis
 from margin_ext.measurement.measuring import measure
@@ -13,7 +14,6 @@ from margin_ext.measurement.minimum_distance import (
 from margin_ext.measurement.monitor import MarginMonitor
 from margin_ext.measurement.pgd import PGDSettings, pgd
 from margin_ext.measurement.report import MarginReport, MarginSummary, NormMargins
-from margin_ext.measurement.robust_accuracy import RobustAccuracy, robust_accuracy
 from margin_ext.measurement.sampled import SampledMargins, Sampling, sampled_margins
 
 __all__ = [

@@ -51,7 +51,7 @@ class Sampling:
     nearest: int | None = None
     clip: bool = False
     extreme_value: bool = False
-    chunk: int = 256
+    chunk: int = 128
 
     def __post_init__(self) -> None:
         if min(self.points, self.blocks, self.chunk) < 1 or (self.nearest or 1) < 1:

@@ -30,7 +30,7 @@ def brute_force(model: nn.Module, x: Tensor, y: Tensor, p: float, top: int) -> T
         ratios = []
         for k in others[:top]:
             (grad,) = torch.autograd.grad(z[label] - z[k], point, retain_graph=True)
-            ratios.append(float((z[label] - z[k]) / torch.norm(grad, p=q)))
+            ratios.append(((z[label] - z[k]) / torch.norm(grad, p=q)).item())
         margins.append(min(ratios))
     return torch.tensor(margins, dtype=torch.float64)
 
@@ -135,7 +135,7 @@ def test_a_norm_bound_saves_passes_and_changes_nothing() -> None:
     model = Counting()
     x, y = data(6, 40, 30)
     weight = model.inner.weight
-    bound = float(torch.cdist(weight, weight).max())
+    bound = torch.cdist(weight, weight).max().item()
     plain = measure(model, (x, y), signed=False)
     passes, model.backward_passes = model.backward_passes, 0
     pruned = measure(model, (x, y), signed=False, norm_bound=bound)
