@@ -20,6 +20,7 @@ from margin_ext.gradient_modes import (
     Passes,
     Step,
     check_gradient,
+    layered_loss,
     make_mode,
     run_step,
 )
@@ -187,8 +188,9 @@ class AverageMarginLoss(nn.Module):
         self,
         logits: Tensor,
         target: Tensor,
-        inputs: Tensor | None = None,
+        inputs: Tensor | Sequence[Tensor] | None = None,
         *,
+        layer_weights: Sequence[float] | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
         """The loss of a batch, by double backward or with the norm detached.
@@ -197,7 +199,11 @@ class AverageMarginLoss(nn.Module):
             logits: [B, C].
             target: int64 [B].
             inputs: [B, ...], the tensor that the model was called with, requiring grad; not
-                needed for margin="logit_gap".
+                needed for margin="logit_gap". A list of tensors on the way to the logits, such as
+                hidden activations, each [B, ...], has one regularizer each; statistics are then
+                those of the first.
+            layer_weights: What each regularizer of such a list is multiplied by; by default
+                1 / the length of the list.
             normalizer: As in :meth:`run`.
 
         Returns:
@@ -207,9 +213,12 @@ class AverageMarginLoss(nn.Module):
         if self.margin == "logit_gap":
             out = objective.loss(logits, target, None, None)
         else:
-            inputs = check_inputs(logits, inputs)
             refuse_static_graph_behind(logits)
-            out = self._mode(Step(objective, inputs, logits, target))
+            if inputs is None or isinstance(inputs, Tensor):
+                inputs = check_inputs(logits, inputs)
+                out = self._mode(Step(objective, inputs, logits, target))
+            else:
+                out = layered_loss(objective, self._mode, logits, target, inputs, layer_weights)
         self.statistics = out.statistics
         return out.loss
 

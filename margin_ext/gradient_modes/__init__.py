@@ -13,6 +13,7 @@ from margin_ext.gradient_modes.detached import detached
 from margin_ext.gradient_modes.double_backward import double_backward
 from margin_ext.gradient_modes.finite_difference import FiniteDifference, finite_difference
 from margin_ext.gradient_modes.gradient_check import check_gradient
+from margin_ext.gradient_modes.hidden_layers import layered_loss
 from margin_ext.gradient_modes.layer_state import BATCHNORM_POLICIES
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
 from margin_ext.gradient_modes.objective import Objective
@@ -28,6 +29,7 @@ __all__ = [
     "Passes",
     "Step",
     "check_gradient",
+    "layered_loss",
     "make_mode",
     "run_step",
 ]
