@@ -179,7 +179,7 @@ class AverageMarginLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AverageMarginLoss:
         # .half() and .to(dtype) are meant for models: a rounded std would change every margin.
         std = self.input_std
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if std is not None and self.input_std is not None:
             self.input_std = std.to(self.input_std.device)
         return self
