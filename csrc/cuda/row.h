@@ -92,14 +92,17 @@ struct RowOutputOnBase {
   // Apart from store_pack, so that the loads of several packs are under way at a time.
   template <typename Path>
   MARGIN_DEVICE uint4 fetch(int64_t i) const {
-    if (first == nullptr) return uint4{0, 0, 0, 0};
+    uint4 bits{0, 0, 0, 0};
+    if (first == nullptr) return bits;
     if (Path::kPlain || is_aligned(first)) {
-      return load_streaming(reinterpret_cast<const uint4*>(first) + i);
-    }
-    Pack<T> pack;
+      bits = load_streaming(reinterpret_cast<const uint4*>(first) + i);
+    } else {
+      Pack<T> pack;
 #pragma unroll
-    for (int k = 0; k < kPackSize<T>; ++k) pack.value[k] = first[i * kPackSize<T> + k];
-    return as_bits(pack);
+      for (int k = 0; k < kPackSize<T>; ++k) pack.value[k] = first[i * kPackSize<T> + k];
+      bits = as_bits(pack);
+    }
+    return bits;
   }
   template <typename Path>
   MARGIN_DEVICE void store_pack(int64_t i, const Acc (&x)[kPackSize<T>],

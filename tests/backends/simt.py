@@ -20,7 +20,17 @@ from torch import Tensor
 from margin_ext.reference.dual import wide
 from margin_ext.statistics import STATISTIC_NAMES
 
-__all__ = ["AUTO", "BLOCK", "CLUSTER", "REREAD", "WARP", "Refused", "Simt", "kernels", "missing"]
+__all__ = [
+    "AUTO",
+    "BLOCK",
+    "CLUSTER",
+    "REREAD",
+    "WARP",
+    "RefusedError",
+    "Simt",
+    "kernels",
+    "missing",
+]
 
 # The numbers of `Regime` in csrc/cuda/ops.h.
 AUTO, WARP, BLOCK, CLUSTER, REREAD = -1, 0, 1, 2, 3
@@ -31,7 +41,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 missing = kernel_library.missing
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """The launcher will not serve these arguments in the regime that was asked for."""
 
 
@@ -61,7 +71,8 @@ def _grad(rows: Any, grad: Tensor, scale: Tensor | None) -> None:
 def _logits(
     rows: Any, logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int
 ) -> None:
-    assert logits.stride(1) == 1 and target.is_contiguous()
+    assert logits.stride(1) == 1
+    assert target.is_contiguous()
     rows.data = logits.data_ptr()
     rows.dtype = DTYPES.index(logits.dtype)
     rows.batch_stride = logits.stride(0)
@@ -104,7 +115,7 @@ class Simt:
         try:
             self.report = getattr(module, op)(*arguments, self.regime, self.cluster_size)
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise RefusedError(str(error)) from None
 
     def logit_gap(
         self, logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int

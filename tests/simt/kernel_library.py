@@ -34,17 +34,16 @@ def missing() -> str | None:
 
 
 def _sources() -> list[Path]:
-    kernels = sorted([*(CSRC / "cuda").glob("*.cu"), *(CSRC / "cuda").glob("*.cpp")])
-    return [BINDINGS, *kernels]
+    return [BINDINGS, *sorted([*(CSRC / "cuda").glob("*.cu"), *(CSRC / "cuda").glob("*.cpp")])]
 
 
-def _folder(flags: tuple[str, ...]) -> Path:
-    """Where the library for these flags and the present sources belongs."""
+def _state(flags: tuple[str, ...]) -> str:
+    """Of everything that any of the sources may include, and of the tools."""
     state = hashlib.sha256(" ".join([sys.version, *flags]).encode())
     headers = [*(CSRC / "core").glob("*.h"), *(CSRC / "cuda").glob("*.h")]
-    for file in sorted([*_sources(), *headers, *toolchain.INCLUDE.rglob("*.h")]):
+    for file in sorted([*headers, *toolchain.INCLUDE.rglob("*.h")]):
         state.update(file.read_bytes())
-    return ROOT / "build" / "simt" / state.hexdigest()[:16]
+    return state.hexdigest()
 
 
 def _run(command: list[str]) -> None:
@@ -53,44 +52,48 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
 
 
+def _compile(source: Path, target: Path, flags: list[str]) -> None:
+    """Compiles one source where that was not done yet. Another process may do the same: whoever is
+    last replaces an equal file."""
+    if target.exists():
+        return
+    mine = target.with_suffix(f".{os.getpid()}.o")
+    _run(toolchain.compile_command(*flags, "-x", "c++", "-c", source, "-o", mine))
+    mine.replace(target)
+
+
 def build(flags: tuple[str, ...] = PLAIN) -> Path:
-    """The library; compiled where it is not there yet."""
+    """The library; what is not there yet of it is compiled."""
     import pybind11
 
-    folder = _folder(flags)
-    library = folder / f"margin_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if library.exists():
-        return library
+    folder = ROOT / "build" / "simt"
     folder.mkdir(parents=True, exist_ok=True)
-    common = [*flags, "-fPIC", "-fvisibility=hidden", f"-I{CSRC}", "-DMARGIN_EXT_SIMT"]
     # 16-byte loads of arrays of smaller numbers are what the kernels are about.
-    common.append("-fno-strict-aliasing")
+    common = [*flags, "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-DMARGIN_EXT_SIMT"]
+    common.append(f"-I{CSRC}")
     for include in (pybind11.get_include(), sysconfig.get_paths()["include"]):
         common += ["-isystem", include]
-    objects = {source: folder / f"{source.name}.{os.getpid()}.o" for source in _sources()}
-    commands = [
-        toolchain.compile_command(*common, "-x", "c++", "-c", source, "-o", target)
-        for source, target in objects.items()
-    ]
+    state = _state(flags)
+    objects = []
+    for source in _sources():
+        content = hashlib.sha256(state.encode() + source.read_bytes()).hexdigest()
+        objects.append(folder / f"{source.name}-{content[:16]}.o")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(_run, commands))
-    # Another process may build the same: the last to finish replaces an equal file.
-    finished = folder / f"{os.getpid()}.so"
-    _run(
-        toolchain.compile_command(
-            *flags, "-shared", *objects.values(), "-o", finished, "-ldl"
-        )
-    )
-    for target in objects.values():
-        target.unlink()
-    finished.replace(library)
+        list(pool.map(_compile, _sources(), objects, [common] * len(objects)))
+    whole = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()
+    library = folder / f"margin_kernels-{whole[:16]}.so"
+    if not library.exists():
+        mine = library.with_suffix(f".{os.getpid()}.so")
+        _run(toolchain.compile_command(*flags, "-shared", *objects, "-o", mine, "-ldl"))
+        mine.replace(library)
     return library
 
 
 def load(flags: tuple[str, ...] = PLAIN) -> Any:
     """The extension module."""
     spec = importlib.util.spec_from_file_location("margin_kernels", build(flags))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

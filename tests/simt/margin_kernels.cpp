@@ -128,6 +128,24 @@ void bind_arguments(py::module_& m) {
   address(scale, "gradient_scale", &ScaleArguments::gradient_scale);
 }
 
+// The policy for any device, without a launch; None where it refuses.
+py::object plan(int multiprocessors, int64_t shared_per_block, int64_t shared_per_multiprocessor,
+                unsigned max_cluster, int64_t batch, int64_t row_bytes, int64_t classes,
+                int pack_bytes, bool has_warp, bool has_block, bool has_reread, int regime,
+                unsigned cluster_size) {
+  const cuda::DeviceTraits device{multiprocessors, shared_per_block, shared_per_multiprocessor,
+                                  2048, max_cluster};
+  const cuda::SampleShape shape{batch,    row_bytes, classes,   pack_bytes,
+                                has_warp, has_block, has_reread};
+  cuda::LaunchOptions options;
+  options.regime = static_cast<cuda::Regime>(regime);
+  options.cluster_size = cluster_size;
+  cuda::Plan plan;
+  if (!cuda::make_plan(device, shape, options, plan)) return py::none();
+  return py::cast(cuda::LaunchReport{"", plan.regime, plan.cluster_size, plan.threads, plan.blocks,
+                                     plan.shared_bytes});
+}
+
 void bind_launches(py::module_& m) {
   py::class_<cuda::LaunchReport> report(m, "LaunchReport");
   report.def_readonly("kernel", &cuda::LaunchReport::kernel);
@@ -168,6 +186,11 @@ void bind_launches(py::module_& m) {
     succeed(cuda::scale(a, options(regime, cluster_size, report), nullptr));
     return report;
   });
+  m.def("plan", &plan, py::kw_only(), py::arg("multiprocessors"), py::arg("shared_per_block"),
+        py::arg("shared_per_multiprocessor"), py::arg("max_cluster"), py::arg("batch"),
+        py::arg("row_bytes"), py::arg("classes") = 0, py::arg("pack_bytes") = 16,
+        py::arg("has_warp") = true, py::arg("has_block") = true, py::arg("has_reread") = true,
+        py::arg("regime") = -1, py::arg("cluster_size") = 0);
   m.def("next_ticket", [] {
     unsigned number = 0;
     succeed(cuda::next_ticket(nullptr, &number));
