@@ -104,8 +104,9 @@ def stepper(variant: str, model: nn.Module, x: Tensor, y: Tensor) -> Callable[[]
     return step
 
 
-def peak_bytes(step: Callable[[], None]) -> int:
-    """The most that the allocator held at once during a step, beyond what it held before."""
+def peak_bytes(step: Callable[[], None], model: nn.Module) -> int:
+    """The most that the allocator held at once during a step, beyond parameters and inputs."""
+    model.zero_grad()  # or their release would count as room made in the step
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         step()
     events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -127,7 +128,7 @@ def measure(network: str, batch: int, rounds: int) -> dict[str, dict[str, float]
     memory = {}
     for variant, step in steps.items():
         cycle = CYCLE.get(variant, 1)
-        memory[variant] = max(peak_bytes(step) for _ in range(cycle))
+        memory[variant] = max(peak_bytes(step, model) for _ in range(cycle))
     seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for _ in range(rounds):
         for variant, step in steps.items():
