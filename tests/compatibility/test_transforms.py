@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, one_hot
 
 from compatibility.networks import (
     CLASSES,
@@ -14,7 +15,7 @@ from compatibility.networks import (
     step,
     vectors,
 )
-from margin_ext import functional
+from margin_ext import AverageMarginLoss, functional
 from margin_ext.regularizers import Regularizer
 
 
@@ -81,3 +82,18 @@ def test_the_loss_can_be_taken_twice():
         found = torch.cat([p.grad.flatten() for p in model.parameters()])
         assert relative(found, 3 * wanted) < 1e-9
         model.zero_grad()
+
+
+def test_mixed_labels_are_the_expectation_over_labels():
+    """Mixup: each label's loss with its share; the cross-entropy is that of the soft label."""
+    model, (x, y) = mlp().double(), vectors()
+    x = (0.7 * x + 0.3 * x.flip(0)).double().requires_grad_()
+    logits = model(x)
+    plain = AverageMarginLoss(mu=0.0)
+    mixed = 0.7 * plain(logits, y, x) + 0.3 * plain(logits, y.flip(0), x)
+    soft = 0.7 * one_hot(y, CLASSES) + 0.3 * one_hot(y.flip(0), CLASSES)
+    torch.testing.assert_close(mixed, cross_entropy(logits, soft.double()))
+    criterion = AverageMarginLoss(regularizer="softplus")
+    loss = 0.7 * criterion(logits, y, x) + 0.3 * criterion(logits, y.flip(0), x)
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(g.isfinite().all() for g in grads)
