@@ -88,6 +88,7 @@ class SharedArena {
       at = array.offset + array.bytes;
     }
     clean &= untouched(at, kDynamic) && untouched(kDynamic + dynamic_bytes_, size_);
+    unpoison(0, size_);  // an array that other blocks have declared, but not this one
     std::memset(memory_.get(), poison_, size_);
     forbid(0, size_);
     return clean;
