@@ -17,6 +17,14 @@ from training.idx_files import write_mnist
 from margin_ext.command_line import main
 from margin_ext.measurement.monitor import read_history
 
+# Where the tests run in the background of a shell, programs start with SIGINT ignored.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from margin_ext.command_line import main
+sys.exit(main(sys.argv[1:]))
+"""
+
 KEYS = ("plain", "logit_gap", "first_order")
 
 
@@ -26,7 +34,7 @@ def demo(out: Path, *options: str) -> int:
 
 def start(out: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "margin_ext", "demo", "--quick", "--out", str(out), *options],
+        [sys.executable, "-c", PROGRAM, "demo", "--quick", "--out", str(out), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -158,9 +166,11 @@ def test_fresh_starts_over(finished: Path, tmp_path: Path) -> None:
 def test_killed_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     options = ("--epochs", "12")
     process = start(tmp_path / "killed", *options)
-    wait_for_epochs(tmp_path / "killed", "logit_gap", 2)
-    process.kill()
-    process.communicate()
+    try:
+        wait_for_epochs(tmp_path / "killed", "logit_gap", 2)
+    finally:
+        process.kill()
+        process.communicate()
     assert not (tmp_path / "killed" / "report.json").exists()
     assert demo(tmp_path / "killed", *options) == 0
     assert demo(tmp_path / "whole", *options) == 0
@@ -178,9 +188,12 @@ def test_killed_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_a_table_and_a_figure(tmp_path: Path) -> None:
     process = start(tmp_path, "--epochs", "2000")
-    wait_for_epochs(tmp_path, "plain", 2)
-    process.send_signal(signal.SIGINT)
-    shown, said = process.communicate(timeout=120)
+    try:
+        wait_for_epochs(tmp_path, "plain", 2)
+        process.send_signal(signal.SIGINT)
+        shown, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "the same command goes on" in said
