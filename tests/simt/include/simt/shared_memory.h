@@ -16,7 +16,13 @@ namespace [[gnu::visibility("hidden")]] simt {
 inline std::byte* static_shared_at(const void* site, std::size_t bytes, std::size_t alignment) {
   const auto& array = machine.statics.find(site, bytes, alignment);
   if (machine.statics.used > StaticLayout::kLimit) fail("more than 48 KB of static shared memory");
-  return machine.current->block->shared.static_array(array);
+  // It is there in every block of the cluster from the block's start on, whether or not the block
+  // has come to the declaration: others may write to it.
+  Block& own = *machine.current->block;
+  for (Block& block : own.cluster->blocks) {
+    if (block.started && block.live > 0) block.shared.static_array(array);
+  }
+  return own.shared.static_array(array);
 }
 
 template <class T, std::size_t count, class Site>
