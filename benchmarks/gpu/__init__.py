@@ -1,0 +1,1 @@
+"""Programs that gpu_check.sh runs under NVIDIA's tools."""

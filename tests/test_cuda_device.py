@@ -1,0 +1,167 @@
+"""What only a GPU can show: graphs, streams, sizes past 2^31, agreement with the emulator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backends import simt
+from torch import Tensor
+
+from margin_ext import AverageMarginLoss, Regularizer, average_margin_loss, reference
+from margin_ext._extension import cuda_library
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() and cuda_library.loaded),
+        reason="no GPU is at hand, or the CUDA library is not built",
+    ),
+]
+PHI = Regularizer.ramp(0.0, 3.0)
+# (B, D): one for each regime of csrc/cuda/policy.h, and rows that no block holds.
+SHAPES = [(64, 784), (64, 3072), (8, 150_528), (2, 150_528), (1, 4_000_001), (300, 17)]
+
+
+def problem(batch: int, size: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(batch * size)
+    logits = torch.randn(batch, 10, generator=generator)
+    target = torch.randint(0, 10, (batch,), generator=generator)
+    grad = torch.randn(batch, size, generator=generator).to(dtype)
+    return logits.cuda(), target.cuda(), grad.cuda()
+
+
+def run(logits: Tensor, target: Tensor, grad: Tensor, **options: object) -> list[Tensor]:
+    z, g = logits.clone().requires_grad_(), grad.clone().requires_grad_()
+    out = average_margin_loss(z, target, g, regularizer=PHI, **options)
+    out.loss.backward()
+    return [out.loss, out.margin, out.norm, z.grad, g.grad]
+
+
+@pytest.mark.parametrize("p", [1, 2, "inf", 3])
+@pytest.mark.parametrize(("batch", "size"), SHAPES)
+def test_agrees_with_the_float64_reference(batch, size, p):
+    logits, target, grad = problem(batch, size)
+    ours = run(logits, target, grad, p=p)
+    z, g = logits.double().requires_grad_(), grad.double().requires_grad_()
+    out = reference.average_margin_loss(z, target, g, regularizer=PHI, p=p)
+    out.loss.backward()
+    for got, expected in zip(ours, [out.loss, out.margin, out.norm, z.grad, g.grad], strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "size"), SHAPES)
+def test_repeats_bit_for_bit(batch, size):
+    inputs = problem(batch, size)
+    first = run(*inputs)
+    for _ in range(5):
+        for a, b in zip(first, run(*inputs), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_captured_graph_replays_beside_eager_launches():
+    logits, target, grad = problem(128, 3072)
+    expected = run(logits, target, grad)
+    z, g = logits.clone().requires_grad_(), grad.clone().requires_grad_()
+
+    def step() -> Tensor:
+        z.grad = g.grad = None
+        loss = average_margin_loss(z, target, g, regularizer=PHI).loss
+        loss.backward()
+        return loss
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    for _ in range(50):
+        graph.replay()
+        with torch.cuda.stream(side):
+            run(logits, target, grad)
+    torch.cuda.synchronize()
+    assert torch.equal(loss, expected[0])
+    assert torch.equal(g.grad, expected[4])
+
+
+def test_streams_do_not_disturb_each_other():
+    problems = [problem(64, 3072), problem(200, 784)]
+    expected = [run(*one) for one in problems]
+    streams = [torch.cuda.Stream() for _ in problems]
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(100):
+        for stream, one in zip(streams, problems, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(run(*one))
+    torch.cuda.synchronize()
+    for i, outputs in enumerate(found):
+        for a, b in zip(outputs, expected[i % 2], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_step_does_not_synchronise():
+    criterion = AverageMarginLoss().cuda()
+    model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.GELU(), torch.nn.Linear(32, 10))
+    model.cuda()
+    x, target = torch.randn(16, 20, device="cuda"), torch.zeros(16, dtype=torch.long, device="cuda")
+    criterion.run(model, x, target).loss.backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        criterion.run(model, x, target).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_bad_label_makes_its_sample_nan_and_validate_names_it():
+    logits, target, grad = problem(4, 33)
+    target[2] = 10
+    out = average_margin_loss(logits, target, grad, regularizer=PHI)
+    assert out.loss.isnan()
+    assert out.margin.isnan().tolist() == [False, False, True, False]
+    with pytest.raises(ValueError, match="got 10 at index 2"):
+        average_margin_loss(logits, target, grad, regularizer=PHI, validate=True)
+
+
+def test_more_elements_than_an_int_counts():
+    batch, size = 1100, 2_000_003  # 2.2e9 elements, 4.4 GB and as much for their gradient
+    free, _ = torch.cuda.mem_get_info()
+    if free < 14 << 30:
+        pytest.skip("needs 14 GB of GPU memory")
+    grad = torch.empty(batch, size, dtype=torch.bfloat16, device="cuda").normal_()
+    logits, target, _ = problem(batch, 1)
+    z, g = logits.requires_grad_(), grad.requires_grad_()
+    out = average_margin_loss(z, target, g, regularizer=PHI)
+    out.loss.backward()
+    for i in (0, batch - 1):
+        row = grad[i].detach().double()
+        torch.testing.assert_close(out.norm[i].double(), row.norm(), rtol=1e-5, atol=0.0)
+        norm = g.grad[i].double().norm()
+        slope = (PHI.hi > out.margin[i]) & (out.margin[i] >= 0)
+        expected = slope * (out.margin[i] / out.norm[i]).abs().double() / batch
+        torch.testing.assert_close(norm, expected, rtol=1e-2, atol=1e-12)
+
+
+def test_an_empty_batch_launches_and_returns():
+    logits, target, grad = problem(1, 5)
+    out = average_margin_loss(logits[:0], target[:0], grad[:0], regularizer=PHI, reduction="sum")
+    assert out.loss.item() == 0
+
+
+@pytest.mark.parametrize(("batch", "size"), [(8, 784), (4, 3072), (2, 20_000)])
+def test_agrees_with_the_emulator(batch, size, record_property):
+    """The kernels that g++ compiled, on the same inputs; differences in units in the last place."""
+    if (reason := simt.missing()) is not None:
+        pytest.skip(reason)
+    logits, target, grad = problem(batch, size)
+    arguments = (None, None, None, 2.0, 1e-6, 1.0, PHI.code, PHI.lo, PHI.hi, 0.0, -100, 1)
+    ours = torch.ops.margin_ext.average_margin_loss(logits, target, grad, *arguments, True, True)
+    emulated = simt.Simt().average_margin_loss(
+        logits.cpu(), target.cpu(), grad.cpu(), *arguments, True, True
+    )
+    for name, a, b in zip(("loss", "margin", "gap", "norm"), ours, emulated, strict=False):
+        distance = (a.cpu().view(torch.int32).long() - b.view(torch.int32).long()).abs().max()
+        record_property(f"ulp_{name}", int(distance))
+        assert distance <= 64, name
