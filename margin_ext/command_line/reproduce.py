@@ -48,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compute and compare; 1 where a figure disagrees, 2 where something does not fit."""
+    """Compute and compare: 1 where a figure unexpectedly disagrees, 2 where something does not fit."""
     import torch
 
     from margin_ext.measurement.reproduction import compare, comparison_table, reproduce
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     sys.stdout.write(comparison_table(values) + "\n")
     if arguments.out is not None and "plain/robust_gap_eps_2" in values:
         _save_figure(values, arguments.out / "reproduction.png")
-    disagreeing = [row.name for row in compare(values) if not row.agrees]
+    disagreeing = [row.name for row in compare(values) if row.verdict == "NO"]
     if disagreeing:
         sys.stderr.write(f"margin-ext reproduce: disagreeing: {', '.join(disagreeing)}\n")
     return _DISAGREES if disagreeing else 0

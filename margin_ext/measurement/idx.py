@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,13 @@ def read_idx(path: Path) -> Tensor:
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is no whole gzip file: {error}") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is no idx file of unsigned bytes")
     dims = raw[3]
+    if len(raw) < 4 + 4 * dims:
+        raise ValueError(f"{path} ends within its header")
     shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * dims)
     if values.size != int(np.prod(shape)):

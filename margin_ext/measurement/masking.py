@@ -68,9 +68,10 @@ def diagnose(
     tolerance = max(0.02, 2 * math.sqrt(0.25 / max(count, 1)))
     findings = []
     gap, ce = robust.get("gap"), robust.get("cross_entropy")
-    ce_excess = math.nan
+    ce_excess = gap_excess = math.nan
     if gap is not None and ce is not None:
         ce_excess = max(c - g for c, g in zip(ce, gap, strict=True))
+        gap_excess = max(g - c for c, g in zip(ce, gap, strict=True))
     best = [min(values) for values in zip(*robust.values(), strict=True)]
     random_excess = max((b - r for b, r in zip(best, random, strict=True)), default=math.nan)
 
@@ -93,11 +94,12 @@ def diagnose(
         findings.append(
             f"the logit gap's input gradient vanishes on {gap_underflow:.1%} of the correct samples"
         )
-    if ce_excess < -tolerance:
-        gap_masked = True
+    if gap_excess > tolerance:
+        # Weaker somewhere is no proof of hidden gradients; weaker everywhere is a sign of them.
+        gap_masked = gap_masked or ce_excess < -tolerance
         findings.append(
-            f"an attack on the gap leaves up to {-ce_excess:.3f} more robust than one on the "
-            "cross-entropy: its gradients mislead"
+            f"an attack on the gap leaves up to {gap_excess:.3f} more robust than one on the "
+            "cross-entropy: at each radius the lower column counts"
         )
     if random_excess > tolerance:
         gap_masked = True
@@ -111,12 +113,12 @@ def diagnose(
             f"the gap attack leaves {at_large_eps:.3f} robust at eps = {large_eps:.4g}, where no "
             "classifier is robust: it is not finding what is there"
         )
-    if ce_masked or gap_masked:
+    if gap_masked:
         findings.append(
             "these gradients are hidden: use attacks without gradients or transfer attacks"
-            if gap_masked
-            else "the gap column stands"
         )
+    elif ce_masked and not gap_excess > tolerance:
+        findings.append("the gap column stands")
     return MaskingDiagnosis(
         cross_entropy_underflow=cross_entropy_underflow,
         gap_underflow=gap_underflow,

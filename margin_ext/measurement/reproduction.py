@@ -67,6 +67,13 @@ class Row:
         """Within the tolerance."""
         return abs(self.difference) <= self.stated.tolerance
 
+    @property
+    def verdict(self) -> str:
+        """The answer in the table: yes, NO, or no for a reason that is given below it."""
+        if self.agrees:
+            return "yes"
+        return "no (known)" if self.stated.known else "NO"
+
 
 @dataclass(frozen=True)
 class _Experiment:
@@ -224,18 +231,17 @@ def _weights(experiment: _Experiment) -> Values:
     """Orthogonality terms, as the authors' code counts them and each once; spectral norms."""
     values: Values = {}
     for name in CNNS:
-        once = authors = 0.0
+        once = authors = term = 0.0
         for label, parameter in experiment.models[name].named_parameters():
-            if parameter.dim() < 2:
-                continue
-            matrix = parameter.detach().double().flatten(1)
-            gram = matrix @ matrix.T
-            term = float((gram - torch.eye(gram.shape[0], dtype=gram.dtype)).square().sum())
-            once += term
-            # Their loop adds the last matrix's term again at the bias that follows it.
-            authors += 2 * term
-            layer = label.removesuffix(".weight")
-            values[f"{name}/spectral_norm_{layer}"] = float(torch.linalg.matrix_norm(matrix, 2))
+            if parameter.dim() >= 2:
+                matrix = parameter.detach().double().flatten(1)
+                gram = matrix @ matrix.T
+                term = float((gram - torch.eye(gram.shape[0], dtype=gram.dtype)).square().sum())
+                once += term
+                layer = label.removesuffix(".weight")
+                values[f"{name}/spectral_norm_{layer}"] = float(torch.linalg.matrix_norm(matrix, 2))
+            # Their loop adds at every parameter, at a bias the term of the matrix before it.
+            authors += term
         values[f"{name}/orthogonality"] = once
         values[f"{name}/orthogonality_authors"] = authors
         values[f"{name}/orthogonality_ratio"] = authors / once
@@ -321,12 +327,15 @@ def comparison_table(values: Values) -> str:
             f"{row.stated.value:.7g}",
             f"{row.ours:.7g}",
             f"{row.difference:+.2g}",
-            "yes" if row.agrees else "NO",
+            row.verdict,
             row.stated.source,
         ]
         for row in compare(values)
     ]
     lines = [text_table(["", "stated", "ours", "difference", "agrees", "source"], rows)]
+    lines += [
+        f"{row.name}: {row.stated.known}" for row in compare(values) if row.verdict == "no (known)"
+    ]
     others = [(name, value) for name, value in values.items() if name not in STATED]
     if others:
         lines += ["", text_table(["without counterpart", "ours"], _pairs(others))]

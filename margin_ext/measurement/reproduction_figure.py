@@ -16,12 +16,12 @@ __all__ = ["reproduction_figure"]
 
 _CNNS = ("plain", "regularized")
 _MARGINS = {
-    "first-order": "{}/average_margin",
-    "attack distance": "{}/attack_distance_with_targets",
-    "sampled estimate": "{}/sampled_estimate",
+    "first-order,\n10,000 points": "{}/average_margin",
+    "attack distance,\n500 points": "{}/attack_distance_with_targets",
+    "sampled estimate,\n500 points": "{}/sampled_estimate",
 }
 _ROBUST = {
-    "cross-entropy,\nauthors' protocol": "{}/protocol_cross_entropy_eps_2",
+    "cross-entropy,\nnorm floor 1e-6": "{}/protocol_cross_entropy_eps_2",
     "cross-entropy,\nno floor": "{}/robust_cross_entropy_eps_2",
     "logit gap": "{}/robust_gap_eps_2",
 }
@@ -41,6 +41,7 @@ def reproduction_figure(values: Mapping[str, float]) -> Figure:
     right.set_ylim(0, 1.05)
     plain(right, "", "accuracy under attack")
     right.set_title("Accuracy under PGD by the loss attacked, l2, eps = 2", fontsize=10)
+    left.set_ylim(0, 1.2 * left.get_ylim()[1])
     left.legend(frameon=False, fontsize=8)
     return figure
 
