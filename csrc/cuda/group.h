@@ -13,6 +13,8 @@ class WarpGroup {
   static constexpr unsigned kThreads = kMaxThreads / 2;  // more samples a block gain nothing
   static constexpr unsigned kResidentBlocks = 4;
 
+  MARGIN_DEVICE explicit WarpGroup(unsigned) {}
+
   MARGIN_DEVICE int64_t first_sample() const {
     return static_cast<int64_t>(blockIdx.x) * warps() + threadIdx.x / kWarp;
   }
@@ -43,7 +45,9 @@ class BlockGroup {
   static constexpr unsigned kThreads = kMaxThreads;
   static constexpr unsigned kResidentBlocks = 3;
 
-  MARGIN_DEVICE BlockGroup() : rank_(cluster_rank()), ranks_(cluster_size()) {
+  // The size is handed over, since a kernel's parameters take no registers.
+  MARGIN_DEVICE explicit BlockGroup(unsigned cluster_size)
+      : rank_(cluster_rank()), ranks_(cluster_size) {
     // Shared memory of another block may be touched only once that block has started.
     if (ranks_ > 1) cluster_sync();
   }

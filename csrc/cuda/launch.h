@@ -7,13 +7,14 @@
 
 namespace margin::cuda {
 
-// The kernels of one op for one type; null where there is none. `block` exists always.
+// The kernels of one op for one type, each taking its task and the size of the clusters it runs in;
+// null where there is none. `block` exists always.
 template <typename Task>
 struct KernelSet {
   const char* name;
-  void (*warp)(Task);
-  void (*block)(Task);  // of regimes block and cluster
-  void (*reread)(Task);
+  void (*warp)(Task, unsigned);
+  void (*block)(Task, unsigned);  // of regimes block and cluster
+  void (*reread)(Task, unsigned);
   ClusterMemory& memory;
 };
 
@@ -74,13 +75,13 @@ cudaError_t launch_samples(const KernelSet<Task>& kernels, const Task& task,
     *options.report = {kernels.name, plan.regime, plan.cluster_size,
                        plan.threads, plan.blocks, plan.shared_bytes};
   }
-  void (*const kernel)(Task) = plan.regime == Regime::kWarp     ? kernels.warp
-                               : plan.regime == Regime::kReread ? kernels.reread
-                                                                : kernels.block;
+  void (*const kernel)(Task, unsigned) = plan.regime == Regime::kWarp     ? kernels.warp
+                                         : plan.regime == Regime::kReread ? kernels.reread
+                                                                          : kernels.block;
   return simt::launch(kernel,
                       simt::Config{dim3(plan.blocks), dim3(plan.threads), plan.shared_bytes,
                                    plan.cluster_size, stream, kernels.name},
-                      task);
+                      task, plan.cluster_size);
 }
 
 }  // namespace margin::cuda

@@ -14,8 +14,8 @@ struct CombineRunnersUp {
 
 template <typename Acc, typename Group>
 __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, Acc>)
-    logit_gap_kernel(const __grid_constant__ LogitGapArguments arguments) {
-  Group group;
+    logit_gap_kernel(const __grid_constant__ LogitGapArguments arguments, unsigned cluster_size) {
+  Group group(cluster_size);
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     const Logits<Acc> logits(arguments.logits, i);
     const Label<Acc> label = logits.label();

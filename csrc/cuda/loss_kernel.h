@@ -71,7 +71,7 @@ MARGIN_DEVICE void write_ignored(const LossArguments& arguments, int64_t i) {
 // T: the type of grad; with Storage::kAbsent there is none, and T is the accumulation type.
 template <typename T, Storage storage, typename Group>
 __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
-    loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task) {
+    loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task, unsigned cluster_size) {
   using Acc = AccOf<T>;
   constexpr bool kHasRow = storage != Storage::kAbsent;
   const NormSwitch<storage, Acc> norm{task.arguments.norm.norm, task.q};
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
   const LossArguments& arguments = task.arguments;
   const Acc* class_weight = static_cast<const Acc*>(arguments.class_weight);
   const bool smoothed = task.options.label_smoothing > 0;
-  Group group;
+  Group group(cluster_size);
   const bool wants_totals = task.totals.partials != nullptr;
   if (wants_totals) BlockTotals::start(group);
 
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
     }
     const RowSlice<T> slice(row_start, kHasRow ? arguments.grad.size : 0, group.rank(),
                             group.ranks());
-    const RowOutput<T> row_output(row_gradient, slice);
-    RowPass<T, storage> row(slice, arguments.grad.channels, task.plain, norm, group.thread(),
+    const RowOutput<T> row_output(row_gradient, slice, arguments.grad.dtype);
+    RowPass<T, storage> row(slice, arguments.grad, task.plain, norm, group.thread(),
                             group.threads(), shared);
     SampleState<Acc> state;
     if constexpr (kHasRow) state.norm = row.read(row_output, arguments.grad_grad != nullptr);
@@ -145,17 +145,6 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
     if (!label.bad()) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
     const Acc row_norm = kHasRow ? norm.value(state.norm) : not_a_number<Acc>();
     const SampleLoss<Acc> sample = sample_loss(logit_row, row_norm, weight, options);
-    if (leads) {
-      put(arguments.margin, i, sample.margin);
-      put(arguments.gap, i, sample.gap);
-      if constexpr (kHasRow) put(arguments.norm_out, i, row_norm);
-      if (arguments.reduction == Reduction::kNone) put(arguments.loss, i, sample.loss);
-      if (wants_totals) {
-        BlockTotals::add(group, sample, row_norm, weight,
-                         logit_row.target > logit_row.runner_up.value);
-      }
-    }
-
     // Second pass.
     const Acc* upstream = static_cast<const Acc*>(arguments.upstream);
     const Acc scale =
@@ -172,6 +161,18 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
     if constexpr (kHasRow) {
       if (arguments.grad_grad != nullptr) {
         row.write(norm.direction(state.norm, row_norm, scale * sample.grad_norm), row_output);
+      }
+    }
+
+    // Last, when hardly anything else is alive: the totals take many registers.
+    if (leads) {
+      put(arguments.margin, i, sample.margin);
+      put(arguments.gap, i, sample.gap);
+      if constexpr (kHasRow) put(arguments.norm_out, i, row_norm);
+      if (arguments.reduction == Reduction::kNone) put(arguments.loss, i, sample.loss);
+      if (wants_totals) {
+        BlockTotals::add(group, sample, row_norm, weight,
+                         logit_row.target > logit_row.runner_up.value);
       }
     }
   }

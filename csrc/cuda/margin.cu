@@ -2,10 +2,8 @@
 
 namespace margin::cuda {
 
-template cudaError_t launch_margin<__half>(const MarginArguments&, const LaunchOptions&,
-                                           cudaStream_t);
-template cudaError_t launch_margin<__nv_bfloat16>(const MarginArguments&, const LaunchOptions&,
-                                                  cudaStream_t);
+template cudaError_t launch_margin<SixteenBit>(const MarginArguments&, const LaunchOptions&,
+                                               cudaStream_t);
 template cudaError_t launch_margin<float>(const MarginArguments&, const LaunchOptions&,
                                           cudaStream_t);
 template cudaError_t launch_margin<double>(const MarginArguments&, const LaunchOptions&,

@@ -6,32 +6,15 @@
 
 namespace margin::cuda {
 
-template <typename T>
-struct Numeric {
-  using Acc = float;
+// float16 or bfloat16: which of them is a value (Format), not a type, so that one kernel serves
+// both.
+struct SixteenBit {
+  uint16_t bits;
 };
-template <>
-struct Numeric<double> {
-  using Acc = double;
-};
+
+// The type to compute in.
 template <typename T>
-using AccOf = typename Numeric<T>::Acc;
-
-MARGIN_DEVICE float widen(float x) { return x; }
-MARGIN_DEVICE double widen(double x) { return x; }
-MARGIN_DEVICE float widen(__half x) { return __half2float(x); }
-MARGIN_DEVICE float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <typename T, typename Acc>
-MARGIN_DEVICE T narrow(Acc x) {
-  if constexpr (sizeof(T) >= 4) {
-    return static_cast<T>(x);
-  } else if constexpr (std::is_same_v<T, __half>) {
-    return __float2half_rn(static_cast<float>(x));
-  } else {
-    return __float2bfloat16_rn(static_cast<float>(x));
-  }
-}
+using AccOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 constexpr int size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
@@ -70,35 +53,106 @@ MARGIN_DEVICE bool is_aligned(const T* address) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0;
 }
 
-// Logits of any type through one instantiation: the switch is uniform and cheap beside the load.
+MARGIN_DEVICE float from_half(uint16_t bits) {
+  __half_raw raw;
+  raw.x = bits;
+  return __half2float(__half(raw));
+}
+MARGIN_DEVICE float from_bfloat(uint16_t bits) {
+  __nv_bfloat16_raw raw;
+  raw.x = bits;
+  return __bfloat162float(__nv_bfloat16(raw));
+}
+MARGIN_DEVICE uint16_t to_half(float x) { return static_cast<__half_raw>(__float2half_rn(x)).x; }
+MARGIN_DEVICE uint16_t to_bfloat(float x) {
+  return static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(x)).x;
+}
+
+// How numbers stored as T are read and written.
+template <typename T>
+class Format {
+ public:
+  using Acc = AccOf<T>;
+
+  MARGIN_DEVICE explicit Format(Dtype) {}
+  MARGIN_DEVICE Acc widen(T x) const { return x; }
+  MARGIN_DEVICE T narrow(Acc x) const { return x; }
+
+  MARGIN_DEVICE void unpack(const uint4& bits, Acc (&x)[kPackSize<T>]) const {
+    const Pack<T> pack = as_pack<T>(bits);
+#pragma unroll
+    for (int k = 0; k < kPackSize<T>; ++k) x[k] = pack.value[k];
+  }
+  MARGIN_DEVICE Pack<T> pack(const Acc (&x)[kPackSize<T>]) const {
+    Pack<T> pack;
+#pragma unroll
+    for (int k = 0; k < kPackSize<T>; ++k) pack.value[k] = x[k];
+    return pack;
+  }
+};
+
+template <>
+class Format<SixteenBit> {
+ public:
+  MARGIN_DEVICE explicit Format(Dtype dtype) : bfloat_(dtype == Dtype::kBFloat16) {}
+
+  MARGIN_DEVICE float widen(SixteenBit x) const {
+    return bfloat_ ? from_bfloat(x.bits) : from_half(x.bits);
+  }
+  MARGIN_DEVICE SixteenBit narrow(float x) const { return {bfloat_ ? to_bfloat(x) : to_half(x)}; }
+
+  // The switch stands outside the loops: it is uniform, and costs next to nothing for a pack.
+  MARGIN_DEVICE void unpack(const uint4& bits, float (&x)[8]) const {
+    const Pack<SixteenBit> pack = as_pack<SixteenBit>(bits);
+    if (bfloat_) {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) x[k] = from_bfloat(pack.value[k].bits);
+    } else {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) x[k] = from_half(pack.value[k].bits);
+    }
+  }
+  MARGIN_DEVICE Pack<SixteenBit> pack(const float (&x)[8]) const {
+    Pack<SixteenBit> pack;
+    if (bfloat_) {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) pack.value[k].bits = to_bfloat(x[k]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) pack.value[k].bits = to_half(x[k]);
+    }
+    return pack;
+  }
+
+ private:
+  bool bfloat_;
+};
+
+// Logits of any type through one instantiation.
 template <typename Acc>
 MARGIN_DEVICE Acc load_as(Dtype dtype, const void* data, int64_t index) {
   switch (dtype) {
-    case Dtype::kFloat16:
-      return static_cast<Acc>(widen(static_cast<const __half*>(data)[index]));
-    case Dtype::kBFloat16:
-      return static_cast<Acc>(widen(static_cast<const __nv_bfloat16*>(data)[index]));
+    case Dtype::kFloat64:
+      return static_cast<Acc>(static_cast<const double*>(data)[index]);
     case Dtype::kFloat32:
       return static_cast<Acc>(static_cast<const float*>(data)[index]);
     default:
-      return static_cast<Acc>(static_cast<const double*>(data)[index]);
+      return Format<SixteenBit>(dtype).widen(static_cast<const SixteenBit*>(data)[index]);
   }
 }
 
 template <typename Acc>
 MARGIN_DEVICE void store_as(Dtype dtype, void* data, int64_t index, Acc value) {
   switch (dtype) {
-    case Dtype::kFloat16:
-      static_cast<__half*>(data)[index] = narrow<__half>(value);
-      return;
-    case Dtype::kBFloat16:
-      static_cast<__nv_bfloat16*>(data)[index] = narrow<__nv_bfloat16>(value);
+    case Dtype::kFloat64:
+      static_cast<double*>(data)[index] = static_cast<double>(value);
       return;
     case Dtype::kFloat32:
-      static_cast<float*>(data)[index] = narrow<float>(value);
+      static_cast<float*>(data)[index] = static_cast<float>(value);
       return;
     default:
-      static_cast<double*>(data)[index] = narrow<double>(value);
+      static_cast<SixteenBit*>(data)[index] =
+          Format<SixteenBit>(dtype).narrow(static_cast<float>(value));
   }
 }
 

@@ -2,7 +2,7 @@
 #include "cuda/ops.h"
 
 #include "cuda/launchers.h"
-#include "cuda/platform.h"
+#include "cuda/numeric.h"
 #include "cuda/policy.h"
 
 namespace margin::cuda {
@@ -17,9 +17,8 @@ template <typename Launch>
 cudaError_t for_type(Dtype dtype, const Launch& launch) {
   switch (dtype) {
     case Dtype::kFloat16:
-      return launch(Type<__half>());
     case Dtype::kBFloat16:
-      return launch(Type<__nv_bfloat16>());
+      return launch(Type<SixteenBit>());
     case Dtype::kFloat32:
       return launch(Type<float>());
     case Dtype::kFloat64:

@@ -71,7 +71,6 @@ namespace margin::cuda {
 #if defined(MARGIN_EXT_SIMT)
 
 inline unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
-inline unsigned cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
 inline void cluster_sync() { cooperative_groups::this_cluster().sync(); }
 
 // The variable at `address` of this block's shared memory, as it lies in block `rank`.
@@ -83,7 +82,6 @@ T* in_cluster_block(T* address, unsigned rank) {
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 MARGIN_DEVICE unsigned cluster_rank() { return __clusterRelativeBlockRank(); }
-MARGIN_DEVICE unsigned cluster_size() { return __clusterSizeInBlocks(); }
 // Orders what was written to any shared memory of the cluster before what is read there after.
 MARGIN_DEVICE void cluster_sync() {
   __cluster_barrier_arrive();
@@ -97,7 +95,6 @@ MARGIN_DEVICE T* in_cluster_block(T* address, unsigned rank) {
 #else
 
 MARGIN_DEVICE unsigned cluster_rank() { return 0; }
-MARGIN_DEVICE unsigned cluster_size() { return 1; }
 MARGIN_DEVICE void cluster_sync() {}
 template <typename T>
 MARGIN_DEVICE T* in_cluster_block(T* address, unsigned) {

@@ -54,9 +54,11 @@ struct RowOutput {
   struct Fetched {};
 
   T* first;  // as the slice's
+  Format<T> format;
 
   template <typename Slice>
-  MARGIN_DEVICE RowOutput(T* row, const Slice& slice) : first(row + slice.first_element) {}
+  MARGIN_DEVICE RowOutput(T* row, const Slice& slice, Dtype dtype)
+      : first(row + slice.first_element), format(dtype) {}
 
   template <typename Path>
   MARGIN_DEVICE Fetched fetch(int64_t) const {
@@ -64,9 +66,7 @@ struct RowOutput {
   }
   template <typename Path>
   MARGIN_DEVICE void store_pack(int64_t i, const Acc (&x)[kPackSize<T>], Fetched) const {
-    Pack<T> pack;
-#pragma unroll
-    for (int k = 0; k < kPackSize<T>; ++k) pack.value[k] = narrow<T>(x[k]);
+    const Pack<T> pack = format.pack(x);
     if (Path::kPlain || is_aligned(first)) {
       store_streaming(reinterpret_cast<uint4*>(first) + i, as_bits(pack));
     } else {
@@ -74,7 +74,9 @@ struct RowOutput {
       for (int k = 0; k < kPackSize<T>; ++k) first[i * kPackSize<T> + k] = pack.value[k];
     }
   }
-  MARGIN_DEVICE void store_element(int64_t offset, Acc x) const { first[offset] = narrow<T>(x); }
+  MARGIN_DEVICE void store_element(int64_t offset, Acc x) const {
+    first[offset] = format.narrow(x);
+  }
 };
 
 // The same, with a second row added: x -> base + x. base == null: 0.
@@ -86,8 +88,8 @@ struct RowOutputOnBase {
   RowOutput<T> output;
   const T* first;
 
-  MARGIN_DEVICE RowOutputOnBase(T* row, const T* base, const RowSlice<T>& slice)
-      : output(row, slice), first(base == nullptr ? nullptr : base + slice.first_element) {}
+  MARGIN_DEVICE RowOutputOnBase(T* row, const T* base, const RowSlice<T>& slice, Dtype dtype)
+      : output(row, slice, dtype), first(base == nullptr ? nullptr : base + slice.first_element) {}
 
   // Apart from store_pack, so that the loads of several packs are under way at a time.
   template <typename Path>
@@ -107,14 +109,15 @@ struct RowOutputOnBase {
   template <typename Path>
   MARGIN_DEVICE void store_pack(int64_t i, const Acc (&x)[kPackSize<T>],
                                 const uint4& fetched) const {
-    const Pack<T> under = as_pack<T>(fetched);
     Acc sum[kPackSize<T>];
+    output.format.unpack(fetched, sum);
 #pragma unroll
-    for (int k = 0; k < kPackSize<T>; ++k) sum[k] = widen(under.value[k]) + x[k];
+    for (int k = 0; k < kPackSize<T>; ++k) sum[k] += x[k];
     output.template store_pack<Path>(i, sum, {});
   }
   MARGIN_DEVICE void store_element(int64_t offset, Acc x) const {
-    output.store_element(offset, (first == nullptr ? Acc(0) : widen(first[offset])) + x);
+    const Acc under = first == nullptr ? Acc(0) : output.format.widen(first[offset]);
+    output.store_element(offset, under + x);
   }
 };
 

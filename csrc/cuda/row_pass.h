@@ -55,11 +55,12 @@ class RowPass {
 
   // `shared` has room for the slice's packs. A thread reads there what it wrote itself, so no
   // barrier is needed. `plain`: PlainPath will do; kRegisters has no other.
-  MARGIN_DEVICE RowPass(const RowSlice<T>& slice, const ChannelScale& channels, bool plain,
+  MARGIN_DEVICE RowPass(const RowSlice<T>& slice, const GradientRows& rows, bool plain,
                         const NormSwitch<storage, Acc>& norm, unsigned thread, unsigned threads,
                         unsigned char* shared)
       : slice_(slice),
-        channels_(channels),
+        format_(rows.dtype),
+        channels_(rows.channels),
         plain_(plain || storage == Storage::kRegisters),
         norm_(norm),
         thread_(static_cast<int>(thread)),
@@ -140,14 +141,12 @@ class RowPass {
   }
 
   template <typename Path>
-  MARGIN_DEVICE static void expand(const uint4& bits, const Path& path, Acc (&x)[kPack]) {
-    const Pack<T> pack = as_pack<T>(bits);
-#pragma unroll
-    for (int k = 0; k < kPack; ++k) x[k] = widen(pack.value[k]);
+  MARGIN_DEVICE void expand(const uint4& bits, const Path& path, Acc (&x)[kPack]) const {
+    format_.unpack(bits, x);
     path.scale(x);
   }
   template <typename Path>
-  MARGIN_DEVICE static void expand(const SignBits<T>& signs, const Path&, Acc (&x)[kPack]) {
+  MARGIN_DEVICE void expand(const SignBits<T>& signs, const Path&, Acc (&x)[kPack]) const {
 #pragma unroll
     for (int k = 0; k < kPack; ++k) {
       x[k] = static_cast<Acc>((signs >> k & 1) - (signs >> (kPack + k) & 1));
@@ -173,7 +172,7 @@ class RowPass {
   MARGIN_DEVICE Edge edge() const {
     const int64_t offset = slice_.offset_of_edge(thread_);
     const Acc factor = channel_factor<Acc>(channels_, slice_.first_element + offset);
-    return {offset, factor, factor * widen(slice_.first[offset])};
+    return {offset, factor, factor * format_.widen(slice_.first[offset])};
   }
 
   template <typename Path, typename Output>
@@ -183,9 +182,9 @@ class RowPass {
   }
 
   template <Norm norm, typename KeptPack, typename Output, typename Path>
-  MARGIN_DEVICE static void write_pack(const Direction<Acc>& direction, const Output& output,
-                                       int64_t i, const KeptPack& kept,
-                                       const typename Output::Fetched& fetched, const Path& path) {
+  MARGIN_DEVICE void write_pack(const Direction<Acc>& direction, const Output& output, int64_t i,
+                                const KeptPack& kept, const typename Output::Fetched& fetched,
+                                const Path& path) const {
     Acc x[kPack];
     expand(kept, path, x);
 #pragma unroll
@@ -287,6 +286,7 @@ class RowPass {
   }
 
   RowSlice<T> slice_;
+  Format<T> format_;
   const ChannelScale& channels_;
   bool plain_;
   NormSwitch<storage, Acc> norm_;

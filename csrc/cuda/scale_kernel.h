@@ -18,7 +18,7 @@ MARGIN_DEVICE void scale_array(const ScaleArguments::Block& block, AccOf<T> fact
   constexpr int kPack = kPackSize<T>;
   T* const data = static_cast<T*>(block.data);
   const RowSlice<T, int64_t> row(data, block.size, 0, 1);
-  const RowOutput<T> output(data, row);
+  const RowOutput<T> output(data, row, block.dtype);
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t start = thread; start < row.packs; start += kScaleUnroll * threads) {
@@ -33,16 +33,16 @@ MARGIN_DEVICE void scale_array(const ScaleArguments::Block& block, AccOf<T> fact
     for (int u = 0; u < kScaleUnroll; ++u) {
       const int64_t i = start + u * threads;
       if (i >= row.packs) break;
-      const Pack<T> pack = as_pack<T>(bits[u]);
       Acc x[kPack];
+      output.format.unpack(bits[u], x);
 #pragma unroll
-      for (int k = 0; k < kPack; ++k) x[k] = widen(pack.value[k]) * factor;
+      for (int k = 0; k < kPack; ++k) x[k] *= factor;
       output.template store_pack<PlainPath>(i, x, {});
     }
   }
   if (thread < row.edges) {
     const int64_t offset = row.offset_of_edge(static_cast<int>(thread));
-    output.store_element(offset, widen(row.first[offset]) * factor);
+    output.store_element(offset, output.format.widen(row.first[offset]) * factor);
   }
 }
 
@@ -58,12 +58,10 @@ __global__ void __launch_bounds__(kScaleThreads)
     if (block.data == nullptr) continue;
     if constexpr (std::is_same_v<Acc, double>) {
       scale_array<double>(block, factor);
-    } else if (block.dtype == Dtype::kFloat16) {
-      scale_array<__half>(block, factor);
-    } else if (block.dtype == Dtype::kBFloat16) {
-      scale_array<__nv_bfloat16>(block, factor);
-    } else {
+    } else if (block.dtype == Dtype::kFloat32) {
       scale_array<float>(block, factor);
+    } else {
+      scale_array<SixteenBit>(block, factor);
     }
   }
 }

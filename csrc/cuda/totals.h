@@ -37,17 +37,19 @@ struct TotalsOutput {
   Acc* loss;  // null under Reduction::kNone
 };
 
-// Stores the totals of this block, the `block`th of `blocks`, which stand in `count` entries in
-// shared memory; the last block combines those of all. The entries are overwritten.
+// Stores the totals of this block, which stand in `count` entries in shared memory; the last block
+// combines those of all. Of each `ranks` neighbouring blocks one takes part. The entries are
+// overwritten.
 template <typename Acc>
-MARGIN_DEVICE_CALL void finish_totals(Raw<BatchTotals>* entries, unsigned count, unsigned block,
-                                      unsigned blocks, const TotalsOutput<Acc>& output) {
+MARGIN_DEVICE_CALL void finish_totals(Raw<BatchTotals>* entries, unsigned count, unsigned ranks,
+                                      const TotalsOutput<Acc>& output) {
+  const unsigned blocks = gridDim.x / ranks;
   SIMT_SHARED(unsigned, is_last, 1);
   __syncthreads();
   if (threadIdx.x == 0) {
     BatchTotals of_block;
     for (unsigned i = 0; i < count; ++i) of_block.combine(entries[i].get());
-    output.partials[block] = of_block;
+    output.partials[blockIdx.x / ranks] = of_block;
     __threadfence();  // the totals are visible before the ticket is drawn
     is_last[0] = atomicInc(&tickets[output.ticket], blocks - 1) == blocks - 1;
   }
@@ -87,8 +89,7 @@ class BlockTotals {
   template <typename Group, typename Acc>
   MARGIN_DEVICE static void finish(const Group& group, const TotalsOutput<Acc>& output) {
     if (group.rank() != 0) return;
-    finish_totals(entries(), group.leads(), blockIdx.x / group.ranks(), gridDim.x / group.ranks(),
-                  output);
+    finish_totals(entries(), group.leads(), group.ranks(), output);
   }
 
  private:
