@@ -48,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compute and compare: 1 where a figure unexpectedly disagrees, 2 where something does not fit."""
+    """Compute and compare: 1 where a figure disagrees unexpectedly, 2 where input does not fit."""
     import torch
 
     from margin_ext.measurement.reproduction import compare, comparison_table, reproduce
