@@ -18,7 +18,7 @@ struct Device {
   int dynamic_shared_limit = 227 << 10;  // bytes a block may ask for
   int shared_per_multiprocessor = 228 << 10;
   int threads_per_multiprocessor = 2048;
-  int cluster_limit = 8;  // the largest cluster that fits; 1: none is supported
+  int cluster_limit = 8;   // the largest cluster that fits; 1: none is supported
   bool capturing = false;  // what cudaStreamIsCapturing says of every stream
 };
 inline Device& device() {
