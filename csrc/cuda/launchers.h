@@ -6,6 +6,8 @@
 
 namespace margin::cuda {
 
+struct SixteenBit;  // float16 or bfloat16 (numeric.h, which only device code can include)
+
 // T: the type of grad. Acc: float, or double where everything is float64.
 template <typename T>
 cudaError_t launch_loss(const LossArguments& arguments, void* partials,

@@ -2,7 +2,7 @@
 #include "cuda/ops.h"
 
 #include "cuda/launchers.h"
-#include "cuda/numeric.h"
+#include "cuda/platform.h"
 #include "cuda/policy.h"
 
 namespace margin::cuda {
