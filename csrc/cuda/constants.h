@@ -1,7 +1,5 @@
-// What kernels and launchers must agree on.
+// Numbers that kernels and launchers must agree on.
 #pragma once
-
-#include <cstdint>
 
 namespace margin::cuda {
 
@@ -10,12 +8,6 @@ inline constexpr unsigned kMaxThreads = 256;  // of a block
 inline constexpr unsigned kMaxWarps = kMaxThreads / kWarp;
 inline constexpr unsigned kMaxCluster = 8;  // what every device with clusters must support
 inline constexpr int kRegisterPacks = 8;    // of a row kept in registers, a thread
-
-// float16 or bfloat16: which of them is a value (Format), not a type, so that one kernel serves
-// both.
-struct SixteenBit {
-  uint16_t bits;
-};
 
 // Ticket counters for eager and for captured launches (tickets.h).
 inline constexpr unsigned kEagerTickets = 1024;

@@ -2,10 +2,15 @@
 #pragma once
 
 #include "core/arguments.h"
-#include "cuda/constants.h"
 #include "cuda/platform.h"
 
 namespace margin::cuda {
+
+// float16 or bfloat16: which of them is a value (Format), not a type, so that one kernel serves
+// both.
+struct SixteenBit {
+  uint16_t bits;
+};
 
 // The type to compute in.
 template <typename T>
