@@ -190,8 +190,7 @@ def robust_accuracy(
         restarts: Independent random starts.
         relative_step: Step length in units of eps / steps.
         random_start: Also the first restart starts at a random point of the ball.
-        norm_floor: Gradients below this norm take smaller steps, as in attack libraries that
-            divide by max(norm, floor).
+        norm_floor: Gradients below this norm take smaller steps, by norm / floor.
         seed: Of everything random.
         data_range: Adversarial examples stay in it: (lowest, highest) in the units that the model
             gets, numbers or one value a channel. None: anywhere.
