@@ -66,6 +66,27 @@ def batch(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @compiled_only
+def test_no_gradients_are_computed_that_nobody_can_ask_for():
+    logits = torch.randn(BATCH, CLASSES, requires_grad=True)
+    grad = torch.randn(BATCH, SIZE, requires_grad=True)
+    target = torch.randint(CLASSES, (BATCH,))
+    made: list[int] = []
+
+    class Outputs(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func.overloadpacket.__name__ == "average_margin_loss":
+                made.append(sum(tensor.numel() for tensor in out[5:]))
+            return out
+
+    with Outputs():
+        average_margin_loss(logits, target, grad, regularizer=Regularizer.ramp(0, 1))
+        with torch.no_grad():
+            average_margin_loss(logits, target, grad, regularizer=Regularizer.ramp(0, 1))
+    assert made == [BATCH * (CLASSES + SIZE), 0]
+
+
+@compiled_only
 @pytest.mark.parametrize("mode", sorted(OPS_FORWARD))
 def test_two_op_calls_forward_one_backward_and_nothing_twice(mode):
     model, criterion = CountedNet(), AverageMarginLoss(gradient=mode)

@@ -1,6 +1,10 @@
 // The rows of an input gradient [B, D]: their norms and what is written along their directions.
 #pragma once
 
+#if defined(__unix__)
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <vector>
 
@@ -13,6 +17,19 @@ namespace margin::cpu {
 // not depend on how many threads shared the work. Big enough that a chunk is worth a task.
 inline constexpr int64_t kChunk = 32768;
 
+// An output of this size is not in the last cache any more when somebody reads it. Below, streaming
+// would only move the wait for memory to that reader.
+inline int64_t streamed_bytes() {
+  static const int64_t bytes = [] {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    const int64_t last_cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (last_cache > 0) return last_cache / 2;
+#endif
+    return int64_t{16} << 20;
+  }();
+  return bytes;
+}
+
 template <typename T>
 class GradientReader {
  public:
@@ -20,7 +37,7 @@ class GradientReader {
 
   GradientReader(const GradientRows& rows, int64_t batch, const NormOptions& norm)
       : rows_(rows),
-        batch_(batch),
+        streamed_(batch * rows.size * static_cast<int64_t>(sizeof(T)) >= streamed_bytes()),
         kernels_(row_kernels<T>()),
         norm_(norm.norm),
         q_(static_cast<A>(norm.q)) {
@@ -74,9 +91,9 @@ class GradientReader {
   void write_chunk(int64_t i, int64_t chunk, const Direction<A>& direction, const T* base,
                    T* out) const {
     const int64_t begin = chunk * kChunk;
-    kernels_.write_direction[index()](
-        row(i) + begin, scale_at(begin), base == nullptr ? nullptr : base + begin,
-        next_after(i, chunk), chunk_size(begin), direction, out + begin);
+    kernels_.write_direction[index()](row(i) + begin, scale_at(begin),
+                                      base == nullptr ? nullptr : base + begin, chunk_size(begin),
+                                      direction, out + begin, streamed_);
   }
 
   void write(int64_t i, const Direction<A>& direction, const T* base, T* out) const {
@@ -91,13 +108,6 @@ class GradientReader {
   int64_t chunk_size(int64_t begin) const { return std::min(kChunk, rows_.size - begin); }
   const A* scale_at(int64_t begin) const {
     return scale_.empty() ? nullptr : scale_.data() + begin;
-  }
-
-  // The chunk that is read after this one was written: the next of this row, or the next row's. Any
-  // address will do at the end.
-  const T* next_after(int64_t i, int64_t chunk) const {
-    if (chunk + 1 < chunks()) return row(i) + (chunk + 1) * kChunk;
-    return i + 1 < batch_ ? row(i + 1) : row(i);
   }
 
   // One factor per element: it stays in the cache, and the row kernels need know no channels.
@@ -125,7 +135,7 @@ class GradientReader {
   }
 
   GradientRows rows_;
-  int64_t batch_;
+  bool streamed_;
   const RowKernels<T>& kernels_;
   Norm norm_;
   A q_;

@@ -2,7 +2,7 @@
 // float.
 #pragma once
 
-#if defined(__F16C__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -68,6 +68,47 @@ MARGIN_HD void store_lanes(Float16* target, Vector<float> v) {
     const _Float16 half = static_cast<_Float16>(v.raw[i]);
     std::memcpy(&target[i].bits, &half, sizeof(half));
   }
+#endif
+}
+
+// Bytes that a vector takes in memory as T, and how its target must be aligned to be streamed.
+template <typename T>
+inline constexpr int64_t kStoredBytes = Vector<Acc<T>>::kLanes * sizeof(T);
+
+// Past the caches: memory that nobody reads soon need not be fetched to be overwritten, and drives
+// nothing else out. target is aligned to kStoredBytes; the stores are ordered by stream_fence only.
+template <typename T>
+MARGIN_HD void stream_lanes(T* target, Vector<Acc<T>> v) {
+#if defined(__x86_64__)
+  alignas(kStoredBytes<T>) T stored[Vector<Acc<T>>::kLanes];
+  store_lanes(stored, v);
+  if constexpr (kStoredBytes<T> % 16 == 0) {
+#if defined(__AVX512F__)
+    if constexpr (kStoredBytes<T> == 64) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_load_si512(stored));
+      return;
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (kStoredBytes<T> == 32) {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(target),
+                          _mm256_load_si256(reinterpret_cast<const __m256i*>(stored)));
+      return;
+    }
+#endif
+    if constexpr (kStoredBytes<T> == 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(target),
+                       _mm_load_si128(reinterpret_cast<const __m128i*>(stored)));
+      return;
+    }
+  }
+#endif
+  store_lanes(target, v);
+}
+
+MARGIN_HD void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
 #endif
 }
 

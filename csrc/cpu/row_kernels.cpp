@@ -104,39 +104,61 @@ MARGIN_HD Vector<A> direction_lanes(const Direction<A>& direction, Vector<A> x) 
   }
 }
 
-template <Norm norm, bool SCALED, bool BASED, typename T>
-void write_direction_row(const T* x, const Acc<T>* scale, const T* base, const T* next, int64_t n,
+template <Norm norm, bool SCALED, bool BASED, bool STREAMED, typename T>
+void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t n,
                          const Direction<Acc<T>>& direction, T* out) {
   using V = Vector<Acc<T>>;
+  // Fewer elements than a vector holds.
+  const auto write_part = [&](int64_t j, int64_t count) {
+    V v = load_tail(x + j, count);
+    if constexpr (SCALED) v = v * load_tail(scale + j, count);
+    v = direction_lanes<norm>(direction, v);
+    if constexpr (SCALED) v = v * load_tail(scale + j, count);
+    if constexpr (BASED) v += load_tail(base + j, count);
+    store_tail(out + j, v, count);
+  };
   int64_t j = 0;
+  if constexpr (STREAMED) {
+    const int64_t past = reinterpret_cast<uintptr_t>(out) % kStoredBytes<T>;
+    const int64_t head = past == 0 ? 0 : (kStoredBytes<T> - past) / sizeof(T);
+    j = head < n ? head : n;
+    if (j > 0) write_part(0, j);
+  }
   for (; j + V::kLanes <= n; j += V::kLanes) {
-    __builtin_prefetch(next + j);
     V v = direction_lanes<norm>(direction, load_scaled<SCALED>(x, scale, j));
     if constexpr (SCALED) v = v * load_lanes(scale + j);
     if constexpr (BASED) v += load_lanes(base + j);
-    store_lanes(out + j, v);
+    if constexpr (STREAMED) {
+      stream_lanes(out + j, v);
+    } else {
+      store_lanes(out + j, v);
+    }
   }
-  if (j < n) {
-    V v = load_tail(x + j, n - j);
-    if constexpr (SCALED) v = v * load_tail(scale + j, n - j);
-    v = direction_lanes<norm>(direction, v);
-    if constexpr (SCALED) v = v * load_tail(scale + j, n - j);
-    if constexpr (BASED) v += load_tail(base + j, n - j);
-    store_tail(out + j, v, n - j);
+  if (j < n) write_part(j, n - j);
+  if constexpr (STREAMED) stream_fence();
+}
+
+template <Norm norm, bool SCALED, bool BASED, typename T>
+void write_direction_to(const T* x, const Acc<T>* scale, const T* base, int64_t n,
+                        const Direction<Acc<T>>& direction, T* out, bool streamed) {
+  if (streamed) {
+    write_direction_row<norm, SCALED, BASED, true>(x, scale, base, n, direction, out);
+  } else {
+    write_direction_row<norm, SCALED, BASED, false>(x, scale, base, n, direction, out);
   }
 }
 
 template <Norm norm, typename T>
-void write_direction(const T* x, const Acc<T>* scale, const T* base, const T* next, int64_t n,
-                     const Direction<Acc<T>>& direction, T* out) {
+void write_direction(const T* x, const Acc<T>* scale, const T* base, int64_t n,
+                     const Direction<Acc<T>>& direction, T* out, bool streamed) {
   if (scale == nullptr && base == nullptr) {
-    write_direction_row<norm, false, false>(x, scale, base, next, n, direction, out);
+    write_direction_to<norm, false, false>(x, scale, base, n, direction, out, streamed);
   } else if (scale == nullptr) {
-    write_direction_row<norm, false, true>(x, scale, base, next, n, direction, out);
+    write_direction_to<norm, false, true>(x, scale, base, n, direction, out, streamed);
   } else if (base == nullptr) {
-    write_direction_row<norm, true, false>(x, scale, base, next, n, direction, out);
+    write_direction_to<norm, true, false>(x, scale, base, n, direction, out, streamed);
   } else {
-    write_direction_row<norm, true, true>(x, scale, base, next, n, direction, out);
+    write_direction_to<norm, true, true>(x, scale, base, n, direction, out, streamed);
   }
 }
 

@@ -16,11 +16,10 @@ struct RowKernels {
 
   // Adds x [n], times scale [n] where not null, to the norm's state. Indexed by Norm.
   void (*accumulate[kNormCount])(const T* x, const A* scale, int64_t n, A q, NormState<A>& state);
-  // out [n] = base [n] (0 where null) + direction_at(x [n]). Indexed by Norm. next [n] is what will
-  // be read after: it is fetched into the cache meanwhile, so that reading and writing overlap as
-  // they do in a copy.
-  void (*write_direction[kNormCount])(const T* x, const A* scale, const T* base, const T* next,
-                                      int64_t n, const Direction<A>& direction, T* out);
+  // out [n] = base [n] (0 where null) + direction_at(x [n]). Indexed by Norm. streamed: out is
+  // written past the caches.
+  void (*write_direction[kNormCount])(const T* x, const A* scale, const T* base, int64_t n,
+                                      const Direction<A>& direction, T* out, bool streamed);
 
   // z [C] to buffer, which has room for padded_classes(C).
   void (*load_logits)(const T* z, int64_t classes, A* buffer);

@@ -71,9 +71,11 @@ class _AverageMarginLoss(torch.autograd.Function):
         class_weight: Tensor | None,
         input_scale: Tensor | None,
         settings: _Settings,
+        with_graph: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         half = torch.float16 in (logits.dtype, None if grad is None else grad.dtype)
-        store = settings.reduction != "none" and not half
+        # Under no_grad, too, ctx.needs_input_grad says what the tensors require.
+        store = with_graph and settings.reduction != "none" and not half
         loss, margin, gap, norm, statistics, *stored = torch.ops.margin_ext.average_margin_loss(
             logits,
             target,
@@ -95,7 +97,7 @@ class _AverageMarginLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 5
+        nothing = (None,) * 6
         if upstream is None:
             return None, None, *nothing
         need = ctx.needs_input_grad[:2]
@@ -225,5 +227,6 @@ def average_margin_loss(
         None if weight is None else weight.to(wide(logits)),
         None if input_std is None or grad is None else flat_channel_scale(input_std, grad),
         _Settings(p, eps, mu, regularizer, label_smoothing, ignore_index, reduction),
+        torch.is_grad_enabled(),
     )
     return MarginLoss(loss, margin, gap, norm, BatchStatistics(statistics))
