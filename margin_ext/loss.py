@@ -253,9 +253,7 @@ class AverageMarginLoss(nn.Module):
                 needs what the model cannot do.
             ValueError: Settings or shapes do not fit.
         """
-        passes = Passes(
-            model, _joined_call(call, logits_fn), self.batchnorm, fraction=self.fraction
-        )
+        passes = self._passes(model, call, logits_fn)
         if self.margin == "logit_gap":
             logits = passes.call(model, inputs)
             out = self._objective(normalizer).loss(logits, target, None, None)
@@ -311,7 +309,7 @@ class AverageMarginLoss(nn.Module):
                 'margin="logit_gap" takes no input gradient: there is nothing to check'
             )
         return check_gradient(
-            Passes(model, _joined_call(call, logits_fn), self.batchnorm, self.fraction),
+            self._passes(model, call, logits_fn),
             self._objective(None),
             self._mode,
             self.gradient,
@@ -320,6 +318,24 @@ class AverageMarginLoss(nn.Module):
             target,
             directions=directions,
             seed=seed,
+        )
+
+    def _passes(
+        self,
+        model: Callable[..., Any],
+        call: Callable[[Any, Tensor], Tensor] | None,
+        logits_fn: Callable[[Any], Tensor] | None,
+    ) -> Passes:
+        reruns = self.gradient in ("finite_difference", "auto")
+        # What call= closes over may be something else by the time of the backward.
+        deferred = reruns and self.difference.deferred and call is None
+        return Passes(
+            model,
+            _joined_call(call, logits_fn),
+            self.batchnorm,
+            self.fraction,
+            reruns=reruns,
+            deferred=self.difference.passes if deferred else 0,
         )
 
     def _objective(self, normalizer: float | Tensor | None) -> Objective:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from margin_ext.functional import MarginLoss
 from margin_ext.gradient_modes.double_backward import double_backward
 from margin_ext.gradient_modes.finite_difference import FiniteDifference, finite_difference
+from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import sharding_suspended
 from margin_ext.gradient_modes.step import Step
 
@@ -79,20 +80,6 @@ def _try_backward(loss: Tensor, step: Step) -> None:
     parameters = set() if step.model is None else {id(p) for p in step.model.parameters()}
     # Beside the inputs, the leaves that autograd puts behind what it cannot differentiate: only a
     # path that leads to a leaf asked for is walked.
-    leaves = [leaf for leaf in _leaves(loss) if id(leaf) not in parameters]
+    leaves = [leaf for leaf in graph_leaves(loss) if id(leaf) not in parameters]
     with sharding_suspended(step.model):
         torch.autograd.grad(loss.sum(), leaves, retain_graph=True, allow_unused=True)
-
-
-def _leaves(tensor: Tensor) -> list[Tensor]:
-    nodes, seen, leaves = [tensor.grad_fn], {tensor.grad_fn}, []
-    while nodes:
-        node = nodes.pop()
-        if node is None:
-            continue
-        if isinstance(leaf := getattr(node, "variable", None), Tensor):
-            leaves.append(leaf)
-        following = {next_node for next_node, _ in node.next_functions} - seen
-        seen |= following
-        nodes.extend(following)
-    return leaves

@@ -8,20 +8,29 @@ directional derivative of the gap, which a difference of gaps along v stands for
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from margin_ext.functional import MarginLoss, dual_direction, logit_gap
+from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.step import Step
 from margin_ext.input_gradient import input_gradient
 from margin_ext.reference.dual import channel_scale, wide
 
 __all__ = ["FiniteDifference", "finite_difference"]
 
-_SIDES: Final = ("toward", "away", "central")
+# Where the passes go, in steps away from the boundary, and what their gaps are multiplied by; the
+# gap of the base pass takes what the factors lack to 0.
+_SIDES: Final = {
+    "toward": {-1.0: -1.0},
+    "away": {1.0: 1.0},
+    "central": {1.0: 0.5, -1.0: -0.5},
+}
 _UNITS: Final = ("tau", "inputs", "absolute")
 
 
@@ -37,11 +46,20 @@ class FiniteDifference:
             deviation of its elements times the l_p norm of a vector of ones; it differs between
             batches, and so between the ranks of a distributed run. "absolute": the unit of the
             margin. All three are in pixel units where the loss has ``input_std``.
+        deferred: Make the passes in ``backward()``, when the graph of the step's own pass is gone:
+            a step then holds as much memory as one pass, where otherwise it holds two or three.
+            Turn it off to differentiate the loss twice; to sum losses of several calls before
+            ``backward()`` while layers change their buffers in between; where the model depends on
+            a context that has been left by then, other than autocast; and where
+            DistributedDataParallel should send gradients while others are computed, for these
+            passes give all of theirs at the end. Functions, ``call=``, fully_shard,
+            find_unused_parameters and parameters with hooks have it off.
     """
 
     side: str = "toward"
     step: float = 0.5
     unit: str = "tau"
+    deferred: bool = True
 
     def __post_init__(self) -> None:
         """Refuse settings that make no step."""
@@ -51,6 +69,11 @@ class FiniteDifference:
             raise ValueError(f"unit must be one of {', '.join(_UNITS)}, got {self.unit!r}")
         if not (self.step > 0 and math.isfinite(self.step)):
             raise ValueError(f"step must be above 0 and finite, got {self.step}")
+
+    @property
+    def passes(self) -> int:
+        """How many it makes beside the step's own."""
+        return len(_SIDES[self.side])
 
     def length(self, step: Step) -> float | Tensor:
         """The step in the unit of the margin."""
@@ -91,7 +114,7 @@ def finite_difference(step: Step, settings: FiniteDifference) -> MarginLoss:
     slope = objective.norm_slope(out, step.target)
     length = settings.length(step)
     if step.coupled:
-        if objective.reduction == "none" and objective.normalizer is None:
+        if objective.per_sample:
             raise ValueError(
                 'gradient="finite_difference" cannot serve reduction="none" while BatchNorm '
                 "couples the samples of a batch: the weights of the samples must be known before "
@@ -100,32 +123,58 @@ def finite_difference(step: Step, settings: FiniteDifference) -> MarginLoss:
         shift, weight = _coupled(slope, length)
     else:
         shift, weight = _separate(slope, out.gap, length)
-
-    def gap_at(side: float) -> Tensor:
-        base = step.inputs.detach()
-        moved = dual_direction(
-            grad, side * shift, p=objective.p, base=base, input_std=objective.input_std
-        )
-        return _gap(step.rerun(moved), step, critical)  # type: ignore[misc]  # checked above
-
-    if settings.side == "toward":
-        difference = _gap(step.logits, step, critical) - gap_at(-1.0)
-    elif settings.side == "away":
-        difference = gap_at(1.0) - _gap(step.logits, step, critical)
+    terms = _Terms(objective, step.target, critical, step.rerun, step.inputs, grad, shift, weight)
+    sides = _SIDES[settings.side]
+    jobs = [partial(terms.moved, side, factor) for side, factor in sides.items()]
+    total: Tensor | float = 0.0
+    at_base = -sum(sides.values())
+    if at_base != 0:
+        total = terms.at(step.logits, at_base)
+    if step.deferral is not None and step.deferral.serves(step.logits):
+        total = total + step.deferral.add(jobs)
     else:
-        difference = (gap_at(1.0) - gap_at(-1.0)) / 2
-    valid = step.target != objective.ignore_index
-    term = torch.where(valid, weight * difference, 0.0)
-    if out.loss.dim() == 0:
-        term = term.sum()
+        for job in jobs:
+            total = total + job()
+    assert isinstance(total, Tensor)
     # Its value is 0: only its gradient is wanted.
-    return out._replace(loss=out.loss + (term - term.detach()).to(out.loss.dtype))
+    return out._replace(loss=out.loss + (total - total.detach()).to(out.loss.dtype))
 
 
-def _gap(logits: Tensor, step: Step, critical: Tensor) -> Tensor:
-    return logit_gap(
-        logits, step.target, critical=critical, ignore_index=step.objective.ignore_index
-    ).gap
+@dataclass(frozen=True)
+class _Terms:
+    """The parts of the difference, each a weighted gap, as they are added to the loss.
+
+    Passes that wait for the backward hold this, so the logits are not in it.
+    """
+
+    objective: Objective
+    target: Tensor
+    critical: Tensor
+    rerun: Callable[[Tensor], Tensor]
+    inputs: Tensor
+    grad: Tensor
+    shift: Tensor
+    weight: Tensor
+
+    def at(self, logits: Tensor, factor: float) -> Tensor:
+        objective = self.objective
+        gap = logit_gap(
+            logits, self.target, critical=self.critical, ignore_index=objective.ignore_index
+        ).gap
+        # An infinite gap, that of masked classes, has no slope, and its value would come to NaN.
+        valid = (self.target != objective.ignore_index) & ~gap.isinf()
+        term = torch.where(valid, factor * self.weight * gap, 0.0)
+        return term if objective.per_sample else term.sum()
+
+    def moved(self, side: float, factor: float) -> Tensor:
+        moved = dual_direction(
+            self.grad,
+            side * self.shift,
+            p=self.objective.p,
+            base=self.inputs.detach(),
+            input_std=self.objective.input_std,
+        )
+        return self.at(self.rerun(moved), factor)
 
 
 def _separate(slope: Tensor, gap: Tensor, length: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,10 @@ class _Subject:
     def run(self, mode: Mode) -> tuple[MarginLoss, Tensor]:
         """The loss by a mode, and its cross-entropy part; buffers and randomness are restored."""
         with self._restored():
-            logits, out = run_step(self.passes, self.objective, mode, self.inputs, self.target)
+            return self._run(mode)
+
+    def _run(self, mode: Mode) -> tuple[MarginLoss, Tensor]:
+        logits, out = run_step(self.passes, self.objective, mode, self.inputs, self.target)
         return out, self.objective.cross_entropy(logits, self.target)
 
     def functions(self) -> list[str]:
@@ -107,17 +110,20 @@ class _Subject:
 
     def gradients(self, mode: Mode) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The gradient of the whole loss by a mode, and that of its cross-entropy."""
-        whole = self._gradient(lambda: self.run(mode)[0].loss)
-        return whole, self._gradient(lambda: self.run(detached)[1])
+        # The backward too may run the model, and belongs where buffers are put back.
+        with self._restored():
+            whole = self._gradient(self._run(mode)[0].loss)
+        with self._restored():
+            return whole, self._gradient(self._run(detached)[1])
 
-    def _gradient(self, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    def _gradient(self, loss: Tensor) -> dict[str, Tensor]:
         parameters = self.parameters()
         kept = {name: p.grad for name, p in parameters.items()}
         for p in parameters.values():
             p.grad = None
         try:
             # Not autograd.grad: it walks no path that ends elsewhere, and so misses errors there.
-            loss().sum().backward()
+            loss.sum().backward()
             return {
                 name: torch.zeros_like(p) if p.grad is None else p.grad
                 for name, p in parameters.items()
@@ -283,5 +289,7 @@ def _with_a_short_step(judge: _Subject, difference: FiniteDifference) -> float:
     """The error with central differences of a thousandth of the step; NaN where it says little."""
     if judge.inputs.dtype != torch.float64 or _kinked(judge):
         return math.nan
-    short = FiniteDifference("central", difference.step / 1000, difference.unit)
+    short = replace(difference, side="central", step=difference.step / 1000)
+    # The places for passes in the backward are as many as the mode's own.
+    judge = replace(judge, passes=replace(judge.passes, deferred=0))
     return _errors(judge, *judge.gradients(partial(finite_difference, settings=short)), 4)[0]

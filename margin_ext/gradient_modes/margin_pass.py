@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.functional import MarginLoss
+from margin_ext.gradient_modes.deferral import deferral_for
 from margin_ext.gradient_modes.layer_state import state_kept, training_batchnorms
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
@@ -33,12 +34,16 @@ class Passes:
         batchnorm: "batch" or "running": what BatchNorm in training normalises by where margins
             are concerned.
         fraction: The part of the batch whose margins are taken, 0 to 1.
+        reruns: Whether the mode may run the model on other inputs too.
+        deferred: How many times it may do so in the backward.
     """
 
     model: Any
     call: Callable[[Any, Tensor], Tensor]
     batchnorm: str
     fraction: float
+    reruns: bool = False
+    deferred: int = 0
 
     @property
     def separate(self) -> bool:
@@ -64,22 +69,33 @@ class Passes:
                 statistics and goes through the model's DistributedDataParallel wrapper.
         """
         inputs = inputs.detach().requires_grad_()
-        state = RandomState(inputs, self.model)
         inner = without_ddp(self.model)
 
         def again(moved: Tensor) -> Tensor:
             with state_kept(inner, self.batchnorm):
                 return self.call(inner, moved)
 
+        def run() -> Tensor:
+            return self.call(self.model, inputs) if first else again(inputs)
+
+        if not self.reruns:
+            return Step(objective, inputs, run(), target, self.module)
+        deferral = None
+        if self.deferred:  # which has to come before the pass that it lets go first
+            shape = inputs.shape[:1] if objective.per_sample else ()
+            deferral = deferral_for(self.model, inputs, self.batchnorm, shape, self.deferred)
+        state = RandomState(inputs, self.model)
+
         def rerun(moved: Tensor) -> Tensor:
             with state.replayed():
                 return again(moved)
 
-        logits = self.call(self.model, inputs) if first else again(inputs)
+        logits = run()
         batchnorms = training_batchnorms(inner)
         if self.batchnorm == "running":
             batchnorms = [layer for layer in batchnorms if layer.running_mean is None]
-        return Step(objective, inputs, logits, target, self.module, rerun, coupled=bool(batchnorms))
+        coupled = bool(batchnorms)
+        return Step(objective, inputs, logits, target, self.module, rerun, coupled, deferral)
 
 
 def run_step(
@@ -119,7 +135,7 @@ def _joined(
 ) -> MarginLoss:
     """The loss of the whole batch from its cross-entropy and the regularizer of the chosen."""
     batch, count = plain.gap.shape[0], max(chosen.shape[0], 1)
-    if objective.reduction == "none" and objective.normalizer is None:
+    if objective.per_sample:
         loss = plain.loss.index_add(0, chosen, term.to(plain.loss.dtype) * (batch / count))
     else:
         # A mean over the chosen stands for that over the batch; a sum has to be blown up.

@@ -41,6 +41,11 @@ class Objective:
     validate: bool
     normalizer: float | Tensor | None = None
 
+    @property
+    def per_sample(self) -> bool:
+        """Whether the loss is one number a sample."""
+        return self.reduction == "none" and self.normalizer is None
+
     def loss(
         self, logits: Tensor, target: Tensor, grad: Tensor | None, critical: Tensor | None
     ) -> MarginLoss:

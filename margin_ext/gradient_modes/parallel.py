@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "finds_unused_parameters",
     "is_sharded",
     "refuse_static_graph",
     "refuse_static_graph_behind",
@@ -28,11 +29,14 @@ _STATIC_GRAPH: Final = (
 _NODES_SEARCHED: Final = 32
 
 
+def _is_distributed() -> bool:
+    """Whether there are ranks at all: without them no model is wrapped or sharded."""
+    # Builds of torch without distributed support lack the rest.
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _is_ddp(module: object) -> bool:
-    # Builds of torch without distributed support lack the class.
-    return torch.distributed.is_available() and isinstance(
-        module, nn.parallel.DistributedDataParallel
-    )
+    return _is_distributed() and isinstance(module, nn.parallel.DistributedDataParallel)
 
 
 def without_ddp(model: Any) -> Any:
@@ -50,10 +54,19 @@ def refuse_static_graph(model: object) -> None:
     There the first backward through the output, which is that of the input gradient, uses up the
     trigger of the all-reduce: afterwards every rank would keep its own gradients, in silence.
     """
-    if isinstance(model, nn.Module) and any(
-        _is_ddp(module) and module.static_graph for module in model.modules()
-    ):
+    if any(wrapper.static_graph for wrapper in _ddp_wrappers(model)):
         raise RuntimeError(_STATIC_GRAPH)
+
+
+def finds_unused_parameters(model: object) -> bool:
+    """Whether a wrapper in it is DistributedDataParallel(find_unused_parameters=True)."""
+    return any(wrapper.find_unused_parameters for wrapper in _ddp_wrappers(model))
+
+
+def _ddp_wrappers(model: object) -> list[Any]:
+    if not isinstance(model, nn.Module) or not _is_distributed():
+        return []
+    return [module for module in model.modules() if _is_ddp(module)]
 
 
 def refuse_static_graph_behind(logits: Tensor) -> None:
@@ -95,7 +108,7 @@ def sharding_suspended(model: object) -> Iterator[None]:
 
 
 def _shard_groups(model: object) -> Iterator[Any]:
-    if not isinstance(model, nn.Module) or not torch.distributed.is_available():
+    if not isinstance(model, nn.Module) or not _is_distributed():
         return
     for module in model.modules():
         # The state is asked for by name: importing the class would load all of fully_shard.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from margin_ext.gradient_modes.deferral import Deferral
 from margin_ext.gradient_modes.objective import Objective
 
 __all__ = ["Step"]
@@ -23,8 +24,10 @@ class Step:
         target: int64 [B].
         model: What computed the logits; None where only the logits are known.
         rerun: Logits of other inputs [B, ...] under the same randomness and without touching the
-            running statistics; None where only the logits are known.
-        coupled: Whether a sample's logits depend on the other samples (BatchNorm in training).
+            running statistics; None where only the logits are known, or the mode needs none.
+        coupled: Whether a sample's logits depend on the other samples (BatchNorm in training);
+            known where rerun is.
+        deferral: Where reruns can be put off to the backward.
     """
 
     objective: Objective
@@ -34,3 +37,4 @@ class Step:
     model: nn.Module | None = None
     rerun: Callable[[Tensor], Tensor] | None = None
     coupled: bool = False
+    deferral: Deferral | None = None

@@ -44,6 +44,11 @@ def test_gradients_are_those_of_the_joined_batch(found, scenario, mode):
     assert found[f"{scenario} {mode}"] < 1e-9
 
 
+@pytest.mark.parametrize("settings", ["plain", "find_unused_parameters", "gradient_as_bucket_view"])
+def test_passes_made_in_the_backward_are_reduced_too(found, settings):
+    assert found[f"deferred, ddp {settings}"] < 1e-12
+
+
 @pytest.mark.parametrize("where", ["run", "forward", "check"])
 def test_static_graph_is_refused(found, where):
     told = found[f"static graph, {where}"]

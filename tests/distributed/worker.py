@@ -66,6 +66,22 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(worst)
 
 
+def deferred_error(settings: dict, x, y) -> float:
+    """Passes made in the backward against passes made in run; infinite where a hook fires twice."""
+    gradients = []
+    for deferred in (True, False):
+        difference = FiniteDifference("central", 0.3, "absolute", deferred=deferred)
+        loss = AverageMarginLoss(gradient="finite_difference", difference=difference)
+        model = DistributedDataParallel(make_model(), **settings)
+        fired = []
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(fired.append)
+        gradients.append(train(model, loss, x, y))
+        if len(fired) != 3 * len(list(model.parameters())):
+            return float("inf")
+    return error(*gradients)
+
+
 def shard(model: nn.Sequential) -> nn.Sequential:
     for layer in model:
         if isinstance(layer, nn.Linear):
@@ -79,7 +95,10 @@ def main(path: Path) -> None:
     rank = distributed.get_rank()
     x, y = make_batch()
     mine = slice(4 * rank, 4 * rank + 4)
-    found: dict[str, float | str] = {}
+    found: dict[str, float | str] = {
+        f"deferred, ddp {name}": deferred_error(settings, x[mine], y[mine])
+        for name, settings in DDP_SETTINGS.items()
+    }
     for mode in MODES:
         wanted = train(make_model(), make_loss(mode), x, y)
         for name, settings in DDP_SETTINGS.items():

@@ -127,6 +127,7 @@ def test_a_step_toward_the_boundary_goes_there():
     model.register_forward_pre_hook(lambda _, given: visited.append(given[0].detach()))
     difference = FiniteDifference("toward", 0.1, "absolute")
     out = AverageMarginLoss(gradient="finite_difference", difference=difference).run(model, x, y)
+    out.loss.backward()
     assert len(visited) == 2
     moved = AverageMarginLoss().run(model, visited[1], y)
     assert torch.all(moved.gap.abs() < out.gap.abs())
@@ -148,7 +149,7 @@ def test_units_of_the_step():
             input_std=std,
             difference=FiniteDifference(**settings),
         )
-        criterion.run(model, x, y)
+        criterion.run(model, x, y).loss.backward()
         handle.remove()
         shift = visited[1] - visited[0]
         return float(torch.linalg.vector_norm(shift, float(p), dim=1).mean())

@@ -1,0 +1,132 @@
+"""Passes that are made in the backward, when the graph of the step's own pass is gone.
+
+Of a pass at moved inputs only the gradient counts, so it can wait. Of the nodes that are ready,
+autograd runs the one created last: a node created before a pass is run after all of the pass's
+nodes, each of which has freed what it had saved. So the graphs of two passes never live at once,
+and a step holds as much memory as one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from margin_ext.gradient_modes.graph_leaves import graph_leaves
+from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
+from margin_ext.gradient_modes.snapshot import Snapshot
+from margin_ext.reference.dual import wide
+
+__all__ = ["Deferral", "deferral_for"]
+
+
+@dataclass
+class _Work:
+    """What a node has to do; nothing in it holds the graph that it waits for."""
+
+    parameters: list[Tensor]
+    job: Callable[[], Tensor] | None = None
+    snapshot: Snapshot | None = None
+
+    def gradients(self, upstream: Tensor) -> Sequence[Tensor | None]:
+        """Those of all parameters."""
+        assert self.job is not None
+        assert self.snapshot is not None
+        with self.snapshot.restored(), torch.enable_grad():
+            value = self.job()
+        if not value.requires_grad:
+            return [None] * len(self.parameters)
+        return torch.autograd.grad(
+            value, self.parameters, upstream.to(value.dtype), allow_unused=True
+        )
+
+
+class _Node(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, work: _Work, shape: tuple[int, ...], inputs: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        ctx.work = work
+        return inputs.new_zeros(shape, dtype=wide(inputs, *parameters))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "backward(create_graph=True) through finite differences: passes made in the "
+                "backward leave no graph. Make them in run(): FiniteDifference(deferred=False)"
+            )
+        return None, None, None, *ctx.work.gradients(upstream)
+
+
+@dataclass(frozen=True)
+class Deferral:
+    """Places in the graph for passes to come; made before the step's own pass.
+
+    Each has a node of its own, so that autograd adds up the gradients of one before the next.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    batchnorm: str
+    works: list[_Work]
+    terms: list[Tensor]
+
+    def serves(self, logits: Tensor) -> bool:
+        """Whether the model's parameters are all that a pass like that of the logits moves.
+
+        Gradients of other tensors, such as the parameters of a second model that the first one
+        calls, would be lost.
+        """
+        known = {id(parameter) for parameter in self.works[0].parameters}
+        known.add(id(self.inputs))
+        return all(id(leaf) in known for leaf in graph_leaves(logits))
+
+    def add(self, jobs: Sequence[Callable[[], Tensor]]) -> Tensor:
+        """Zeros with the gradient of the sum of the jobs' values.
+
+        The jobs, as many as there are places, run in the backward, with the layers' modes and the
+        autocast settings of now. They must not hold the logits, whose graph would live as long.
+        """
+        snapshot = Snapshot(self.model, self.inputs, self.batchnorm)
+        for work, job in zip(self.works, jobs, strict=True):
+            work.job, work.snapshot = job, snapshot
+        return sum(self.terms[1:], self.terms[0])
+
+
+def deferral_for(
+    model: object, inputs: Tensor, batchnorm: str, shape: tuple[int, ...], count: int
+) -> Deferral | None:
+    """A deferral, or None where passes have to be made at once.
+
+    Args:
+        model: What will be run.
+        inputs: What it will be run on, [B, ...].
+        batchnorm: As in :class:`margin_ext.AverageMarginLoss`.
+        shape: Of the jobs' values.
+        count: How many jobs there will be.
+    """
+    # A function's parameters are not known. fully_shard gathers and reduces parameters at hooks
+    # that expect one backward. With find_unused_parameters DistributedDataParallel knows which
+    # parameters the first pass alone uses, and takes an edge to another for a second gradient. A
+    # traced step has no order of nodes.
+    if (
+        not isinstance(model, nn.Module)
+        or not torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or is_sharded(model)
+        or finds_unused_parameters(model)
+    ):
+        return None
+    inner = without_ddp(model)
+    parameters = [parameter for parameter in inner.parameters() if parameter.requires_grad]
+    # A parameter's own hooks would see the gradient of the later passes by itself, and then once
+    # more as a part of the sum.
+    if not parameters or any(parameter._backward_hooks for parameter in parameters):
+        return None
+    works = [_Work(parameters) for _ in range(count)]
+    terms = [_Node.apply(work, shape, inputs, *parameters) for work in works]  # type: ignore[no-untyped-call]
+    return Deferral(inner, inputs, batchnorm, works, terms)

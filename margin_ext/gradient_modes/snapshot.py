@@ -1,0 +1,80 @@
+"""What a pass depends on beside its inputs, so that one made later is made alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from margin_ext.gradient_modes.layer_state import training_batchnorms
+
+__all__ = ["Snapshot"]
+
+
+class Snapshot:
+    """The layers' modes, the autocast settings and the versions of all tensors of a model."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, batchnorm: str) -> None:
+        """Take everything as it is now.
+
+        Args:
+            model: The module that is run.
+            inputs: What it is run on.
+            batchnorm: Under "batch", BatchNorm in training does not read its buffers, and every
+                other pass may move them.
+        """
+        unread: set[int] = set()
+        if batchnorm == "batch":
+            layers = training_batchnorms(model)
+            unread = {id(buffer) for layer in layers for buffer in layer.buffers(recurse=False)}
+        named = chain(model.named_parameters(), model.named_buffers(), [("inputs", inputs)])
+        self._tensors = [
+            (name, tensor, tensor._version)
+            for name, tensor in named
+            if id(tensor) not in unread and not tensor.is_inference()
+        ]
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._autocast = [
+            (
+                device,
+                torch.get_autocast_dtype(device),
+                torch.is_autocast_enabled(device),
+                torch.is_autocast_cache_enabled(),
+            )
+            for device in {inputs.device.type, "cpu"}
+            if torch.amp.is_autocast_available(device)
+        ]
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Run the model as it was run then.
+
+        Raises:
+            RuntimeError: A parameter, a buffer or the inputs have changed since.
+        """
+        for name, tensor, version in self._tensors:
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"{name} was changed in place between run() and backward(), where finite "
+                    "differences run the model once more (version "
+                    f"{tensor._version}, expected {version}). Call backward() before the change, "
+                    "or make all passes in run(): FiniteDifference(deferred=False)"
+                )
+        changed = [
+            (module, module.training) for module, mode in self._modes if module.training != mode
+        ]
+        for module, mode in changed:
+            module.training = not mode
+        try:
+            with ExitStack() as contexts:
+                for device, dtype, enabled, cached in self._autocast:
+                    contexts.enter_context(torch.autocast(device, dtype, enabled, cached))
+                yield
+        finally:
+            for module, mode in changed:
+                module.training = mode
+            # What the pass itself has moved is no change by others.
+            self._tensors = [(name, tensor, tensor._version) for name, tensor, _ in self._tensors]
