@@ -31,7 +31,11 @@ _SIDES: Final = {
     "away": {1.0: 1.0},
     "central": {1.0: 0.5, -1.0: -0.5},
 }
-_UNITS: Final = ("tau", "inputs", "absolute")
+_UNITS: Final = ("margin", "tau", "inputs", "absolute")
+
+# Of tau: a step of a sample's margin is at least this long, so that rounding does not drown the
+# difference of gaps that are close to each other.
+_LEAST: Final = 1 / 20
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,14 @@ class FiniteDifference:
         side: "toward" steps from the input toward the decision boundary, "away" to the other side
             (one more pass each); "central" does both (two more passes).
         step: The l_p length of the step, in ``unit``.
-        unit: "tau": the tau of the loss. "inputs": the spread of the batch, which is the standard
-            deviation of its elements times the l_p norm of a vector of ones; it differs between
-            batches, and so between the ranks of a distributed run. "absolute": the unit of the
-            margin. All three are in pixel units where the loss has ``input_std``.
+        unit: "margin": each sample's own first-order margin, held between a twentieth of tau and
+            tau. A step of 1 ends where the tangent meets the boundary, and the margin's gradient
+            becomes that of the gap there, divided by the norm (envelope theorem; MMA training,
+            Ding et al. 2020). Samples keep their own steps under BatchNorm too, whose coupling is
+            then not folded in. "tau": the tau of the loss. "inputs": the spread of the batch, which
+            is the standard deviation of its elements times the l_p norm of a vector of ones; it
+            differs between batches, and so between the ranks of a distributed run. "absolute": the
+            unit of the margin. All are in pixel units where the loss has ``input_std``.
         deferred: Make the passes in ``backward()``, when the graph of the step's own pass is gone:
             a step then holds as much memory as one pass, where otherwise it holds two or three.
             Turn it off to differentiate the loss twice; to sum losses of several calls before
@@ -75,12 +83,16 @@ class FiniteDifference:
         """How many it makes beside the step's own."""
         return len(_SIDES[self.side])
 
-    def length(self, step: Step) -> float | Tensor:
-        """The step in the unit of the margin."""
+    def length(self, step: Step, margin: Tensor) -> float | Tensor:
+        """The step in the unit of the margin: one for all, or [B]."""
+        tau = step.objective.tau
+        if self.unit == "margin":
+            own = torch.where(margin.isnan(), 0.0, self.step * margin.abs())
+            return own.clamp(_LEAST * tau, tau)
         if self.unit == "absolute":
             return self.step
         if self.unit == "tau":
-            return self.step * step.objective.tau
+            return self.step * tau
         return self.step * _spread(step)
 
 
@@ -112,13 +124,14 @@ def finite_difference(step: Step, settings: FiniteDifference) -> MarginLoss:
     grad = input_gradient(step.logits, step.inputs, step.target, critical, create_graph=False)
     out = objective.loss(step.logits, step.target, grad, critical)
     slope = objective.norm_slope(out, step.target)
-    length = settings.length(step)
-    if step.coupled:
+    length = settings.length(step, out.margin)
+    if step.coupled and settings.unit != "margin":
         if objective.per_sample:
             raise ValueError(
                 'gradient="finite_difference" cannot serve reduction="none" while BatchNorm '
                 "couples the samples of a batch: the weights of the samples must be known before "
-                'the second pass. Use reduction="mean" or "sum", or batchnorm="running"'
+                'the second pass. Use reduction="mean" or "sum", batchnorm="running", or steps of '
+                'FiniteDifference(unit="margin")'
             )
         shift, weight = _coupled(slope, length)
     else:
