@@ -16,10 +16,11 @@ from margin_ext.functional.dispatch import (
     labels_readable,
     match_width,
 )
+from margin_ext.functional.sample import sample_margin_loss
 from margin_ext.norms import dual_exponent
 from margin_ext.reference import MarginLoss
 from margin_ext.reference.dual import wide
-from margin_ext.reference.loss import REDUCTIONS
+from margin_ext.reference.margin_loss import REDUCTIONS
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
 
@@ -186,6 +187,7 @@ def average_margin_loss(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     input_std: float | Sequence[float] | Tensor | None = None,
+    positions: str = "mean",
     validate: bool = False,
 ) -> MarginLoss:
     """As :func:`margin_ext.reference.average_margin_loss`, in one pass over the data.
@@ -193,6 +195,25 @@ def average_margin_loss(
     On CPU labels are always checked. On CUDA a label out of range makes its sample, and so the
     loss, NaN; ``validate=True`` checks there too, and synchronises.
     """
+    if target.dim() != 1:
+        if critical is not None:
+            raise ValueError("critical goes with class labels [B] only")
+        return sample_margin_loss(
+            logits,
+            target,
+            grad,
+            regularizer=regularizer,
+            mu=mu,
+            p=p,
+            eps=eps,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            input_std=input_std,
+            positions=positions,
+            validate=validate,
+        )
     if not compiled_for(logits):
         return reference.average_margin_loss(
             logits,
