@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from margin_ext.gradient_modes import (
     SampleObjective,
     Step,
     check_gradient,
+    joined_call,
     layered_loss,
     make_mode,
     run_step,
@@ -32,30 +33,10 @@ from margin_ext.norms import dual_exponent
 from margin_ext.reference.margin_loss import REDUCTIONS
 from margin_ext.reference.sample_gap import POSITIONS
 from margin_ext.regularizers import Regularizer, resolve_regularizer
+from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
 
 __all__ = ["AverageMarginLoss", "RunOutput"]
-
-
-class RunOutput(NamedTuple):
-    """What :meth:`AverageMarginLoss.run` returns.
-
-    Attributes:
-        loss: Scalar; for reduction "none" [B], or [B, d1, ...]; call ``backward()`` on it.
-        logits: [B, C] or [B, C, d1, ...], as the model returned them.
-        margin: What the regularizer saw [B], without a graph. With margin="logit_gap" dense logits
-            have one at every position, [B, d1, ...].
-        gap: Logit gap, of the same shape, without a graph.
-        norm: Dual norm of the input gradient [B]; empty for margin="logit_gap".
-        statistics: Minimum and average margin, accuracy and so on of the batch.
-    """
-
-    loss: Tensor
-    logits: Tensor
-    margin: Tensor
-    gap: Tensor
-    norm: Tensor
-    statistics: BatchStatistics
 
 
 class AverageMarginLoss(nn.Module):
@@ -343,7 +324,7 @@ class AverageMarginLoss(nn.Module):
         deferred = reruns and self.difference.deferred and call is None
         return Passes(
             model,
-            _joined_call(call, logits_fn),
+            joined_call(call, logits_fn),
             self.batchnorm,
             self.fraction,
             reruns=reruns,
@@ -403,23 +384,6 @@ class AverageMarginLoss(nn.Module):
 def _without_margins(out: MarginLoss) -> MarginLoss:
     missing = torch.full_like(out.gap, math.nan)
     return out._replace(margin=missing, norm=missing, statistics=without_margins(out.statistics))
-
-
-def _joined_call(
-    call: Callable[[Any, Tensor], Any] | None, logits_fn: Callable[[Any], Tensor] | None
-) -> Callable[[Any, Tensor], Tensor]:
-    def logits(model: Any, inputs: Tensor) -> Tensor:
-        output = model(inputs) if call is None else call(model, inputs)
-        if logits_fn is not None:
-            output = logits_fn(output)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"the model returned {type(output).__name__}, not the logits: pass logits_fn=, "
-                "such as lambda output: output.logits"
-            )
-        return output
-
-    return logits
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.checks import check_loss_settings
+from margin_ext.checks import check_logits_and_labels, check_loss_settings
 from margin_ext.functional.dispatch import (
     compiled_for,
     flat_channel_scale,
@@ -20,6 +20,7 @@ from margin_ext.functional.sample import sample_margin_loss
 from margin_ext.norms import dual_exponent
 from margin_ext.reference import MarginLoss
 from margin_ext.reference.dual import wide
+from margin_ext.reference.labels import as_rows, per_position
 from margin_ext.reference.margin_loss import REDUCTIONS
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
@@ -198,6 +199,18 @@ def average_margin_loss(
     if target.dim() != 1:
         if critical is not None:
             raise ValueError("critical goes with class labels [B] only")
+        if grad is None and not target.is_floating_point():
+            return _loss_of_positions(
+                logits,
+                target,
+                regularizer=regularizer,
+                mu=mu,
+                weight=weight,
+                ignore_index=ignore_index,
+                label_smoothing=label_smoothing,
+                reduction=reduction,
+                validate=validate,
+            )
         return sample_margin_loss(
             logits,
             target,
@@ -248,3 +261,13 @@ def average_margin_loss(
         _Settings(p, eps, mu, regularizer, label_smoothing, ignore_index, reduction),
     )
     return MarginLoss(loss, margin, gap, norm, BatchStatistics(statistics))
+
+
+def _loss_of_positions(logits: Tensor, target: Tensor, **settings: Any) -> MarginLoss:
+    """The loss of every position's logit gap, as if positions were samples."""
+    check_logits_and_labels(logits, target)
+    out = average_margin_loss(*as_rows(logits, target), **settings)
+    loss = per_position(out.loss, logits) if settings["reduction"] == "none" else out.loss
+    return out._replace(
+        loss=loss, margin=per_position(out.margin, logits), gap=per_position(out.gap, logits)
+    )

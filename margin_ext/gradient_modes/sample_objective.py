@@ -43,6 +43,8 @@ class SampleObjective(Objective):
         self, logits: Tensor, target: Tensor, grad: Tensor | None, critical: Critical
     ) -> MarginLoss:
         """The loss of dense logits and grad [B, ...]; without grad, of every position's gap."""
+        if grad is None:
+            return super().loss(logits, target, None, None)
         out = sample_margin_loss(
             logits,
             target,

@@ -82,7 +82,7 @@ def test_a_mixture_of_the_two_largest_is_measured_to_the_boundary_between_them(s
     z = linear(x, weight)
     order = z.argsort(1, descending=True)
     q = torch.zeros_like(z).scatter(
-        1, order, torch.tensor([[share, 1 - share]]).double().expand(30, 2)
+        1, order, torch.tensor([[share, 1 - share]], dtype=torch.float64).expand(30, 2)
     )
     found = reference.soft_gap(z, q)
     grad = soft_gap_seed(q, found.critical) @ weight
