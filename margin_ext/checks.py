@@ -14,7 +14,9 @@ __all__ = [
     "check_grad",
     "check_labels",
     "check_logits",
+    "check_logits_and_labels",
     "check_loss_settings",
+    "check_probabilities",
     "check_sample_vector",
     "shape_text",
 ]
@@ -55,6 +57,48 @@ def check_labels(name: str, labels: Tensor, classes: int, ignore_index: int | No
             f"{name} must lie in 0..{classes - 1}"
             + (f" or equal ignore_index = {ignore_index}" if ignore_index is not None else "")
             + f", got {int(labels[first])} at index {first}"
+        )
+
+
+def check_logits_and_labels(logits: Tensor, target: Tensor) -> None:
+    """Require logits [B, C, d1, ...] and target int64 [B, d1, ...] or floating [B, C, d1, ...]."""
+    if logits.dim() < 2:
+        raise ValueError(f"logits must be [B, C] or [B, C, d1, ...], got {shape_text(logits)}")
+    if logits.dtype not in FLOAT_TYPES:
+        raise TypeError(f"logits must be float16, bfloat16, float32 or float64, got {logits.dtype}")
+    if logits.shape[1] < 2:
+        raise ValueError(f"logits must have at least 2 classes, got {shape_text(logits)}")
+    if target.is_floating_point():
+        if target.requires_grad:
+            raise ValueError("target must not require grad: the loss gives labels no gradient")
+        expected, form = logits.shape, "B, C"
+    elif target.dtype == torch.int64:
+        expected, form = logits.shape[:1] + logits.shape[2:], "B"
+    else:
+        raise TypeError(
+            "target must be int64 class indices or floating point probabilities, "
+            f"got {target.dtype}"
+        )
+    if target.shape != expected:
+        form += ", d1, ..." if logits.dim() > 2 else ""
+        sizes = ", ".join(str(size) for size in expected)
+        raise ValueError(
+            f"target must be [{form}] = [{sizes}] (logits are {shape_text(logits)}), "
+            f"got {shape_text(target)}"
+        )
+
+
+def check_probabilities(target: Tensor) -> None:
+    """Require rows [N, C] of numbers >= 0 that sum to 1; synchronises with a GPU."""
+    tolerance = {torch.float16: 5e-3, torch.bfloat16: 2e-2}.get(target.dtype, 1e-4)
+    sums = target.sum(1, dtype=torch.float64)
+    bad = ((sums - 1).abs() > tolerance) | ~(target >= 0).all(1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            "target must hold probabilities, each >= 0 and 1 in sum over the classes, got the sum "
+            f"{float(sums[first]):.6g} and the smallest {float(target[first].min()):.6g} "
+            f"in row {first}"
         )
 
 

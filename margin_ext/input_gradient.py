@@ -9,7 +9,7 @@ from margin_ext.checks import shape_text
 from margin_ext.functional import first_order_margin, gap_seed, logit_gap
 from margin_ext.functional.margin import InputStd
 
-__all__ = ["check_inputs", "critical_class", "input_gradient"]
+__all__ = ["check_inputs", "critical_class", "input_gradient", "seeded_gradient"]
 
 
 def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
@@ -37,7 +37,22 @@ def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
     return inputs
 
 
-def _gradient(logits: Tensor, inputs: Tensor, seed: Tensor, create_graph: bool) -> Tensor:
+def seeded_gradient(logits: Tensor, inputs: Tensor, seed: Tensor, *, create_graph: bool) -> Tensor:
+    """Gradient of the sum of gaps by the inputs, given theirs by the logits.
+
+    Args:
+        logits: [B, C] or [B, C, d1, ...], computed from ``inputs``.
+        inputs: [B, ...].
+        seed: The shape and type of logits, without a graph.
+        create_graph: Keep a graph, to differentiate the result.
+
+    Returns:
+        The shape and type of inputs.
+    """
+    if create_graph:
+        # A function near the head whose backward is marked once_differentiable drops out of the
+        # graph in silence where what comes in is a constant. This way it raises an error.
+        seed.requires_grad_()
     (grad,) = torch.autograd.grad(
         logits, inputs, seed, create_graph=create_graph, retain_graph=True, allow_unused=True
     )
@@ -68,11 +83,7 @@ def input_gradient(
         The shape and type of inputs.
     """
     seed = gap_seed(logits.detach(), target, critical, logits.new_ones(logits.shape[0]).detach())
-    if create_graph:
-        # A function near the head whose backward is marked once_differentiable drops out of the
-        # graph in silence where what comes in is a constant. This way it raises an error.
-        seed.requires_grad_()
-    return _gradient(logits, inputs, seed, create_graph)
+    return seeded_gradient(logits, inputs, seed, create_graph=create_graph)
 
 
 def critical_class(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,10 @@ from margin_ext.gradient_modes import (
     GradientCheck,
     Objective,
     Passes,
+    SampleObjective,
     Step,
     check_gradient,
+    joined_call,
     layered_loss,
     make_mode,
     run_step,
@@ -27,31 +30,13 @@ from margin_ext.gradient_modes import (
 from margin_ext.gradient_modes.parallel import refuse_static_graph_behind
 from margin_ext.input_gradient import check_inputs
 from margin_ext.norms import dual_exponent
-from margin_ext.reference.loss import REDUCTIONS
+from margin_ext.reference.margin_loss import REDUCTIONS
+from margin_ext.reference.sample_gap import POSITIONS
 from margin_ext.regularizers import Regularizer, resolve_regularizer
+from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
 
 __all__ = ["AverageMarginLoss", "RunOutput"]
-
-
-class RunOutput(NamedTuple):
-    """What :meth:`AverageMarginLoss.run` returns.
-
-    Attributes:
-        loss: Scalar, or [B] for reduction "none"; call ``backward()`` on it.
-        logits: [B, C], as the model returned them.
-        margin: What the regularizer saw [B], without a graph.
-        gap: Logit gap [B], without a graph.
-        norm: Dual norm of the input gradient [B]; empty for margin="logit_gap".
-        statistics: Minimum and average margin, accuracy and so on of the batch.
-    """
-
-    loss: Tensor
-    logits: Tensor
-    margin: Tensor
-    gap: Tensor
-    norm: Tensor
-    statistics: BatchStatistics
 
 
 class AverageMarginLoss(nn.Module):
@@ -66,6 +51,10 @@ class AverageMarginLoss(nn.Module):
 
     or ``out = criterion.run(model, inputs, target); out.loss.backward()``. With
     ``margin="logit_gap"`` it is the authors' loss, and no inputs are needed.
+
+    The target is int64 [B]; for dense logits [B, C, d1, ...] int64 [B, d1, ...]; and in place of
+    classes there may be probabilities, floating and of the shape of the logits (mixup,
+    distillation). What the margin is then is written in docs/labels.md.
 
     After each call ``criterion.statistics`` holds the minimum and average margin, the average gap
     and gradient norm and the accuracy of the batch, on the device.
@@ -88,9 +77,11 @@ class AverageMarginLoss(nn.Module):
             largest other logits: k passes more) or "all".
         eps: Floor of the gradient norm; under it the norm has no gradient.
         weight: Class weights [C]; they weight the whole loss of a sample.
-        ignore_index: Samples with this label do not count.
+        ignore_index: Samples (positions) with this label do not count; for class labels.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``; of the cross-entropy only.
         reduction: "mean", "sum" or "none".
+        positions: What the gap of a sample of dense logits is of its positions' gaps: their
+            "mean", weighted as the cross-entropy is, or the "worst", which is the smallest.
         input_std: The standard deviation(s) by which the loader divides, a number or one a
             channel: p, tau and margins are then in pixel units.
         fraction: Of every batch, the share whose margins are taken, chosen at random and run by
@@ -122,6 +113,7 @@ class AverageMarginLoss(nn.Module):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         reduction: str = "mean",
+        positions: str = "mean",
         input_std: float | Sequence[float] | Tensor | None = None,
         difference: FiniteDifference | None = None,
         fraction: float = 1.0,
@@ -134,6 +126,7 @@ class AverageMarginLoss(nn.Module):
         _one_of("margin", margin, ("first_order", "logit_gap"))
         _one_of("gradient", gradient, GRADIENT_MODES)
         _one_of("reduction", reduction, REDUCTIONS)
+        _one_of("positions", positions, POSITIONS)
         _one_of("batchnorm", batchnorm, BATCHNORM_POLICIES)
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
@@ -160,6 +153,7 @@ class AverageMarginLoss(nn.Module):
         self.ignore_index = ignore_index
         self.label_smoothing = float(label_smoothing)
         self.reduction = reduction
+        self.positions = positions
         self.validate = validate
         self.register_buffer("weight", weight)
         std = None if input_std is None else torch.as_tensor(input_std, dtype=torch.float64)
@@ -196,8 +190,8 @@ class AverageMarginLoss(nn.Module):
         """The loss of a batch, by double backward or with the norm detached.
 
         Args:
-            logits: [B, C].
-            target: int64 [B].
+            logits: [B, C] or [B, C, d1, ...].
+            target: int64 [B] or [B, d1, ...], or probabilities of the shape of logits.
             inputs: [B, ...], the tensor that the model was called with, requiring grad; not
                 needed for margin="logit_gap". A list of tensors on the way to the logits, such as
                 hidden activations, each [B, ...], has one regularizer each; statistics are then
@@ -207,9 +201,9 @@ class AverageMarginLoss(nn.Module):
             normalizer: As in :meth:`run`.
 
         Returns:
-            Scalar, or [B] for reduction "none".
+            Scalar; for reduction "none" [B], or [B, d1, ...].
         """
-        objective = self._objective(normalizer)
+        objective = self._objective(target, normalizer)
         if self.margin == "logit_gap":
             out = objective.loss(logits, target, None, None)
         else:
@@ -235,11 +229,11 @@ class AverageMarginLoss(nn.Module):
         """Run the model on a batch and compute the loss; ``inputs`` are not modified.
 
         Args:
-            model: Maps inputs to logits [B, C]. A module (also wrapped by torch.compile,
-                DistributedDataParallel or fully_shard), or a function, whose BatchNorm layers and
-                second device, if any, are not seen then.
+            model: Maps inputs to logits [B, C] or [B, C, d1, ...]. A module (also wrapped by
+                torch.compile, DistributedDataParallel or fully_shard), or a function, whose
+                BatchNorm layers and second device, if any, are not seen then.
             inputs: [B, ...].
-            target: int64 [B].
+            target: As in :meth:`forward`.
             call: Maps the model and inputs to what the model returns, for models that take more
                 than the inputs: ``lambda model, x: model(x, mask)``. The model that it is given
                 may be the one inside a wrapper.
@@ -256,18 +250,17 @@ class AverageMarginLoss(nn.Module):
         passes = self._passes(model, call, logits_fn)
         if self.margin == "logit_gap":
             logits = passes.call(model, inputs)
-            out = self._objective(normalizer).loss(logits, target, None, None)
+            out = self._objective(target, normalizer).loss(logits, target, None, None)
         elif not self._turn():
             logits = passes.call(model, inputs)
-            plain = replace(self._objective(normalizer), mu=0.0)
-            out = _without_margins(plain.loss(logits, target, None, None))
+            out = _without_margins(self._objective(target, normalizer).plain(logits, target))
         else:
             if call is not None and self.fraction < 1:
                 raise ValueError(
                     "fraction < 1 runs the model on a part of the batch, which call= would not "
                     "know of: leave one of them out"
                 )
-            objective = self._objective(normalizer)
+            objective = self._objective(target, normalizer)
             if self.training:
                 objective = replace(objective, mu=self.mu * self.every)
             logits, out = run_step(passes, objective, self._mode, inputs, target)
@@ -294,7 +287,7 @@ class AverageMarginLoss(nn.Module):
         Args:
             model: As in :meth:`run`, but a module.
             inputs: [B, ...]; a few samples are enough.
-            target: int64 [B].
+            target: As in :meth:`forward`.
             call: As in :meth:`run`.
             logits_fn: As in :meth:`run`.
             directions: How many; each takes two passes forward and backward.
@@ -310,7 +303,7 @@ class AverageMarginLoss(nn.Module):
             )
         return check_gradient(
             self._passes(model, call, logits_fn),
-            self._objective(None),
+            self._objective(target, None),
             self._mode,
             self.gradient,
             self.difference,
@@ -331,15 +324,18 @@ class AverageMarginLoss(nn.Module):
         deferred = reruns and self.difference.deferred and call is None
         return Passes(
             model,
-            _joined_call(call, logits_fn),
+            joined_call(call, logits_fn),
             self.batchnorm,
             self.fraction,
             reruns=reruns,
             deferred=self.difference.passes if deferred else 0,
         )
 
-    def _objective(self, normalizer: float | Tensor | None) -> Objective:
-        return Objective(
+    def _objective(self, target: Tensor, normalizer: float | Tensor | None) -> Objective:
+        kind: Callable[..., Objective] = Objective
+        if target.dim() != 1:
+            kind = partial(SampleObjective, positions=self.positions)
+        return kind(
             regularizer=self.regularizer,
             mu=self.mu,
             tau=self.tau,
@@ -376,6 +372,8 @@ class AverageMarginLoss(nn.Module):
             "classes": self.classes,
             "reduction": self.reduction,
         }
+        if self.positions != "mean":
+            shown["positions"] = self.positions
         if self.label_smoothing:
             shown["label_smoothing"] = self.label_smoothing
         if self.input_std is not None:
@@ -386,23 +384,6 @@ class AverageMarginLoss(nn.Module):
 def _without_margins(out: MarginLoss) -> MarginLoss:
     missing = torch.full_like(out.gap, math.nan)
     return out._replace(margin=missing, norm=missing, statistics=without_margins(out.statistics))
-
-
-def _joined_call(
-    call: Callable[[Any, Tensor], Any] | None, logits_fn: Callable[[Any], Tensor] | None
-) -> Callable[[Any, Tensor], Tensor]:
-    def logits(model: Any, inputs: Tensor) -> Tensor:
-        output = model(inputs) if call is None else call(model, inputs)
-        if logits_fn is not None:
-            output = logits_fn(output)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"the model returned {type(output).__name__}, not the logits: pass logits_fn=, "
-                "such as lambda output: output.logits"
-            )
-        return output
-
-    return logits
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from problems import REGULARIZERS
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.reference.loss import REDUCTIONS
+from margin_ext.reference.margin_loss import REDUCTIONS
 from margin_ext.regularizers import Regularizer
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "everything is there")

@@ -139,6 +139,24 @@ def test_no_step_asks_the_device_for_a_value(mode):
     assert not WAITING & set(calls.torchs)
 
 
+@compiled_only
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+@pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
+def test_no_step_with_dense_labels_asks_either(mode, soft, monkeypatch):
+    """Probabilities are looked at on the CPU, where it costs no wait."""
+    monkeypatch.setattr("margin_ext.functional.sample.labels_readable", lambda _: False)
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Conv1d(4, CLASSES, 1))
+    criterion = AverageMarginLoss(gradient=mode)
+    inputs = torch.randn(BATCH, 2, 9)
+    target = torch.randint(CLASSES, (BATCH, 7))
+    if soft:
+        target = nn.functional.one_hot(target, CLASSES).movedim(-1, 1).float()
+    criterion.run(model, inputs, target).loss.backward()
+    with CallCounter() as calls:
+        criterion.run(model, inputs, target).loss.backward()
+    assert not WAITING & set(calls.torchs)
+
+
 def test_the_counter_sees_a_wait():
     with CallCounter() as calls:
         float(torch.ones(3).sum())

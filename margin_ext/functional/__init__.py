@@ -10,7 +10,8 @@ from margin_ext.functional.direction import dual_direction
 from margin_ext.functional.gap import gap_seed, logit_gap
 from margin_ext.functional.loss import average_margin_loss
 from margin_ext.functional.margin import first_order_margin
-from margin_ext.reference import MarginLoss, linear_margin, orthogonality_penalty
+from margin_ext.functional.sample import sample_gap, sample_gap_seed, sample_margin_loss
+from margin_ext.reference import MarginLoss, linear_margin, orthogonality_penalty, soft_gap
 
 __all__ = [
     "MarginLoss",
@@ -21,4 +22,8 @@ __all__ = [
     "linear_margin",
     "logit_gap",
     "orthogonality_penalty",
+    "sample_gap",
+    "sample_gap_seed",
+    "sample_margin_loss",
+    "soft_gap",
 ]

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
+from margin_ext.checks import check_logits_and_labels
 from margin_ext.functional.dispatch import compiled_for, labels_readable
 from margin_ext.reference import LogitGap
+from margin_ext.reference.labels import as_rows, per_position
 
 __all__ = ["gap_seed", "logit_gap"]
 
@@ -57,6 +59,8 @@ def logit_gap(
     On CPU labels are always checked. On CUDA a label out of range makes its sample NaN;
     ``validate=True`` checks there too, and synchronises.
     """
+    if target.dim() != 1:
+        return _gap_of_positions(logits, target, critical, ignore_index, validate)
     if not compiled_for(logits):
         return reference.logit_gap(
             logits,
@@ -71,3 +75,20 @@ def logit_gap(
         logits, target, critical, ignore_index
     )
     return LogitGap(*found)
+
+
+def _gap_of_positions(
+    logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int, validate: bool
+) -> LogitGap:
+    check_logits_and_labels(logits, target)
+    if target.is_floating_point() or critical is not None or not compiled_for(logits):
+        return reference.logit_gap(
+            logits,
+            target,
+            critical=critical,
+            ignore_index=ignore_index,
+            validate=validate or labels_readable(logits),
+        )
+    z, y = as_rows(logits, target)
+    gap, runner_up = logit_gap(z, y, ignore_index=ignore_index, validate=validate)
+    return LogitGap(per_position(gap, logits), per_position(runner_up, logits))

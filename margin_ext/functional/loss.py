@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.checks import check_loss_settings
+from margin_ext.checks import check_logits_and_labels, check_loss_settings
 from margin_ext.functional.dispatch import (
     compiled_for,
     flat_channel_scale,
     labels_readable,
     match_width,
 )
+from margin_ext.functional.sample import sample_margin_loss
 from margin_ext.norms import dual_exponent
 from margin_ext.reference import MarginLoss
 from margin_ext.reference.dual import wide
-from margin_ext.reference.loss import REDUCTIONS
+from margin_ext.reference.labels import as_rows, per_position
+from margin_ext.reference.margin_loss import REDUCTIONS
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
 
@@ -188,6 +190,7 @@ def average_margin_loss(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     input_std: float | Sequence[float] | Tensor | None = None,
+    positions: str = "mean",
     validate: bool = False,
 ) -> MarginLoss:
     """As :func:`margin_ext.reference.average_margin_loss`, in one pass over the data.
@@ -195,6 +198,37 @@ def average_margin_loss(
     On CPU labels are always checked. On CUDA a label out of range makes its sample, and so the
     loss, NaN; ``validate=True`` checks there too, and synchronises.
     """
+    if target.dim() != 1:
+        if critical is not None:
+            raise ValueError("critical goes with class labels [B] only")
+        if grad is None and not target.is_floating_point():
+            return _loss_of_positions(
+                logits,
+                target,
+                regularizer=regularizer,
+                mu=mu,
+                weight=weight,
+                ignore_index=ignore_index,
+                label_smoothing=label_smoothing,
+                reduction=reduction,
+                validate=validate,
+            )
+        return sample_margin_loss(
+            logits,
+            target,
+            grad,
+            regularizer=regularizer,
+            mu=mu,
+            p=p,
+            eps=eps,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            input_std=input_std,
+            positions=positions,
+            validate=validate,
+        )
     if not compiled_for(logits):
         return reference.average_margin_loss(
             logits,
@@ -230,3 +264,13 @@ def average_margin_loss(
         torch.is_grad_enabled(),
     )
     return MarginLoss(loss, margin, gap, norm, BatchStatistics(statistics))
+
+
+def _loss_of_positions(logits: Tensor, target: Tensor, **settings: Any) -> MarginLoss:
+    """The loss of every position's logit gap, as if positions were samples."""
+    check_logits_and_labels(logits, target)
+    out = average_margin_loss(*as_rows(logits, target), **settings)
+    loss = per_position(out.loss, logits) if settings["reduction"] == "none" else out.loss
+    return out._replace(
+        loss=loss, margin=per_position(out.margin, logits), gap=per_position(out.gap, logits)
+    )

@@ -16,7 +16,9 @@ from margin_ext.gradient_modes.gradient_check import check_gradient
 from margin_ext.gradient_modes.hidden_layers import layered_loss
 from margin_ext.gradient_modes.layer_state import BATCHNORM_POLICIES
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
+from margin_ext.gradient_modes.model_call import joined_call
 from margin_ext.gradient_modes.objective import Objective
+from margin_ext.gradient_modes.sample_objective import SampleObjective
 from margin_ext.gradient_modes.step import Step
 
 __all__ = [
@@ -27,8 +29,10 @@ __all__ = [
     "Mode",
     "Objective",
     "Passes",
+    "SampleObjective",
     "Step",
     "check_gradient",
+    "joined_call",
     "layered_loss",
     "make_mode",
     "run_step",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from margin_ext.functional import MarginLoss
 from margin_ext.gradient_modes.step import Step
-from margin_ext.input_gradient import input_gradient
 
 __all__ = ["detached"]
 
@@ -13,5 +12,7 @@ def detached(step: Step) -> MarginLoss:
     """The loss, with a gradient that moves the gaps only."""
     objective = step.objective
     critical = objective.critical(step.logits, step.inputs, step.target)
-    grad = input_gradient(step.logits, step.inputs, step.target, critical, create_graph=False)
+    grad = objective.input_gradient(
+        step.logits, step.inputs, step.target, critical, create_graph=False
+    )
     return objective.loss(step.logits, step.target, grad, critical)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from margin_ext.functional import MarginLoss
 from margin_ext.gradient_modes.parallel import sharding_suspended
 from margin_ext.gradient_modes.step import Step
-from margin_ext.input_gradient import input_gradient
 
 __all__ = ["double_backward"]
 
@@ -15,5 +14,7 @@ def double_backward(step: Step) -> MarginLoss:
     objective = step.objective
     with sharding_suspended(step.model):
         critical = objective.critical(step.logits, step.inputs, step.target)
-        grad = input_gradient(step.logits, step.inputs, step.target, critical, create_graph=True)
+        grad = objective.input_gradient(
+            step.logits, step.inputs, step.target, critical, create_graph=True
+        )
     return objective.loss(step.logits, step.target, grad, critical)

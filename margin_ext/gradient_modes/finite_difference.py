@@ -16,10 +16,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from margin_ext.functional import MarginLoss, dual_direction, logit_gap
-from margin_ext.gradient_modes.objective import Objective
+from margin_ext.functional import MarginLoss, dual_direction
+from margin_ext.gradient_modes.objective import Critical, Objective
 from margin_ext.gradient_modes.step import Step
-from margin_ext.input_gradient import input_gradient
 from margin_ext.reference.dual import channel_scale, wide
 
 __all__ = ["FiniteDifference", "finite_difference"]
@@ -121,7 +120,9 @@ def finite_difference(step: Step, settings: FiniteDifference) -> MarginLoss:
             "criterion.run(model, inputs, target) in place of criterion(logits, target, inputs)"
         )
     critical = objective.critical(step.logits, step.inputs, step.target)
-    grad = input_gradient(step.logits, step.inputs, step.target, critical, create_graph=False)
+    grad = objective.input_gradient(
+        step.logits, step.inputs, step.target, critical, create_graph=False
+    )
     out = objective.loss(step.logits, step.target, grad, critical)
     slope = objective.norm_slope(out, step.target)
     length = settings.length(step, out.margin)
@@ -150,7 +151,8 @@ def finite_difference(step: Step, settings: FiniteDifference) -> MarginLoss:
             total = total + job()
     assert isinstance(total, Tensor)
     # Its value is 0: only its gradient is wanted.
-    return out._replace(loss=out.loss + (total - total.detach()).to(out.loss.dtype))
+    nothing = objective.spread(total - total.detach(), step.target)
+    return out._replace(loss=out.loss + nothing.to(out.loss.dtype))
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class _Terms:
 
     objective: Objective
     target: Tensor
-    critical: Tensor
+    critical: Critical
     rerun: Callable[[Tensor], Tensor]
     inputs: Tensor
     grad: Tensor
@@ -170,14 +172,11 @@ class _Terms:
     weight: Tensor
 
     def at(self, logits: Tensor, factor: float) -> Tensor:
-        objective = self.objective
-        gap = logit_gap(
-            logits, self.target, critical=self.critical, ignore_index=objective.ignore_index
-        ).gap
+        gap = self.objective.gap(logits, self.target, self.critical)
         # An infinite gap, that of masked classes, has no slope, and its value would come to NaN.
-        valid = (self.target != objective.ignore_index) & ~gap.isinf()
+        valid = self.objective.counted(self.target) & ~gap.isinf()
         term = torch.where(valid, factor * self.weight * gap, 0.0)
-        return term if objective.per_sample else term.sum()
+        return term if self.objective.per_sample else term.sum()
 
     def moved(self, side: float, factor: float) -> Tensor:
         moved = dual_direction(

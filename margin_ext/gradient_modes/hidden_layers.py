@@ -27,8 +27,8 @@ def layered_loss(
     Args:
         objective: The loss; its mu multiplies every layer's regularizer.
         mode: Where the gradients come from.
-        logits: [B, C].
-        target: int64 [B].
+        logits: [B, C] or [B, C, d1, ...].
+        target: Labels, as the objective takes them.
         activations: Each [B, ...], tensors on the way from the inputs to the logits.
         weights: One a layer; None: 1 / number of layers each.
 

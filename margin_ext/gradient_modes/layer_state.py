@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-__all__ = ["BATCHNORM_POLICIES", "state_kept", "training_batchnorms"]
+__all__ = ["BATCHNORM_POLICIES", "state_kept", "training_batchnorms", "uses_batch_statistics"]
 
 # batch: all passes normalise by the batch's own statistics, as the cross-entropy's does.
 # running: the margin is that of the network as it will be used, with the running statistics.
@@ -29,8 +29,13 @@ def training_batchnorms(model: object) -> list[_BatchNorm]:
     return [
         module
         for module in model.modules()
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        if isinstance(module, _BatchNorm) and uses_batch_statistics(module)
     ]
+
+
+def uses_batch_statistics(layer: _BatchNorm) -> bool:
+    """Whether it normalises by the batch and does not read its buffers."""
+    return layer.training or layer.running_mean is None
 
 
 def _has_moving_spectrum(module: nn.Module) -> bool:

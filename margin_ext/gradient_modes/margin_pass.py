@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class Passes:
         Args:
             objective: The loss.
             inputs: [B, ...].
-            target: int64 [B].
+            target: Labels, as the objective takes them.
             first: Whether this is the step's first pass, which moves BatchNorm's running
                 statistics and goes through the model's DistributedDataParallel wrapper.
         """
@@ -115,7 +115,7 @@ def run_step(
         step = passes.margin_step(objective, inputs, target, first=True)
         return step.logits, mode(step)
     logits = passes.call(passes.model, inputs)
-    plain = replace(objective, mu=0.0).loss(logits, target, None, None)
+    plain = objective.plain(logits, target)
     chosen = _choose(target.shape[0], passes.fraction, target.device)
     part = passes.margin_step(objective, inputs[chosen], target[chosen], first=False)
     regularized = mode(part)

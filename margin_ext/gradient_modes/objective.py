@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from margin_ext.functional import MarginLoss, average_margin_loss, logit_gap
-from margin_ext.input_gradient import critical_class
+from margin_ext.input_gradient import critical_class, input_gradient
 from margin_ext.reference.dual import wide
 from margin_ext.reference.regularize import regularize
 from margin_ext.regularizers import Regularizer
 
-__all__ = ["Objective"]
+__all__ = ["Critical", "Objective"]
+
+# What the gaps are measured to; only the objective that made it looks into it. It holds no graph.
+Critical: TypeAlias = Any
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The settings of the loss, and the loss itself given an input gradient.
+    """The loss of class labels, one a sample: its settings, and what gradient modes ask of it.
 
     Attributes:
         normalizer: What the sum over the samples is divided by; None: as ``reduction`` says.
@@ -43,11 +47,11 @@ class Objective:
 
     @property
     def per_sample(self) -> bool:
-        """Whether the loss is one number a sample."""
+        """Whether samples (positions) keep a loss each."""
         return self.reduction == "none" and self.normalizer is None
 
     def loss(
-        self, logits: Tensor, target: Tensor, grad: Tensor | None, critical: Tensor | None
+        self, logits: Tensor, target: Tensor, grad: Tensor | None, critical: Critical
     ) -> MarginLoss:
         """The loss of logits [B, C] and input gradients grad [B, ...], differentiable in both."""
         out = average_margin_loss(
@@ -68,6 +72,10 @@ class Objective:
         )
         return out if self.normalizer is None else out._replace(loss=out.loss / self.normalizer)
 
+    def plain(self, logits: Tensor, target: Tensor) -> MarginLoss:
+        """The loss without its regularizer, and each sample's gap."""
+        return replace(self, mu=0.0).loss(logits, target, None, None)
+
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """The part of the loss without the regularizer, reduced as the loss is."""
         dtype = wide(logits)
@@ -81,7 +89,7 @@ class Objective:
         )
         return value if self.normalizer is None else value / self.normalizer
 
-    def critical(self, logits: Tensor, inputs: Tensor, target: Tensor) -> Tensor:
+    def critical(self, logits: Tensor, inputs: Tensor, target: Tensor) -> Critical:
         """The class that each sample's margin is taken to, int64 [B]; -1 for ignored samples."""
         if self.classes == "runner_up":
             return logit_gap(logits.detach(), target, ignore_index=self.ignore_index).runner_up
@@ -95,6 +103,33 @@ class Objective:
             input_std=self.input_std,
             ignore_index=self.ignore_index,
         )
+
+    def input_gradient(
+        self,
+        logits: Tensor,
+        inputs: Tensor,
+        target: Tensor,
+        critical: Critical,
+        *,
+        create_graph: bool,
+    ) -> Tensor:
+        """Gradient of every sample's gap by its input, of the shape and type of inputs."""
+        return input_gradient(logits, inputs, target, critical, create_graph=create_graph)
+
+    def gap(self, logits: Tensor, target: Tensor, critical: Critical) -> Tensor:
+        """The samples' gaps [B] to what is given, differentiable; NaN for ignored samples."""
+        return logit_gap(logits, target, critical=critical, ignore_index=self.ignore_index).gap
+
+    def counted(self, target: Tensor) -> Tensor:
+        """Whether a sample counts, bool [B]."""
+        return target != self.ignore_index
+
+    def spread(self, term: Tensor, target: Tensor) -> Tensor:
+        """A term of the loss that is weighted as :meth:`norm_slope` is, in the loss's shape.
+
+        It is a scalar; where samples keep a loss each, [B].
+        """
+        return term
 
     def norm_slope(self, out: MarginLoss, target: Tensor) -> Tensor:
         """Derivative of the loss by each sample's gradient norm [B]; 0 for ignored samples.

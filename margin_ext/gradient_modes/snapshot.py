@@ -8,8 +8,9 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from margin_ext.gradient_modes.layer_state import training_batchnorms
+from margin_ext.gradient_modes.layer_state import uses_batch_statistics
 
 __all__ = ["Snapshot"]
 
@@ -26,17 +27,18 @@ class Snapshot:
             batchnorm: Under "batch", BatchNorm in training does not read its buffers, and every
                 other pass may move them.
         """
-        unread: set[int] = set()
-        if batchnorm == "batch":
-            layers = training_batchnorms(model)
-            unread = {id(buffer) for layer in layers for buffer in layer.buffers(recurse=False)}
-        named = chain(model.named_parameters(), model.named_buffers(), [("inputs", inputs)])
-        self._tensors = [
-            (name, tensor, tensor._version)
-            for name, tensor in named
-            if id(tensor) not in unread and not tensor.is_inference()
+        self._model = model
+        modules = list(model.modules())
+        self._modes = [(module, module.training) for module in modules]
+        tensors = [inputs]
+        for module in modules:
+            tensors += [tensor for tensor in module._parameters.values() if tensor is not None]
+            moves = isinstance(module, _BatchNorm) and uses_batch_statistics(module)
+            if not (moves and batchnorm == "batch"):
+                tensors += [tensor for tensor in module._buffers.values() if tensor is not None]
+        self._versions = [
+            (tensor, tensor._version) for tensor in tensors if not tensor.is_inference()
         ]
-        self._modes = [(module, module.training) for module in model.modules()]
         self._autocast = [
             (
                 device,
@@ -55,11 +57,11 @@ class Snapshot:
         Raises:
             RuntimeError: A parameter, a buffer or the inputs have changed since.
         """
-        for name, tensor, version in self._tensors:
+        for tensor, version in self._versions:
             if tensor._version != version:
                 raise RuntimeError(
-                    f"{name} was changed in place between run() and backward(), where finite "
-                    "differences run the model once more (version "
+                    f"{self._name(tensor)} was changed in place between run() and backward(), "
+                    "where finite differences run the model once more (version "
                     f"{tensor._version}, expected {version}). Call backward() before the change, "
                     "or make all passes in run(): FiniteDifference(deferred=False)"
                 )
@@ -77,4 +79,8 @@ class Snapshot:
             for module, mode in changed:
                 module.training = mode
             # What the pass itself has moved is no change by others.
-            self._tensors = [(name, tensor, tensor._version) for name, tensor, _ in self._tensors]
+            self._versions = [(tensor, tensor._version) for tensor, _ in self._versions]
+
+    def _name(self, tensor: Tensor) -> str:
+        named = chain(self._model.named_parameters(), self._model.named_buffers())
+        return next((name for name, other in named if other is tensor), "inputs")

@@ -20,8 +20,8 @@ class Step:
     Attributes:
         objective: The loss.
         inputs: [B, ...], requiring grad.
-        logits: [B, C], computed from inputs, with their graph.
-        target: int64 [B].
+        logits: [B, C] or [B, C, d1, ...], computed from inputs, with their graph.
+        target: Labels, as the objective takes them.
         model: What computed the logits; None where only the logits are known.
         rerun: Logits of other inputs [B, ...] under the same randomness and without touching the
             running statistics; None where only the logits are known, or the mode needs none.

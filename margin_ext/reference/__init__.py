@@ -10,15 +10,21 @@ from __future__ import annotations
 from margin_ext.reference.dual import dual_direction, dual_norm
 from margin_ext.reference.gap import LogitGap, logit_gap
 from margin_ext.reference.linear import linear_margin
-from margin_ext.reference.loss import MarginLoss, average_margin_loss
+from margin_ext.reference.loss import average_margin_loss
 from margin_ext.reference.margin import FirstOrderMargin, first_order_margin
+from margin_ext.reference.margin_loss import MarginLoss
 from margin_ext.reference.orthogonality import orthogonality_penalty
 from margin_ext.reference.regularize import regularize
+from margin_ext.reference.sample_gap import SampleGap, sample_gap
+from margin_ext.reference.sample_loss import sample_margin_loss
+from margin_ext.reference.soft_gap import SoftGap, soft_gap
 
 __all__ = [
     "FirstOrderMargin",
     "LogitGap",
     "MarginLoss",
+    "SampleGap",
+    "SoftGap",
     "average_margin_loss",
     "dual_direction",
     "dual_norm",
@@ -27,4 +33,7 @@ __all__ = [
     "logit_gap",
     "orthogonality_penalty",
     "regularize",
+    "sample_gap",
+    "sample_margin_loss",
+    "soft_gap",
 ]

@@ -8,18 +8,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_labels, check_logits, check_sample_vector
+from margin_ext.checks import (
+    check_labels,
+    check_logits,
+    check_logits_and_labels,
+    check_sample_vector,
+    shape_text,
+)
 from margin_ext.reference.dual import wide
+from margin_ext.reference.labels import as_rows, per_position
+from margin_ext.reference.soft_gap import argmax_excluding, soft_gap
 
 __all__ = ["LogitGap", "logit_gap"]
 
 
 class LogitGap(NamedTuple):
-    """Logit gap of every sample.
+    """Logit gap of every sample, or of every position of dense logits.
 
     Attributes:
-        gap: z_y - z_k [B]; positive iff the sample is classified correctly (k the runner-up).
-        runner_up: The class k [B] that the gap is measured to; -1 for ignored samples.
+        gap: z_y - z_k [B] or [B, d1, ...]; positive iff classified correctly (k the runner-up).
+        runner_up: The class k that the gap is measured to, of the same shape; -1 where ignored.
     """
 
     gap: Tensor
@@ -38,16 +46,23 @@ def logit_gap(
 
     Ties: the lowest class. A NaN logit gives a NaN gap.
 
+    A target of probabilities has the gap of :func:`soft_gap`, and for a runner-up the class of the
+    largest logit other than that of its most probable class.
+
     Args:
-        logits: [B, C], C >= 2.
-        target: int64 [B].
-        critical: int64 [B], classes to measure the gap to in place of the runner-up.
-        ignore_index: Samples with this label have the gap NaN and runner-up -1, and no gradient.
+        logits: [B, C], C >= 2, or dense, [B, C, d1, ...].
+        target: int64 [B] or [B, d1, ...], or probabilities of the shape of logits.
+        critical: int64 [B] or [B, d1, ...], classes to measure the gap to in place of the
+            runner-up; not with probabilities.
+        ignore_index: Samples (positions) with this label have the gap NaN and runner-up -1, and no
+            gradient.
         validate: Check the labels' range (synchronises with a GPU).
 
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or a label is out of range.
     """
+    if target.dim() != 1:
+        return _gap_of_positions(logits, target, critical, ignore_index, validate)
     check_logits(logits, target)
     classes = logits.shape[1]
     if validate:
@@ -57,7 +72,7 @@ def logit_gap(
     label = torch.where(valid, target, 0).unsqueeze(1)
     if critical is None:
         others = z.detach().scatter(1, label, -math.inf)
-        index = _argmax_excluding(others, label)
+        index = argmax_excluding(others, label)
     else:
         check_sample_vector("critical", critical, logits.shape[0])
         index = torch.where(valid, critical, 1)
@@ -71,8 +86,26 @@ def logit_gap(
     return LogitGap(gap, torch.where(valid, index.squeeze(1), -1))
 
 
-def _argmax_excluding(others: Tensor, label: Tensor) -> Tensor:
-    """Argmax over dim 1 of values whose label entry is -inf, never the label itself."""
-    index = others.argmax(dim=1, keepdim=True)
-    # All others may be -inf too: then the lowest class that is not the label.
-    return torch.where(index == label, torch.where(label == 0, 1, 0), index)
+def _gap_of_positions(
+    logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int, validate: bool
+) -> LogitGap:
+    check_logits_and_labels(logits, target)
+    z, y = as_rows(logits, target)
+    if target.is_floating_point():
+        if critical is not None:
+            raise ValueError("critical does not go with a target of probabilities")
+        gap = soft_gap(z, y, validate=validate).gap
+        label = y.argmax(dim=1, keepdim=True)
+        runner_up = argmax_excluding(z.detach().scatter(1, label, -math.inf), label).squeeze(1)
+    else:
+        if critical is not None:
+            if critical.shape != target.shape:
+                raise ValueError(
+                    f"critical must have the shape of target, {shape_text(target)}, "
+                    f"got {shape_text(critical)}"
+                )
+            critical = critical.reshape(-1)
+        gap, runner_up = logit_gap(
+            z, y, critical=critical, ignore_index=ignore_index, validate=validate
+        )
+    return LogitGap(per_position(gap, logits), per_position(runner_up, logits))

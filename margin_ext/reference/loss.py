@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,32 +12,13 @@ from margin_ext.checks import check_class_weight, check_grad, check_loss_setting
 from margin_ext.reference.dual import wide
 from margin_ext.reference.gap import logit_gap
 from margin_ext.reference.margin import first_order_margin
+from margin_ext.reference.margin_loss import REDUCTIONS, MarginLoss
 from margin_ext.reference.regularize import regularize
+from margin_ext.reference.sample_loss import sample_margin_loss
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import BatchStatistics
 
-__all__ = ["REDUCTIONS", "MarginLoss", "average_margin_loss"]
-
-# The order is that of `Reduction` in csrc/core/statistics.h.
-REDUCTIONS = ("none", "mean", "sum")
-
-
-class MarginLoss(NamedTuple):
-    """Loss of a batch and what it was made of; only ``loss`` is differentiable.
-
-    Attributes:
-        loss: Scalar, or [B] for reduction "none".
-        margin: What the regularizer saw [B]: the first-order margin, or the gap without grad.
-        gap: Logit gap [B].
-        norm: Dual norm of the input gradient [B]; empty without grad.
-        statistics: Minimum and average margin, accuracy and so on of the batch.
-    """
-
-    loss: Tensor
-    margin: Tensor
-    gap: Tensor
-    norm: Tensor
-    statistics: BatchStatistics
+__all__ = ["average_margin_loss"]
 
 
 def average_margin_loss(
@@ -56,6 +36,7 @@ def average_margin_loss(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     input_std: float | Sequence[float] | Tensor | None = None,
+    positions: str = "mean",
     validate: bool = True,
 ) -> MarginLoss:
     """Cross-entropy plus mu * phi(t), t the first-order margin (or the gap where grad is None).
@@ -64,21 +45,44 @@ def average_margin_loss(
     are not ignored, as cross_entropy does. Ignored samples have margin, gap and norm NaN.
 
     Args:
-        logits: [B, C].
-        target: int64 [B].
+        logits: [B, C]; or dense, [B, C, d1, ...].
+        target: int64 [B]; or int64 [B, d1, ...], or probabilities of the shape of logits: see
+            :func:`sample_margin_loss`.
         grad: Input gradient of each sample's gap [B, ...], or None.
         regularizer: phi.
         mu: Weight of the regularizer.
         p: Threat norm.
         eps: Floor of the gradient norm.
         critical: int64 [B], the classes that the gaps (and grad) belong to; None: the runner-up.
+            For class labels [B] only.
         weight: Class weights [C].
         ignore_index: Label of samples that do not count.
         label_smoothing: As in cross_entropy, 0 to 1.
         reduction: "mean", "sum" or "none".
         input_std: Standard deviation(s) of the loader's normalisation.
-        validate: Check the labels' range (synchronises with a GPU).
+        positions: What the gap of a sample of dense logits is of its positions' gaps: "mean" or
+            "worst".
+        validate: Check the labels (synchronises with a GPU).
     """
+    if target.dim() != 1:
+        if critical is not None:
+            raise ValueError("critical goes with class labels [B] only")
+        return sample_margin_loss(
+            logits,
+            target,
+            grad,
+            regularizer=regularizer,
+            mu=mu,
+            p=p,
+            eps=eps,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            input_std=input_std,
+            positions=positions,
+            validate=validate,
+        )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     found = logit_gap(

@@ -1,0 +1,131 @@
+"""The gap of a whole sample whose logits are dense, or whose label is soft (docs/labels.md)."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from margin_ext.checks import check_class_weight, check_logits_and_labels
+from margin_ext.reference.dual import wide
+from margin_ext.reference.gap import logit_gap
+from margin_ext.reference.labels import (
+    as_rows,
+    counted_positions,
+    per_position,
+    position_weight,
+)
+from margin_ext.reference.soft_gap import soft_gap
+
+__all__ = [
+    "POSITIONS",
+    "SampleGap",
+    "join_positions",
+    "sample_gap",
+    "sum_of_positions",
+]
+
+# mean: the sample's gap is the mean over its positions. worst: it is the smallest of them.
+POSITIONS: Final = ("mean", "worst")
+
+
+class SampleGap(NamedTuple):
+    """Gap of every sample, and what it is measured to.
+
+    Attributes:
+        gap: [B]; NaN where all positions are ignored.
+        of_positions: Gap of every position [B, d1, ...].
+        share: What each position's gap is multiplied by in the sample's, [B, d1, ...].
+        critical: For class labels the runner-up of every position, int64 [N], -1 where ignored; for
+            probabilities the classes of the two largest logits, int64 [N, 2].
+    """
+
+    gap: Tensor
+    of_positions: Tensor
+    share: Tensor
+    critical: Tensor
+
+
+def sample_gap(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    positions: str = "mean",
+    fixed: SampleGap | None = None,
+    validate: bool = True,
+) -> SampleGap:
+    """One gap a sample, for labels of any form.
+
+    Args:
+        logits: [B, C] or [B, C, d1, ...].
+        target: int64 [B, d1, ...], or probabilities of the shape of logits.
+        weight: Class weights [C]; they weight the mean over the positions.
+        ignore_index: Positions with this label do not count.
+        positions: "mean" or "worst", the smallest gap (ties: the first position).
+        fixed: Take classes and positions from here in place of those of these logits.
+        validate: Check the labels (synchronises with a GPU).
+
+    Raises:
+        ValueError, TypeError: Shapes or types do not fit, or labels are out of range.
+    """
+    check_logits_and_labels(logits, target)
+    if weight is not None:
+        check_class_weight(weight, logits.shape[1])
+    z, y = as_rows(logits, target)
+    critical = None if fixed is None else fixed.critical
+    if target.is_floating_point():
+        rows, critical = soft_gap(z, y, critical=critical, validate=validate)
+    else:
+        rows, critical = logit_gap(
+            z, y, critical=critical, ignore_index=ignore_index, validate=validate
+        )
+    gaps = per_position(rows, logits)
+    if fixed is None:
+        share = join_positions(
+            gaps.detach(),
+            counted_positions(target, ignore_index),
+            position_weight(target, weight, ignore_index, wide(logits)),
+            positions,
+        )
+    else:
+        share = fixed.share
+    return SampleGap(sum_of_positions(gaps, share, target, ignore_index), gaps, share, critical)
+
+
+def join_positions(gaps: Tensor, counted: Tensor, weight: Tensor, positions: str) -> Tensor:
+    """The share that each position's gap has in its sample's, [B, d1, ...].
+
+    Args:
+        gaps: [B, d1, ...].
+        counted: bool, of the same shape.
+        weight: Of the positions, 0 where they do not count. Samples whose weights are all 0 weigh
+            the positions that count alike.
+        positions: "mean" or "worst".
+    """
+    if positions not in POSITIONS:
+        raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    flat, known = _flat(gaps), _flat(counted)
+    if positions == "worst" and flat.shape[1] > 0:
+        first = torch.where(known, flat, math.inf).argmin(dim=1, keepdim=True)
+        share = torch.zeros_like(flat).scatter(1, first, 1.0)
+        return torch.where(known, share, 0.0).reshape(gaps.shape)
+    w = _flat(weight).to(flat.dtype)
+    w = torch.where(w.sum(1, keepdim=True) > 0, w, known.to(w.dtype))
+    total = w.sum(1, keepdim=True)
+    return (w / torch.where(total > 0, total, 1.0)).reshape(gaps.shape)
+
+
+def sum_of_positions(gaps: Tensor, share: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """The samples' gaps [B]; NaN where no position counts."""
+    parts = torch.where(share == 0, 0.0, share * torch.where(share == 0, 0.0, gaps))
+    some = _flat(counted_positions(target, ignore_index)).any(1)
+    return torch.where(some, _flat(parts).sum(1), math.nan)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """[B] or [B, d1, ...] as [B, P]."""
+    return values.unsqueeze(-1).flatten(1)

@@ -1,0 +1,87 @@
+"""The gap of a label that is a distribution over the classes (docs/labels.md)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from margin_ext.checks import check_logits_and_labels, check_probabilities, shape_text
+from margin_ext.reference.dual import wide
+
+__all__ = ["SoftGap", "argmax_excluding", "soft_gap", "soft_gap_seed"]
+
+
+class SoftGap(NamedTuple):
+    """Gap of every row.
+
+    Attributes:
+        gap: [N].
+        critical: The classes of the largest and the second largest logit, int64 [N, 2].
+    """
+
+    gap: Tensor
+    critical: Tensor
+
+
+def soft_gap(
+    logits: Tensor, target: Tensor, *, critical: Tensor | None = None, validate: bool = True
+) -> SoftGap:
+    """The expectation of the logit gap over the label, sum_c q_c (z_c - max_{k != c} z_k).
+
+    With t the largest and s the second largest logit it is q . z - z_t + q_t (z_t - z_s). For a
+    one-hot label it is the logit gap. Ties: the lowest class.
+
+    Args:
+        logits: z [N, C], C >= 2.
+        target: q [N, C], each row >= 0 and 1 in sum.
+        critical: int64 [N, 2], the classes to take as t and s.
+        validate: Check that target holds probabilities (synchronises with a GPU).
+
+    Raises:
+        ValueError, TypeError: Shapes or types do not fit, or target holds no probabilities.
+    """
+    check_logits_and_labels(logits, target)
+    if logits.dim() != 2 or not target.is_floating_point():
+        raise ValueError(
+            "soft_gap takes logits [N, C] and probabilities [N, C], got logits "
+            f"{shape_text(logits)} and target {shape_text(target)} {target.dtype}"
+        )
+    if validate:
+        check_probabilities(target)
+    z = logits.to(wide(logits))
+    q = target.to(z.dtype)
+    if critical is None:
+        critical = _two_largest(z.detach())
+    elif critical.shape != (logits.shape[0], 2):
+        raise ValueError(
+            f"critical must be [N, 2] = [{logits.shape[0]}, 2], got {shape_text(critical)}"
+        )
+    largest, second = z.gather(1, critical).unbind(1)
+    share = q.gather(1, critical[:, :1]).squeeze(1)
+    # Classes without a share do not enter, though their logits may be masked with -inf.
+    expected = torch.where(q == 0, 0.0, q * torch.where(q == 0, 0.0, z)).sum(1)
+    lead = torch.where(share == 0, 0.0, largest - second)
+    return SoftGap(expected - largest + share * lead, critical)
+
+
+def soft_gap_seed(target: Tensor, critical: Tensor) -> Tensor:
+    """The gradient of each row's gap by its logits, q - e_t + q_t (e_t - e_s): [N, C]."""
+    q = target.to(wide(target))
+    share = q.gather(1, critical[:, :1])
+    return q.scatter_add(1, critical, torch.cat([share - 1, -share], dim=1))
+
+
+def _two_largest(z: Tensor) -> Tensor:
+    largest = z.argmax(dim=1, keepdim=True)
+    second = argmax_excluding(z.scatter(1, largest, -math.inf), largest)
+    return torch.cat([largest, second], dim=1)
+
+
+def argmax_excluding(others: Tensor, excluded: Tensor) -> Tensor:
+    """Argmax over dim 1 of values whose entry at ``excluded`` [N, 1] is -inf, never that one."""
+    index = others.argmax(dim=1, keepdim=True)
+    # All others may be -inf too: then the lowest class that is not the excluded one.
+    return torch.where(index == excluded, torch.where(excluded == 0, 1, 0), index)
