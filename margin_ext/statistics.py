@@ -32,6 +32,7 @@ class BatchStatistics(Mapping[str, Tensor]):
     gradient was given), ``accuracy`` (share with a positive gap to every class), ``cross_entropy``
     and ``regularizer`` (as they enter the loss), ``count``. All but ``count`` are NaN for an empty
     batch. ``gradient_scale`` is the kernels' own bookkeeping.
+    For dense logits and soft labels see docs/labels.md.
     """
 
     def __init__(self, values: Tensor) -> None:

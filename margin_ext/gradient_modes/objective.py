@@ -70,6 +70,9 @@ class Objective:
             input_std=self.input_std,
             validate=self.validate,
         )
+        return self._normalized(out)
+
+    def _normalized(self, out: MarginLoss) -> MarginLoss:
         return out if self.normalizer is None else out._replace(loss=out.loss / self.normalizer)
 
     def plain(self, logits: Tensor, target: Tensor) -> MarginLoss:

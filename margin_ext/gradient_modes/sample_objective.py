@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,9 +14,13 @@ from margin_ext.input_gradient import seeded_gradient
 from margin_ext.reference.dual import wide
 from margin_ext.reference.labels import counted_positions, position_weight
 from margin_ext.reference.regularize import regularize
-from margin_ext.reference.sample_loss import total_weight
+from margin_ext.reference.sample_loss import combined_loss, total_weight
+from margin_ext.regularizers import Regularizer
 
 __all__ = ["SampleObjective"]
+
+# Times a mu of 0 it is 0 at an infinite gap too.
+_BOUNDED: Final = Regularizer.ramp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,26 @@ class SampleObjective(Objective):
             fixed=critical,
             validate=self.validate,
         )
-        return out if self.normalizer is None else out._replace(loss=out.loss / self.normalizer)
+        return self._normalized(out)
 
     def plain(self, logits: Tensor, target: Tensor) -> MarginLoss:
         """The loss without its regularizer, and each sample's gap."""
-        out = replace(self, mu=0.0).loss(logits, target, None, None)
-        gap = self._sample_gap(logits.detach(), target, None)
-        return out._replace(gap=gap.gap)
+        found = self._sample_gap(logits.detach(), target, None)
+        out = combined_loss(
+            logits,
+            target,
+            found,
+            found.gap,
+            found.gap,
+            found.gap.new_empty(0),
+            regularizer=_BOUNDED,
+            mu=0.0,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction if self.normalizer is None else "sum",
+        )
+        return self._normalized(out)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """The part of the loss without the regularizer, reduced as the loss is."""

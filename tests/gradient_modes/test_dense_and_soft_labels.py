@@ -209,6 +209,8 @@ def test_fraction_and_normalizer(name, mode, reduction):
     plain = AverageMarginLoss(mu=0.0, **settings).run(model, x, y)
     assert out.margin.shape == out.gap.shape == x.shape[:1]
     torch.testing.assert_close(out.gap, plain.gap, equal_nan=True)
+    for statistic in ("count", "average_gap", "accuracy", "cross_entropy"):
+        torch.testing.assert_close(out.statistics[statistic], plain.statistics[statistic])
     taken = ~out.norm.isnan()
     whole = AverageMarginLoss(**settings).run(model, x, y)
     torch.testing.assert_close(out.margin[taken], whole.margin[taken])
@@ -232,6 +234,8 @@ def test_every(name):
     assert plain.margin.isnan().all()
     assert torch.equal(plain.gap.isnan(), whole.gap.isnan())
     torch.testing.assert_close(plain.gap, whole.gap, equal_nan=True)
+    for statistic in ("count", "average_gap", "accuracy", "cross_entropy"):
+        torch.testing.assert_close(plain.statistics[statistic], whole.statistics[statistic])
     torch.testing.assert_close(plain.loss, cross_entropy(model(x), y))
 
 
