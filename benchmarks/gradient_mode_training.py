@@ -63,6 +63,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cross-entropy": {"mu": 0.0, "gradient": "detached"},
     "double_backward": {"gradient": "double_backward"},
     "toward 1.5": difference("toward", 1.5),
+    "own margin": {
+        "gradient": "finite_difference",
+        "difference": FiniteDifference("toward", 1.0, "margin"),
+    },
     "detached": {"gradient": "detached"},
     "double_backward, running": {"gradient": "double_backward", "batchnorm": "running"},
     "toward 1.5, running": difference("toward", 1.5, "running"),
@@ -79,10 +83,10 @@ def criterion(variant: str) -> AverageMarginLoss:
 def variants_of(network: str) -> list[str]:
     """All on the first two networks; on the others those that the first two leave in question."""
     if network == "CNN GELU":
-        return ["cross-entropy", "double_backward", "toward 1.5"]
+        return ["cross-entropy", "double_backward", "toward 1.5", "own margin"]
     if network == "CNN BatchNorm ReLU":
         running = [name for name in VARIANTS if "running" in name]
-        return ["cross-entropy", "double_backward", "toward 1.5", *running]
+        return ["cross-entropy", "double_backward", "toward 1.5", "own margin", *running]
     return [name for name in VARIANTS if "running" not in name]
 
 

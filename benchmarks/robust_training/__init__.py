@@ -1,0 +1,1 @@
+"""Does training for the margin make networks more robust? Equal epochs, strong peers, attacks."""

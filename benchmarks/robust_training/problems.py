@@ -1,0 +1,102 @@
+"""The data, the networks and the schedules that methods are compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from margin_ext.training.image_files import cifar10
+from torch import nn
+
+from margin_ext.training.data import ImageData, mnist
+from margin_ext.training.loop import Recipe
+from margin_ext.training.models import small_cnn
+
+__all__ = ["PROBLEMS", "Problem"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The shorter trainings by which settings are chosen: images and epochs."""
+
+    images: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One data set and one network.
+
+    Attributes:
+        title: For tables.
+        data: From a folder.
+        network: With initial weights drawn from torch's generator.
+        recipe: How all methods are trained; the seed is set for each run.
+        images: Training images used, the first so many; None: all.
+        tuning: How settings are chosen.
+        eps: Radii of the l2 attacks, ascending.
+        aim: The radius that settings are chosen by, one of eps.
+        linf_eps: Radii of l_inf attacks that are reported beside them.
+    """
+
+    title: str
+    data: Callable[[Path], ImageData]
+    network: Callable[[], nn.Module]
+    recipe: Recipe
+    images: int | None
+    tuning: Tuning
+    eps: tuple[float, ...]
+    aim: float
+    linf_eps: tuple[float, ...]
+
+    def load(self, folder: Path) -> ImageData:
+        return self.data(folder).limited(train=self.images, held_out=None)
+
+    def model(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.network()
+
+
+def _mlp() -> nn.Module:
+    """The authors' widths, with ReLU: its margins can be certified."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 10))
+
+
+PROBLEMS: dict[str, Problem] = {
+    "mnist_mlp": Problem(
+        "MNIST, MLP 784-1024-10 with ReLU",
+        mnist,
+        _mlp,
+        Recipe(epochs=4, batch_size=128, learning_rate=0.1),
+        None,
+        Tuning(images=20_000, epochs=3),
+        (1.0, 2.0),
+        2.0,
+        (0.1,),
+    ),
+    "mnist_cnn": Problem(
+        "MNIST, CNN of two strided convolutions with GELU",
+        mnist,
+        lambda: small_cnn((1, 28, 28)),
+        Recipe(epochs=4, batch_size=128, learning_rate=0.1),
+        30_000,
+        Tuning(images=20_000, epochs=3),
+        (1.0, 2.0),
+        2.0,
+        (0.1,),
+    ),
+    "cifar_cnn": Problem(
+        "CIFAR-10 (10,000 images), CNN of two strided convolutions with GELU",
+        cifar10,
+        lambda: small_cnn((3, 32, 32)),
+        Recipe(epochs=15, batch_size=64, learning_rate=0.05),
+        None,
+        Tuning(images=10_000, epochs=8),
+        (0.25, 0.5),
+        0.5,
+        (2 / 255,),
+    ),
+}
