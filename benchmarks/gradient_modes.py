@@ -26,7 +26,7 @@ from margin_ext import AverageMarginLoss, FiniteDifference
 RESULTS = Path(__file__).parent / "results" / "gradient_modes.json"
 # Steps with margins are rare under every=4: a round takes as many steps as make one cycle.
 CYCLE = {"finite_difference, every=4": 4, "double_backward, every=4": 4}
-CENTRAL = FiniteDifference("central", 0.5)
+CENTRAL = FiniteDifference("central", 0.5, "tau")
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "cross-entropy": {},

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.robust_training.methods import METHODS
 
-__all__ = ["tables"]
+__all__ = ["runs_of", "tables"]
 
 
 def tables(path: Path) -> str:
@@ -30,16 +30,17 @@ def tables(path: Path) -> str:
         "time",
     ]
     lines = [f"**{results['problem']['title']}**", "", _row(header), _row(["---"] * len(header))]
-    plain = _runs(results, "plain")
+    plain = runs_of(results, "plain")
     seconds = statistics.fmean(run["cpu_seconds_per_epoch"] * run["epochs"] for run in plain)
     for key, method in METHODS.items():
-        runs = _runs(results, key)
+        runs = runs_of(results, key)
         if runs:
             lines.append(_row([method.title, *_cells(runs, seconds)]))
     return "\n".join(lines)
 
 
-def _runs(results: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def runs_of(results: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """A method's runs in the order of their seeds."""
     found = results["runs"]
     return [found[name] for name in sorted(found) if name.rsplit(" ", 1)[0] == key]
 

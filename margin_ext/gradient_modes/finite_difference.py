@@ -64,8 +64,8 @@ class FiniteDifference:
     """
 
     side: str = "toward"
-    step: float = 0.5
-    unit: str = "tau"
+    step: float = 1.0
+    unit: str = "margin"
     deferred: bool = True
 
     def __post_init__(self) -> None:

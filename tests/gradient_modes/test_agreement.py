@@ -196,7 +196,9 @@ def test_forward_says_that_finite_differences_need_run():
 
 def test_coupled_samples_and_per_sample_losses_are_refused():
     x, y = images()
-    criterion = AverageMarginLoss(gradient="finite_difference", reduction="none")
+    criterion = AverageMarginLoss(
+        gradient="finite_difference", difference=FiniteDifference(unit="tau"), reduction="none"
+    )
     with pytest.raises(ValueError, match="BatchNorm couples the samples"):
         criterion.run(smooth_cnn(batchnorm=True), x, y)
 

@@ -12,7 +12,7 @@ from gradient_modes.networks import CLASSES, images, smooth_cnn
 from gradient_modes.test_automatic import Cube, attention
 from margin_ext import AverageMarginLoss, FiniteDifference
 
-SHORT = FiniteDifference("central", 1e-4)
+SHORT = FiniteDifference("central", 1e-4, "tau")
 
 
 class _NotTwice(torch.autograd.Function):

@@ -49,7 +49,7 @@ def test_dropout_has_the_same_mask_in_all_passes():
 
     model = nn.Sequential(nn.Linear(12, 16), Recording(0.5), nn.Linear(16, CLASSES)).double()
     x, y = torch.randn(6, 12).double(), torch.randint(0, CLASSES, (6,))
-    difference = FiniteDifference("central", 0.1)
+    difference = FiniteDifference("central", 0.1, "tau")
     criterion = AverageMarginLoss(gradient="finite_difference", difference=difference)
     criterion.run(model, x, y).loss.backward()
     assert len(masks) == 3
