@@ -347,6 +347,14 @@ class AverageMarginLoss(nn.Module):
         self._steps += 1
         return turn
 
+    def get_extra_state(self) -> dict[str, int]:
+        """The count of steps, by which ``every`` goes: part of ``state_dict()``."""
+        return {"steps": self._steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Take up the count of ``state_dict()``."""
+        self._steps = int(state["steps"])
+
     def extra_repr(self) -> str:
         """The settings, as they would be written."""
         shown: dict[str, object] = {
