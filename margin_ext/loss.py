@@ -67,6 +67,8 @@ class AverageMarginLoss(nn.Module):
     or ``out = criterion.run(model, inputs, target); out.loss.backward()``. With
     ``margin="logit_gap"`` it is the authors' loss, and no inputs are needed.
 
+    ``criterion.steps`` counts the training steps for ``every``; a continued training sets it.
+
     After each call ``criterion.statistics`` holds the minimum and average margin, the average gap
     and gradient norm and the accuracy of the batch, on the device.
 
@@ -173,7 +175,7 @@ class AverageMarginLoss(nn.Module):
         self.every = every
         self.batchnorm = batchnorm
         self._mode = make_mode(gradient, self.difference)
-        self._steps = 0
+        self.steps = 0
         self.statistics: BatchStatistics | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AverageMarginLoss:
@@ -343,17 +345,9 @@ class AverageMarginLoss(nn.Module):
         """Whether the margins enter this step."""
         if not self.training:
             return True
-        turn = self._steps % self.every == 0
-        self._steps += 1
+        turn = self.steps % self.every == 0
+        self.steps += 1
         return turn
-
-    def get_extra_state(self) -> dict[str, int]:
-        """The count of steps, by which ``every`` goes: part of ``state_dict()``."""
-        return {"steps": self._steps}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Take up the count of ``state_dict()``."""
-        self._steps = int(state["steps"])
 
     def extra_repr(self) -> str:
         """The settings, as they would be written."""

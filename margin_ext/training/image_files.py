@@ -51,7 +51,8 @@ def npz(path: str | Path, value_range: tuple[float, float] = (0.0, 1.0)) -> Imag
     """
     path = _npz_file(Path(path))
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy would leave a damaged file open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays: dict[str, NDArray[Any]] = dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is no whole npz file of plain arrays: {error}") from error

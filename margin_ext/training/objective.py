@@ -55,9 +55,12 @@ class Objective:
         return {"criterion": repr(self.criterion), "beta": self.beta}
 
     def state_dict(self) -> dict[str, Any]:
-        """The criterion's state, such as its count of steps."""
-        return dict(self.criterion.state_dict())
+        """What changes from step to step: the count that the criterion's ``every`` goes by."""
+        if isinstance(self.criterion, AverageMarginLoss):
+            return {"steps": self.criterion.steps}
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up such a state."""
-        self.criterion.load_state_dict(state)
+        if isinstance(self.criterion, AverageMarginLoss):
+            self.criterion.steps = int(state["steps"])
