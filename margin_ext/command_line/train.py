@@ -144,6 +144,8 @@ def _train(training_run: Run, progress: bool | None) -> int:
         status = _INTERRUPTED
     except DivergedError as error:
         status = _complain(str(error))
+    except ValueError as error:
+        status = _complain(f"the trained model was not measured: {error}")
     except OSError as error:
         return _complain(
             f"cannot write: {error}; what was written before is whole, and once there is room the "
@@ -159,9 +161,9 @@ def _train(training_run: Run, progress: bool | None) -> int:
 
 
 def _report(training_run: Run) -> None:
-    sys.stdout.write(f"\n{training_run.table()}\n\n")
+    sys.stdout.write(f"\n{training_run.write_report()}\n\n")
     try:
-        training_run.write_report()
+        training_run.draw()
     except ImportError as error:
         _complain(str(error))
     sys.stdout.write(f"all in {training_run.out}\n")

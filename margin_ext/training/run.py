@@ -151,7 +151,7 @@ class Run:
             input_std=self.evaluation.input_std,
             progress=False,
         )
-        outcome = Outcome(Contender("run", settings["loss"], objective), training, monitor)
+        outcome = Outcome(Contender("run", _title(settings), objective), training, monitor)
         try:
             outcome.read_measured(self.evaluation)
         except OtherSettingsError:
@@ -201,31 +201,48 @@ class Run:
             tell("measuring the trained model")
             self.outcome.measure(self.evaluation, self.train, self.held_out, progress)
 
-    def table(self) -> str:
-        """What is known, as text."""
-        return comparison_table(self)
+    def write_report(self) -> str:
+        """Write report.json and report.txt, of whatever there is.
 
-    def write_report(self) -> list[Path]:
-        """Write report.json, report.txt and figure.png, of whatever there is.
-
-        Raises:
-            ImportError: There is no matplotlib for the figure; the rest is written.
+        Returns:
+            The text.
         """
         training = self.outcome.training
         trained = training.epoch == training.recipe.epochs
         measured = self.outcome.measured is not None or not self.settings["report"]
+        # In the middle of an epoch the weights are nobody's.
+        accuracy = clean_accuracy(training.model, self.held_out) if trained else None
         values = {
             "complete": trained and measured,
             "settings": self.settings,
             "environment": {**environment(self.device), "processes": self.ranks.size},
-            # In the middle of an epoch the weights are nobody's.
-            "accuracy": clean_accuracy(training.model, self.held_out) if trained else None,
+            "accuracy": accuracy,
             "loss": training.losses[-1] if training.losses else None,
             **outcome_dict(self.outcome, self.out),
         }
-        written = [self.out / REPORT, self.out / TABLE]
-        write_report(values, self.table(), *written)
-        return [*written, save_figure(self, FIGURE)]
+        text = comparison_table(self)
+        if accuracy is not None:
+            count = len(self.held_out[1])
+            text += f"\nAccuracy on all {count} {self.settings['part']} images: {accuracy:.4f}."
+        write_report(values, text, self.out / REPORT, self.out / TABLE)
+        return text
+
+    def draw(self) -> None:
+        """Draw figure.png, of whatever there is.
+
+        Raises:
+            ImportError: There is no matplotlib.
+        """
+        save_figure(self, FIGURE)
+
+
+def _title(settings: Mapping[str, Any]) -> str:
+    if settings["loss"] == "cross_entropy":
+        title = "cross-entropy"
+    else:
+        margin = {"first_order": "first-order margin", "logit_gap": "logit gap"}
+        title = f"{margin[settings['margin']]}, mu {settings['mu']:g}, tau {settings['tau']:g}"
+    return title + (f", beta {settings['beta']:g}" if settings["beta"] else "")
 
 
 def _objective(settings: Mapping[str, Any], device: torch.device) -> Objective:

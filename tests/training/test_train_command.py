@@ -50,6 +50,7 @@ def test_the_folder_has_everything(finished: Path) -> None:
     table = (finished / "report.txt").read_text()
     assert "average attack distance, test" in table
     assert "3-step PGD" in table
+    assert f"Accuracy on all 20 test images: {report['accuracy']:.4f}." in table
     assert (finished / "figure.png").stat().st_size > 10_000
 
 
@@ -330,6 +331,27 @@ def test_bad_input_gives_one_line_and_no_folder(
     assert captured.err.startswith("margin-ext train: ")
     assert len(captured.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_cannot_be_measured_is_trained_all_the_same(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "blind_models.py").write_text(
+        "from torch import nn\n"
+        "class Blind(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Linear(36, 3)\n"
+        "    def forward(self, x):\n"
+        "        return self.layer(x.flatten(1).round())\n"
+    )
+    words = ("--model", "blind_models:Blind", "--loss", "cross_entropy", "--no-monitor")
+    assert train(tmp_path, *SMALL, *words) == 2
+    shown = capsys.readouterr()
+    assert "the trained model was not measured: the gradient of every logit gap" in shown.err
+    assert "Not measured: cross-entropy" in shown.out
+    assert checkpoint(tmp_path)["epoch"] == 4
+    assert not json.loads((tmp_path / "report.json").read_text())["complete"]
 
 
 def test_a_network_that_is_constant_for_the_moment_is_followed_on(
