@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from margin_ext.measurement.monitor import read_history
+from margin_ext.training.options import OPTIONS
 from training.small_images import SMALL, checkpoint, same_weights, train, weights, write_images
 
 # Everything random that a training can have: dropout, a part of each batch, shifted and mirrored
@@ -268,19 +269,13 @@ def test_options_reach_the_training(here: Path, tmp_path: Path, words: tuple[str
     assert train(tmp_path / "whole", *SMALL, *words, "--epochs", "2", "--no-report") == 0
     assert all(bool(value.isfinite().all()) for value in weights(tmp_path / "whole").values())
     settings = json.loads(checkpoint(tmp_path / "whole")["settings_json"])
-    for name, value in zip(words[::2], words[1::2], strict=True):
-        assert str(settings[name[2:].replace("-", "_")]) == str(_plain(value))
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        option = OPTIONS[flag[2:].replace("-", "_")]
+        assert settings[option.name] == option.value(value)
     # Without those words it goes another way.
     assert train(tmp_path / "usual", *SMALL, "--epochs", "2", "--no-report", "--no-monitor") == 0
     if "resnet" not in words:
         assert not same_weights(tmp_path / "whole", tmp_path / "usual")
-
-
-def _plain(value: str) -> str | float:
-    try:
-        return float(value) if value not in ("inf",) else value
-    except ValueError:
-        return value
 
 
 MNIST = ("--data", "mnist", "--data-dir")
@@ -372,9 +367,9 @@ def test_a_network_that_is_constant_for_the_moment_is_followed_on(
     assert weights(tmp_path)["1.weight"].abs().max() > 0
 
 
-@pytest.mark.parametrize("processes", [2])
+@pytest.mark.slow
 def test_torchrun_gives_the_weights_of_one_process(
-    here: Path, tmp_path: Path, processes: int, capsys: pytest.CaptureFixture[str]
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")
@@ -382,7 +377,7 @@ def test_torchrun_gives_the_weights_of_one_process(
     words = (*SMALL, "--model", "small_models:plain", "--batch-size", "53", "--beta", "1e-3")
     words = (*words, "--epochs", "3", "--no-report", "--threads", "1")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", str(processes), "-m", "margin_ext"]
+    torchrun += ["--nproc-per-node", "2", "-m", "margin_ext"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*torchrun, "train", "--out", str(tmp_path / "several"), *words],
