@@ -40,11 +40,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="settings in TOML, such as another run's"
     )
-    parser.add_argument(
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
         "--resume", action="store_true",
         help="go on with the run in --out, with its settings where none are given",
     )  # fmt: skip
-    parser.add_argument("--fresh", action="store_true", help="remove the run in --out")
+    earlier.add_argument("--fresh", action="store_true", help="remove the run in --out")
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, default=None,
         help="show bars (default: on a terminal)",
@@ -137,15 +138,13 @@ def _train(training_run: Run, progress: bool | None) -> int:
     try:
         training_run.run(tell, progress)
     except KeyboardInterrupt:
-        epoch = training_run.outcome.training.epoch
-        tell(
-            f"stopped after {epoch} whole epochs: the same command with --resume goes on from there"
-        )
+        tell("stopped: the same command with --resume goes on after the last whole epoch")
         status = _INTERRUPTED
     except DivergedError as error:
         status = _complain(str(error))
     except ValueError as error:
-        status = _complain(f"the trained model was not measured: {error}")
+        what = "the trained model was not measured: " if training_run.trained else ""
+        status = _complain(f"{what}{error}")
     except OSError as error:
         return _complain(
             f"cannot write: {error}; what was written before is whole, and once there is room the "

@@ -74,6 +74,7 @@ class Run:
     Attributes:
         settings: All of them, as `completed` gives them.
         outcome: The training, its history and what was measured.
+        trained: Whether all epochs are over, and kept.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Run:
         self.settings = dict(settings)
         self.out = out
         self.ranks = ranks
-        self.device = ranks.device(settings["device"])
+        self.device = _usable(ranks.device(settings["device"]))
         recipe = Recipe(**{name: settings[name] for name in Recipe.__dataclass_fields__})
         objective = _objective(settings, self.device)
         self.evaluation = _evaluation(settings)
@@ -111,6 +112,7 @@ class Run:
         if fresh:
             self._remove_old()
         self.outcome = self._outcome(model.to(self.device), objective, recipe)
+        self.trained = False
 
     def _remove_old(self) -> None:
         """Only what a run has written: the folder may hold other things."""
@@ -197,6 +199,7 @@ class Run:
         )
         self.write_settings()
         self.outcome.train("training", progress if self.ranks.first else False)
+        self.trained = True
         if self.settings["report"] and self.ranks.first and self.outcome.measured is None:
             tell("measuring the trained model")
             self.outcome.measure(self.evaluation, self.train, self.held_out, progress)
@@ -208,12 +211,11 @@ class Run:
             The text.
         """
         training = self.outcome.training
-        trained = training.epoch == training.recipe.epochs
         measured = self.outcome.measured is not None or not self.settings["report"]
         # In the middle of an epoch the weights are nobody's.
-        accuracy = clean_accuracy(training.model, self.held_out) if trained else None
+        accuracy = clean_accuracy(training.model, self.held_out) if self.trained else None
         values = {
-            "complete": trained and measured,
+            "complete": self.trained and measured,
             "settings": self.settings,
             "environment": {**environment(self.device), "processes": self.ranks.size},
             "accuracy": accuracy,
@@ -234,6 +236,16 @@ class Run:
             ImportError: There is no matplotlib.
         """
         save_figure(self, FIGURE)
+
+
+def _usable(device: torch.device) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+    # torch asserts that it was compiled for the device.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SettingsError(f"device {device} cannot be used: {reason}") from error
+    return device
 
 
 def _title(settings: Mapping[str, Any]) -> str:

@@ -307,6 +307,7 @@ MNIST = ("--data", "mnist", "--data-dir")
         (("--measure-p", "1"), "measure_p must be 2 or inf"),
         (("--compile", "inductor"), "compile needs gradient finite_difference"),
         (("--device", "cuda:99"), "device cuda:99 cannot be used: "),
+        (("--device", "gpu"), "device string: gpu"),
         (("--config", "nowhere.toml"), "cannot read nowhere.toml"),
         (("--config", "bad.npz"), "bad.npz is no TOML"),
     ],
