@@ -32,7 +32,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images with labels.
+    """Images with labels; their values lie in [0, 1], or in the range that a file was read with.
 
     Attributes:
         name: For titles.
@@ -40,7 +40,6 @@ class ImageData:
         validation: For choosing settings; never trained on.
         test: For the reported figures.
         classes: Number of classes.
-        value_range: Lowest and highest value that the images' elements can have.
     """
 
     name: str
@@ -48,7 +47,6 @@ class ImageData:
     validation: Labelled
     test: Labelled
     classes: int = 10
-    value_range: tuple[float, float] = (0.0, 1.0)
 
     @property
     def shape(self) -> tuple[int, int, int]:

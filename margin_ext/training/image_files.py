@@ -78,7 +78,7 @@ def npz(path: str | Path, value_range: tuple[float, float] = (0.0, 1.0)) -> Imag
         if classes > names:
             raise DataError(f"the labels in {path} go up to {classes - 1}, for {names} class_names")
         classes = names
-    return ImageData(path.stem, train, validation, test, classes, value_range)
+    return ImageData(path.stem, train, validation, test, classes)
 
 
 def _npz_file(path: Path) -> Path:

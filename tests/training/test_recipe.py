@@ -23,6 +23,16 @@ def test_settings_are_those_of_before_where_nothing_new_is_used() -> None:
     assert Recipe(3, optimizer="adam").settings()["optimizer"] == "adam"
 
 
+def test_every_epoch_and_every_process_has_random_numbers_of_its_own() -> None:
+    seeds = [
+        Recipe(1, seed=seed).epoch_seed(epoch, rank)
+        for seed in (0, 1, -1) for epoch in range(3) for rank in range(3)
+    ]  # fmt: skip
+    assert len(set(seeds)) == 27
+    for seed in seeds:
+        torch.manual_seed(seed)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_rates(schedule: str) -> None:
     rates = [Recipe(1, learning_rate=0.1, schedule=schedule).rate(i / 100) for i in range(101)]
@@ -115,9 +125,9 @@ def test_all_that_is_random_goes_on_bit_for_bit(tmp_path: Path, changed: dict[st
     # 30 samples in batches of 11 are 3 steps an epoch: every=2 is in the middle of its turn.
     assert [next(epochs), next(epochs)] == [1, 2]
     epochs.close()
-    torch.manual_seed(99)
     again = a_training(tmp_path / "stopped.pt", **changed)
     assert again.epoch == 1
+    torch.manual_seed(99)
     list(again.epochs())
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[key]), key

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -366,35 +365,3 @@ def test_a_network_that_is_constant_for_the_moment_is_followed_on(
     epochs = {record["epoch"] for record in read_history(tmp_path / "history.jsonl")}
     assert epochs == {1, 2, 3, 4}
     assert weights(tmp_path)["1.weight"].abs().max() > 0
-
-
-@pytest.mark.slow
-def test_torchrun_gives_the_weights_of_one_process(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this torch has no gloo")
-    # 54 training images in batches of 53: the last one has a single image, and so one process none.
-    words = (*SMALL, "--model", "small_models:plain", "--batch-size", "53", "--beta", "1e-3")
-    words = (*words, "--epochs", "3", "--no-report", "--threads", "1")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", "2", "-m", "margin_ext"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, "train", "--out", str(tmp_path / "several"), *words],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("accuracy, train / test") == 1
-    assert train(tmp_path / "one", *words) == 0
-    several, one = weights(tmp_path / "several"), weights(tmp_path / "one")
-    for name, value in one.items():
-        torch.testing.assert_close(several[name], value, rtol=1e-4, atol=1e-5)
-    losses = [checkpoint(tmp_path / out)["losses"] for out in ("several", "one")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    records = read_history(tmp_path / "several" / "history.jsonl")
-    assert [r["epoch"] for r in records if r["split"] == "train"] == [0, 1, 2, 3]
-    # Two processes round otherwise than one.
-    capsys.readouterr()
-    assert train(tmp_path / "several", "--resume") == 2
-    assert "processes: 2 there, 1 here" in capsys.readouterr().err
