@@ -133,6 +133,7 @@ def _notes(comparison: Outcomes) -> list[str]:
     if evaluation.samples is not None:
         count = min(count, evaluation.samples)
     sizes = f"{len(comparison.train[1])} training images, {count} {evaluation.part} images measured"
+    restarts = f", {evaluation.restarts} starts" if evaluation.restarts > 1 else ""
     notes = [
         f"{comparison.data.name}: {sizes}.",
         f"Margin: signed first-order {norm_name(evaluation.p)} distance to the nearest class "
@@ -140,7 +141,7 @@ def _notes(comparison: Outcomes) -> list[str]:
         "It may overstate the way; the attack distance is an upper bound on it (0 where "
         "misclassified).",
         f"Robust: accuracy under {evaluation.attack_steps}-step PGD on the logit gap / on the "
-        "cross-entropy (CE). The truth is below both.",
+        f"cross-entropy (CE){restarts}. The truth is below both.",
     ]
     marks = [
         (outcome, (outcome.measured["robust_accuracy"]["diagnosis"] or {}))
