@@ -67,8 +67,6 @@ class AverageMarginLoss(nn.Module):
     or ``out = criterion.run(model, inputs, target); out.loss.backward()``. With
     ``margin="logit_gap"`` it is the authors' loss, and no inputs are needed.
 
-    ``criterion.steps`` counts the training steps for ``every``; a continued training sets it.
-
     After each call ``criterion.statistics`` holds the minimum and average margin, the average gap
     and gradient norm and the accuracy of the batch, on the device.
 
@@ -98,7 +96,8 @@ class AverageMarginLoss(nn.Module):
         fraction: Of every batch, the share whose margins are taken, chosen at random and run by
             itself (with ``run`` only).
         every: Take margins in every so many training steps (calls of ``run``) only, with mu times
-            as much weight; in between the loss is the cross-entropy.
+            as much weight; in between the loss is the cross-entropy. ``criterion.steps``
+            counts them; a continued training sets it.
         batchnorm: What BatchNorm in training normalises by where margins are concerned: "batch",
             as everywhere in training, or "running", as in the finished network (a pass of its
             own; with ``run`` only).

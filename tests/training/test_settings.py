@@ -19,7 +19,7 @@ from margin_ext.training.settings import (
 )
 
 # Not for training by mean loss over a batch of plain labels.
-LEFT_OUT = {"weight", "ignore_index", "reduction", "validate", "difference"}
+LEFT_OUT = {"weight", "ignore_index", "reduction", "positions", "validate", "difference"}
 
 
 def written(tmp_path: Path, text: str) -> Path:
