@@ -87,7 +87,8 @@ class AverageMarginLoss(nn.Module):
         fraction: Of every batch, the share whose margins are taken, chosen at random and run by
             itself (with ``run`` only).
         every: Take margins in every so many training steps (calls of ``run``) only, with mu times
-            as much weight; in between the loss is the cross-entropy.
+            as much weight; in between the loss is the cross-entropy. ``criterion.steps``
+            counts them; a continued training sets it.
         batchnorm: What BatchNorm in training normalises by where margins are concerned: "batch",
             as everywhere in training, or "running", as in the finished network (a pass of its
             own; with ``run`` only).
@@ -167,7 +168,7 @@ class AverageMarginLoss(nn.Module):
         self.every = every
         self.batchnorm = batchnorm
         self._mode = make_mode(gradient, self.difference)
-        self._steps = 0
+        self.steps = 0
         self.statistics: BatchStatistics | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AverageMarginLoss:
@@ -355,8 +356,8 @@ class AverageMarginLoss(nn.Module):
         """Whether the margins enter this step."""
         if not self.training:
             return True
-        turn = self._steps % self.every == 0
-        self._steps += 1
+        turn = self.steps % self.every == 0
+        self.steps += 1
         return turn
 
     def extra_repr(self) -> str:

@@ -37,6 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "margin_ext.command_line.reproduce",
         "compare the authors' published figures with ours",
     ),
+    "train": (
+        "margin_ext.command_line.train",
+        "train a network for its margin, and report what came of it",
+    ),
 }
 
 _INTERRUPTED = 130

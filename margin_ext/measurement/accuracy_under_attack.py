@@ -245,8 +245,8 @@ def robust_accuracy(
     diagnosis = None
     if diagnose_masking and evidence.count:
         diagnosis = diagnose(
-            robust={name: tuple(values.mean(axis=0)) for name, values in robust.items()},
-            random=tuple(at_random.mean(axis=0)),
+            robust={name: values.mean(axis=0).tolist() for name, values in robust.items()},
+            random=at_random.mean(axis=0).tolist(),
             cross_entropy_underflow=evidence.underflow["cross_entropy"] / evidence.count,
             gap_underflow=evidence.underflow["gap"] / evidence.count,
             large_eps=evidence.large_eps,

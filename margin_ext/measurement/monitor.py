@@ -99,37 +99,47 @@ class MarginMonitor:
         }
         self._record({"step": self.steps, "split": "batch", **kept})
 
-    def epoch(self, model: Model, epoch: float) -> dict[str, MarginReport]:
+    def epoch(
+        self,
+        model: Model,
+        epoch: float,
+        further: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> dict[str, MarginReport]:
         """Measure every split and keep minimum, average, gap and accuracy.
 
         Args:
             model: Left in the mode in which it came.
             epoch: Number of epochs done; 0 for the untrained model.
+            further: What else is to be kept, by split, such as {"train": {"loss": 0.3}}.
 
         Returns:
             The report of each split.
         """
         reports = {}
-        for split, data in self.data.items():
-            report = measure(model, data, p=self.p, limit=self.limit, **self.options)
-            total = report.summary()
-            self._record(
-                {
-                    "step": self.steps,
-                    "epoch": epoch,
-                    "split": split,
-                    "norm": norm_name(self.p),
-                    "minimum_margin": total.minimum,
-                    "average_margin": total.average,
-                    "average_margin_correct": total.average_correct,
-                    "median_margin": total.quantiles[0.5],
-                    "minimum_gap": float(report.gap.min()),
-                    "average_gap": float(report.gap.astype("float64").mean()),
-                    "accuracy": report.accuracy,
-                }
-            )
-            reports[split] = report
+        further = further or {}
+        for split in dict.fromkeys((*self.data, *further)):
+            record: dict[str, Any] = {"step": self.steps, "epoch": epoch, "split": split}
+            if split in self.data:
+                report = measure(
+                    model, self.data[split], p=self.p, limit=self.limit, **self.options
+                )
+                record.update(self._totals(report))
+                reports[split] = report
+            self._record({**record, **further.get(split, {})})
         return reports
+
+    def _totals(self, report: MarginReport) -> dict[str, Any]:
+        total = report.summary()
+        return {
+            "norm": norm_name(self.p),
+            "minimum_margin": total.minimum,
+            "average_margin": total.average,
+            "average_margin_correct": total.average_correct,
+            "median_margin": total.quantiles[0.5],
+            "minimum_gap": float(report.gap.min()),
+            "average_gap": float(report.gap.astype("float64").mean()),
+            "accuracy": report.accuracy,
+        }
 
     def series(self, split: str, quantity: str) -> tuple[list[float], list[float]]:
         """Epochs (for split "batch": steps) and values of one quantity."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import operator
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from margin_ext.measurement.idx import load_mnist
 from margin_ext.measurement.models import AUTHORS_MODELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["data_source", "imported", "model_source"]
 
@@ -40,8 +44,12 @@ def imported(name: str) -> Any:
         raise ValueError(f"{module_name} has no {attribute}") from None
 
 
-def model_source(name: str) -> nn.Module:
+def model_source(name: str, **offered: Any) -> nn.Module:
     """A module: one of the authors' models by name, or what module:callable returns.
+
+    Args:
+        name: The name.
+        **offered: What the callable is called with, where it has parameters of these names.
 
     Raises:
         ValueError: There is no such model, or the callable returns something else.
@@ -51,11 +59,21 @@ def model_source(name: str) -> nn.Module:
     if ":" not in name:
         raise ValueError(f"model must be module:callable or one of {', '.join(AUTHORS_MODELS)}")
     build = imported(name)
-    model = build() if callable(build) and not isinstance(build, nn.Module) else build
+    model = build
+    if callable(build) and not isinstance(build, nn.Module):
+        model = build(**_accepted(build, offered))
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise ValueError(f"{name} must give a torch.nn.Module, got {kind}")  # noqa: TRY004
     return model
+
+
+def _accepted(build: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        known = inspect.signature(build).parameters
+    except ValueError:  # builtins have none
+        return {}
+    return {name: value for name, value in offered.items() if name in known}
 
 
 def data_source(name: str, *, train: bool = False) -> Any:

@@ -1,9 +1,10 @@
-"""Training with margins: data, epochs that can be interrupted, and comparisons of objectives."""
+"""Training with margins: data, epochs that can be interrupted, single runs and comparisons."""
 
 from __future__ import annotations
 
 from margin_ext.training.comparison import Comparison, Contender
 from margin_ext.training.data import DataError, ImageData, digits, mnist
+from margin_ext.training.image_files import cifar10, npz
 from margin_ext.training.loop import Recipe, Training
 from margin_ext.training.objective import Objective
 
@@ -15,6 +16,8 @@ __all__ = [
     "Objective",
     "Recipe",
     "Training",
+    "cifar10",
     "digits",
     "mnist",
+    "npz",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +14,11 @@ from margin_ext.measurement.checkpoint import read_checkpoint
 from margin_ext.measurement.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
-__all__ = ["OtherSettingsError", "read_state", "write_state"]
+    from _typeshed import DataclassInstance
+
+__all__ = ["OtherSettingsError", "read_state", "told_fields", "write_state"]
 
 
 class OtherSettingsError(Exception):
@@ -22,9 +26,16 @@ class OtherSettingsError(Exception):
 
 
 def write_state(path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Replace the file; a kill leaves the old one or the new one."""
+    """Replace the file; a kill or a full disk leaves the old one or the new one.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     content = {**state, "settings_json": json.dumps(dict(settings), sort_keys=True)}
-    write_atomically(path, lambda file: torch.save(content, file))
+    # Through memory: where the disk is full, torch's own writer hides the system's reason.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def read_state(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -52,3 +63,16 @@ def require_same_settings(
     if other:
         differences = ", ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} here" for k in other)
         raise OtherSettingsError(f"{path} belongs to a run with other settings ({differences})")
+
+
+def told_fields(settings: DataclassInstance, first: Collection[str]) -> dict[str, Any]:
+    """The fields that settings are recognised by.
+
+    Those that came later than ``first`` count only where they differ from their default, so that
+    files from before they existed still fit.
+    """
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name in first or getattr(settings, field.name) != field.default
+    }

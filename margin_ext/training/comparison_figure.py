@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from margin_ext.measurement.figures import COLORS, GREY, plain
+from margin_ext.measurement.report import norm_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from margin_ext.training.comparison import Comparison, Outcome
+    from margin_ext.training.comparison_report import Outcomes
+    from margin_ext.training.outcome import Outcome
 
 __all__ = ["comparison_figure", "save_figure"]
 
@@ -25,7 +27,7 @@ _DOTTED = (0, (1.5, 1.5))
 _EARLY = 1 / 3
 
 
-def comparison_figure(comparison: Comparison) -> Figure:
+def comparison_figure(comparison: Outcomes) -> Figure:
     """Four panels; what is not there yet is left out.
 
     Raises:
@@ -38,28 +40,29 @@ def comparison_figure(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(10, 7.4), dpi=150, layout="constrained")
     panels = figure.subplots(2, 2)
     held_out = comparison.evaluation.part
+    norm = norm_name(comparison.evaluation.p)
     colored = list(zip(comparison.outcomes, COLORS, strict=False))
-    _history(panels[0, 0], colored, "average_margin")
+    _history(panels[0, 0], colored, "average_margin", norm)
     panels[0, 0].set_title("Average margin over training", loc="left", fontsize=11)
-    _history(panels[0, 1], colored, "minimum_margin")
+    _history(panels[0, 1], colored, "minimum_margin", norm)
     panels[0, 1].set_title("Minimum margin over training", loc="left", fontsize=11)
-    _histograms(panels[1, 0], colored, held_out)
+    _histograms(panels[1, 0], colored, held_out, norm)
     panels[1, 0].set_title(f"Margins of the {held_out} images", loc="left", fontsize=11)
-    _robust_accuracy(panels[1, 1], colored)
+    _robust_accuracy(panels[1, 1], colored, norm)
     panels[1, 1].set_title("Robust accuracy", loc="left", fontsize=11)
     _line_styles(panels[0, 0], f"{held_out} images", "training images", "lower right")
     _legend(figure, colored)
     return figure
 
 
-def save_figure(comparison: Comparison, name: str = "figure.png") -> Path:
-    """Draw it into the comparison's folder."""
+def save_figure(comparison: Outcomes, name: str = "figure.png") -> Path:
+    """Draw it into the folder of the outcomes."""
     path = comparison.out / name
     comparison_figure(comparison).savefig(path)
     return path
 
 
-def _history(ax: Axes, colored: list[tuple[Outcome, str]], quantity: str) -> None:
+def _history(ax: Axes, colored: list[tuple[Outcome, str]], quantity: str, norm: str) -> None:
     later: list[float] = []
     earlier: list[float] = []
     for outcome, color in colored:
@@ -71,7 +74,7 @@ def _history(ax: Axes, colored: list[tuple[Outcome, str]], quantity: str) -> Non
                 (earlier if early else later).append(value)
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.locator_params(axis="x", integer=True)
-    plain(ax, "epoch", "first-order l2 margin")
+    plain(ax, "epoch", f"first-order {norm} margin")
     if later:
         room = 0.06 * (max(later) - min(*later, 0.0))
         low = min(*later, 0.0) - room
@@ -80,13 +83,13 @@ def _history(ax: Axes, colored: list[tuple[Outcome, str]], quantity: str) -> Non
             ax.set_xlabel("epoch (the first ones lie far below the frame)")
 
 
-def _histograms(ax: Axes, colored: list[tuple[Outcome, str]], held_out: str) -> None:
+def _histograms(ax: Axes, colored: list[tuple[Outcome, str]], held_out: str, norm: str) -> None:
     series = [
         (outcome.measured["margins"], color)
         for outcome, color in colored
         if outcome.measured is not None
     ]
-    plain(ax, "first-order l2 margin", f"{held_out} images")
+    plain(ax, f"first-order {norm} margin", f"{held_out} images")
     if not series:
         return
     pooled = np.concatenate([np.asarray(values) for values, _ in series])
@@ -106,8 +109,8 @@ def _histograms(ax: Axes, colored: list[tuple[Outcome, str]], held_out: str) -> 
     )  # fmt: skip
 
 
-def _robust_accuracy(ax: Axes, colored: list[tuple[Outcome, str]]) -> None:
-    plain(ax, "l2 radius eps of the attack", "accuracy under attack")
+def _robust_accuracy(ax: Axes, colored: list[tuple[Outcome, str]], norm: str) -> None:
+    plain(ax, f"{norm} radius eps of the attack", "accuracy under attack")
     ax.set_ylim(-0.02, 1.02)
     for outcome, color in colored:
         if outcome.measured is None:

@@ -1,36 +1,78 @@
-"""A comparison as one table and as report.json."""
+"""Outcomes as one table and as report.json."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 import margin_ext
 from margin_ext.measurement.files import write_atomically
-from margin_ext.measurement.report import finite_json
+from margin_ext.measurement.report import finite_json, norm_name
 from margin_ext.measurement.table import text_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from margin_ext.training.comparison import Comparison, Outcome
+    from torch import Tensor
 
-__all__ = ["comparison_dict", "comparison_table", "save_report"]
+    from margin_ext.training.comparison import Comparison
+    from margin_ext.training.data import ImageData
+    from margin_ext.training.evaluation import Evaluation
+    from margin_ext.training.outcome import Outcome
+
+__all__ = [
+    "Outcomes",
+    "comparison_dict",
+    "comparison_table",
+    "environment",
+    "outcome_dict",
+    "save_report",
+    "write_report",
+]
 
 _MISSING = "-"
 _VANISHES = "!"
 _MISLEADS = "?"
 
 
-def comparison_table(comparison: Comparison) -> str:
+class Outcomes(Protocol):
+    """What tables and figures are made of: a comparison, or a single run."""
+
+    @property
+    def out(self) -> Path:
+        """The folder."""
+
+    @property
+    def data(self) -> ImageData:
+        """What was trained on."""
+
+    @property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """Its training images and labels."""
+
+    @property
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """Those that are reported on."""
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How all were measured."""
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """The trainings."""
+
+
+def comparison_table(comparison: Outcomes) -> str:
     """One column a contender, and below it what the marks and words mean."""
     outcomes = comparison.outcomes
     held_out = comparison.evaluation.part
+    norm = norm_name(comparison.evaluation.p)
     rows: list[list[str]] = []
 
     def row(name: str, cell: Callable[[Outcome], str]) -> None:
@@ -43,7 +85,7 @@ def comparison_table(comparison: Comparison) -> str:
     row(f"average margin, {both}", lambda o: _both(o, "average_margin"))
     row(f"average attack distance, {held_out}", _distance)
     for index, eps in enumerate(comparison.evaluation.eps):
-        row(f"robust at l2 eps {eps:g}, gap / CE", lambda o, i=index: _robust(o, i))  # type: ignore[misc]
+        row(f"robust at {norm} eps {eps:g}, gap / CE", lambda o, i=index: _robust(o, i))  # type: ignore[misc]
     row("CE gradient vanishes on", _vanishing)
     row("seconds per epoch", lambda o: _number(o.training.seconds_per_epoch, 2))
     header = ["", *(outcome.contender.title for outcome in outcomes)]
@@ -83,20 +125,23 @@ def _vanishing(outcome: Outcome) -> str:
     return f"{diagnosis['cross_entropy_underflow']:.1%}" if diagnosis else _MISSING
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def _notes(comparison: Outcomes) -> list[str]:
     evaluation = comparison.evaluation
+    low, high = evaluation.data_range
+    unit = f"black {low:g}, white {high:g}" if evaluation.input_std is None else "in pixel units"
     count = len(comparison.held_out[1])
     if evaluation.samples is not None:
         count = min(count, evaluation.samples)
     sizes = f"{len(comparison.train[1])} training images, {count} {evaluation.part} images measured"
+    restarts = f", {evaluation.restarts} starts" if evaluation.restarts > 1 else ""
     notes = [
         f"{comparison.data.name}: {sizes}.",
-        "Margin: signed first-order l2 distance to the nearest class boundary (class rule: all), "
-        "black 0, white 1.",
+        f"Margin: signed first-order {norm_name(evaluation.p)} distance to the nearest class "
+        f"boundary (class rule: all), {unit}.",
         "It may overstate the way; the attack distance is an upper bound on it (0 where "
         "misclassified).",
         f"Robust: accuracy under {evaluation.attack_steps}-step PGD on the logit gap / on the "
-        "cross-entropy (CE). The truth is below both.",
+        f"cross-entropy (CE){restarts}. The truth is below both.",
     ]
     marks = [
         (outcome, (outcome.measured["robust_accuracy"]["diagnosis"] or {}))
@@ -110,12 +155,16 @@ def _notes(comparison: Comparison) -> list[str]:
         found = [outcome.contender.title for outcome, diagnosis in marks if diagnosis.get(flag)]
         if found:
             notes.append(f"{mark} Signs of gradient masking ({', '.join(found)}): {meaning}.")
-    unfinished = [o for o in comparison.outcomes if o.measured is None]
-    if unfinished:
-        notes.append(
-            f"Not finished: {', '.join(o.contender.title for o in unfinished)} (margins of the "
-            "last whole epoch, on fewer images)."
-        )
+    for words, done in (("Not finished", False), ("Not measured", True)):
+        found = [
+            o.contender.title
+            for o in comparison.outcomes
+            if o.measured is None and (o.training.epoch == o.training.recipe.epochs) is done
+        ]
+        if found:
+            notes.append(
+                f"{words}: {', '.join(found)} (margins of the last whole epoch, on fewer images)."
+            )
     return notes
 
 
@@ -131,19 +180,25 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
         },
         "recipe": dataclasses.asdict(comparison.recipe),
         "evaluation": {**dataclasses.asdict(comparison.evaluation), "class_rule": "all"},
-        "environment": {
-            "margin_ext": margin_ext.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "device": comparison.device.type,
-            "threads": torch.get_num_threads(),
-        },
-        "trainings": [_outcome_dict(outcome, comparison.out) for outcome in comparison.outcomes],
+        "environment": environment(comparison.device),
+        "trainings": [outcome_dict(outcome, comparison.out) for outcome in comparison.outcomes],
     }
 
 
-def _outcome_dict(outcome: Outcome, out: Path) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
+    """What figures may depend on beside the settings."""
+    return {
+        "margin_ext": margin_ext.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def outcome_dict(outcome: Outcome, out: Path) -> dict[str, Any]:
+    """One training as plain values, with the places of its files relative to ``out``."""
     measured, training = outcome.measured, outcome.training
     return {
         "key": outcome.contender.key,
@@ -162,9 +217,13 @@ def _outcome_dict(outcome: Outcome, out: Path) -> dict[str, Any]:
 
 def save_report(comparison: Comparison) -> tuple[Path, Path]:
     """Write report.json and table.txt into the comparison's folder."""
-    text = json.dumps(finite_json(comparison_dict(comparison)), indent=1)
-    table = comparison_table(comparison) + "\n"
     paths = comparison.out / "report.json", comparison.out / "table.txt"
-    for path, content in zip(paths, (text, table), strict=True):
-        write_atomically(path, lambda file, content=content: file.write(content.encode()))  # type: ignore[misc]
+    write_report(comparison_dict(comparison), comparison_table(comparison), *paths)
     return paths
+
+
+def write_report(values: dict[str, Any], table: str, json_path: Path, table_path: Path) -> None:
+    """Write both forms of a report atomically."""
+    text = json.dumps(finite_json(values), indent=1)
+    for path, content in ((json_path, text), (table_path, table + "\n")):
+        write_atomically(path, lambda file, content=content: file.write(content.encode()))  # type: ignore[misc]

@@ -1,7 +1,11 @@
-"""Labelled images in memory, split for training, tuning and reporting."""
+"""Labelled images in memory, split for training, tuning and reporting.
+
+Files of other forms than MNIST's: `margin_ext.training.image_files`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -12,7 +16,7 @@ from torch import Tensor
 
 from margin_ext.measurement.idx import load_mnist
 
-__all__ = ["DataError", "ImageData", "digits", "mnist"]
+__all__ = ["DataError", "ImageData", "data_digest", "digits", "mnist"]
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -28,7 +32,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images in [0, 1] with labels.
+    """Images with labels; their values lie in [0, 1], or in the range that a file was read with.
 
     Attributes:
         name: For titles.
@@ -62,6 +66,15 @@ class ImageData:
 
 def _first(part: Labelled, count: int | None) -> Labelled:
     return part[0][:count], part[1][:count]
+
+
+def data_digest(part: Labelled) -> str:
+    """Hash of images and labels, to recognise them wherever their files are."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in part:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def digits() -> ImageData:

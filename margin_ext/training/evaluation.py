@@ -6,29 +6,39 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from margin_ext.measurement import measure, robust_accuracy
+from margin_ext.measurement.evaluation_mode import evaluation_mode
 from margin_ext.measurement.minimum_distance import DistanceAttack
+from margin_ext.training.checkpoint import told_fields
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from margin_ext.measurement import MarginReport
 
-__all__ = ["DATA_RANGE", "Evaluation", "margin_totals"]
+__all__ = ["DATA_RANGE", "Evaluation", "clean_accuracy", "margin_totals"]
 
 DATA_RANGE = (0.0, 1.0)
+
+_FIRST_FIELDS = ("eps", "attack_steps", "distance_steps", "samples", "part")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """First-order l2 margins, attack distances and robust accuracy.
+    """First-order margins, attack distances and robust accuracy.
 
     Attributes:
-        eps: Radii of the l2 balls, in the images' unit (black 0, white 1).
+        eps: Radii of the balls, in the images' unit (pixel units with ``input_std``).
         attack_steps: Of projected gradient descent.
         distance_steps: Of the attack that looks for the nearest adversarial example.
         samples: The first so many images of each part; None: all.
         part: "test", or "validation" while settings are chosen.
+        p: Threat norm of margins and attacks, 2 or infinity.
+        restarts: Of projected gradient descent.
+        data_range: Lowest and highest value of the images; attacks stay inside.
+        input_std: The standard deviation(s) by which the images were divided.
     """
 
     eps: tuple[float, ...]
@@ -36,6 +46,14 @@ class Evaluation:
     distance_steps: int = 100
     samples: int | None = None
     part: str = "test"
+    p: float = 2.0
+    restarts: int = 1
+    data_range: tuple[float, float] = DATA_RANGE
+    input_std: float | tuple[float, ...] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What has to agree for measured values to be taken up."""
+        return told_fields(self, _FIRST_FIELDS)
 
     def measure(
         self,
@@ -57,7 +75,9 @@ class Evaluation:
             margin and the attack distances), "robust_accuracy".
         """
         common: dict[str, Any] = {
-            "data_range": DATA_RANGE,
+            "p": self.p,
+            "data_range": self.data_range,
+            "input_std": self.input_std,
             "limit": self.samples,
             "progress": progress,
         }
@@ -67,7 +87,9 @@ class Evaluation:
             on_train = measure(model, train, **common)
             distances = DistanceAttack(steps=self.distance_steps)
             on_held_out = measure(model, held_out, bounds=("attack",), attack=distances, **common)
-        robust = robust_accuracy(model, held_out, self.eps, steps=self.attack_steps, **common)
+        robust = robust_accuracy(
+            model, held_out, self.eps, steps=self.attack_steps, restarts=self.restarts, **common
+        )
         attacked = on_held_out.summary(quantity="attack")
         norm = on_held_out.first
         return {
@@ -101,3 +123,13 @@ def margin_totals(report: MarginReport) -> dict[str, Any]:
         "infinite": total.infinite,
         "average_gap": float(report.gap.astype("float64").mean()),
     }
+
+
+def clean_accuracy(model: nn.Module, part: tuple[Tensor, Tensor], batch_size: int = 256) -> float:
+    """Accuracy on all images of a part; the model is left as it came."""
+    images, labels = part
+    right = 0
+    with evaluation_mode(model), torch.no_grad():
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            right += int((model(x).argmax(dim=1) == y).sum())
+    return right / labels.shape[0]

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from margin_ext.functional import orthogonality_penalty
 from margin_ext.loss import AverageMarginLoss
 
-__all__ = ["Objective"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Objective", "TrainingObjective"]
+
+
+class TrainingObjective(Protocol):
+    """What `Training` asks of an objective.
+
+    One that changes from step to step also has ``state_dict()`` and ``load_state_dict(state)``,
+    with tensors and plain values, so that a continued training takes it up where it was.
+    """
+
+    def loss(self, model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
+        """The scalar to differentiate, a mean over the samples [B, ...] and target [B]."""
+
+    def settings(self) -> dict[str, Any]:
+        """In words and numbers, for a report and to recognise a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -36,3 +53,14 @@ class Objective:
     def settings(self) -> dict[str, Any]:
         """In words and numbers, for a report and to recognise a checkpoint."""
         return {"criterion": repr(self.criterion), "beta": self.beta}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from step to step: the count that the criterion's ``every`` goes by."""
+        if isinstance(self.criterion, AverageMarginLoss):
+            return {"steps": self.criterion.steps}
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up such a state."""
+        if isinstance(self.criterion, AverageMarginLoss):
+            self.criterion.steps = int(state["steps"])

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._functorch import config
 
 from compatibility.networks import (
     CLASSES,
@@ -49,6 +50,24 @@ def test_a_compiled_model():
     with pytest.warns(RuntimeWarning, match=NO_DOUBLE_BACKWARD):
         chosen = step(criterion("auto"), compiled, x, y)[1]
     assert relative(chosen, step(criterion("finite_difference"), model, x, y)[1]) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["detached", "finite_difference"])
+def test_a_second_batch_size_needs_a_backward_that_keeps_its_buffers(mode):
+    """The graph for any batch size gives buffers away in the first of the two gradients."""
+    model = nn.Sequential(nn.Linear(10, 16), nn.GELU(), *mlp()[2:])
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    with config.patch(donated_buffer=True):
+        step(criterion(mode), compiled, *vectors(6))
+        with pytest.raises(RuntimeError, match="donated_buffer=False"):
+            step(criterion(mode), compiled, *vectors(4))
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    with config.patch(donated_buffer=False):
+        for size in (6, 4):
+            x, y = vectors(size)
+            found, wanted = (step(criterion(mode), m, x, y)[1] for m in (compiled, model))
+            assert relative(found, wanted) < 1e-5
 
 
 def test_a_compiled_step():

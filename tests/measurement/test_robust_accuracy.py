@@ -156,6 +156,9 @@ def test_a_robust_model_is_not_suspected() -> None:
     assert not result.diagnosis.gap_masked
     assert not result.diagnosis.cross_entropy_masked
     assert result.diagnosis.at_large_eps == 0
+    # Plain values: a report in JSON takes them as they are.
+    assert type(result.diagnosis.random_excess) is float
+    assert type(result.diagnosis.cross_entropy_excess) is float
     assert "No sign of gradient masking" in str(result)
 
 

@@ -82,10 +82,25 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         a_training(path)
 
 
-def test_divergence_is_told(tmp_path: Path) -> None:
-    training = a_training(tmp_path / "state.pt", recipe=Recipe(epochs=5, learning_rate=1e30))
-    with pytest.raises(DivergedError, match="no longer finite after epoch"):
+def test_divergence_is_told_and_the_last_good_state_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    training = a_training(path, recipe=Recipe(epochs=5, learning_rate=1e30))
+    with pytest.raises(DivergedError, match=r"in epoch 2, step 1 of 1.* after epoch 1$"):
         list(training.epochs())
+    state = torch.load(path, weights_only=True)
+    assert state["epoch"] == 1
+    assert all(bool(value.isfinite().all()) for value in state["model_state_dict"].values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    training = a_training(path, recipe=Recipe(epochs=1, learning_rate=1e38, momentum=0.99))
+    training.save()
+    for parameter in training.model.parameters():
+        parameter.register_hook(lambda grad: grad * 1e30)
+    with pytest.raises(DivergedError, match="weights are no longer finite after epoch 1"):
+        list(training.epochs())
+    assert torch.load(path, weights_only=True)["epoch"] == 0
 
 
 def test_every_sample_comes_once_an_epoch_in_another_order() -> None:

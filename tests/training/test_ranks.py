@@ -1,0 +1,67 @@
+"""Several processes, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from margin_ext.measurement.monitor import read_history
+from margin_ext.training.ranks import ALONE, Ranks, started_ranks
+from training.small_images import SMALL, checkpoint, train, weights
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch", [1, 2, 5, 14])
+def test_the_mean_over_the_shares_is_that_of_the_batch(size: int, batch: int) -> None:
+    numbers = torch.randperm(100)[:batch]
+    values = torch.rand(100, dtype=torch.float64)
+    shares = [Ranks(rank, size).share(numbers) for rank in range(size)]
+    mean = sum(factor * values[part].mean() for part, factor in shares) / size
+    torch.testing.assert_close(mean, values[numbers].mean())
+    counted = torch.cat([part for part, factor in shares if factor > 0])
+    assert counted.tolist() == numbers.tolist()
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with started_ranks("cpu") as ranks:
+        assert ranks is ALONE
+        assert ranks.first
+        assert ranks.told_by_first([1]) == [1]
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_weights_of_one_process(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    # 54 training images in batches of 53: the last one has a single image, and so one process none.
+    words = (*SMALL, "--model", "small_models:plain", "--batch-size", "53", "--beta", "1e-3")
+    words = (*words, "--epochs", "3", "--no-report", "--threads", "1")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "-m", "margin_ext"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, "train", "--out", str(tmp_path / "several"), *words],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("accuracy, train / test") == 1
+    assert train(tmp_path / "one", *words) == 0
+    several, one = weights(tmp_path / "several"), weights(tmp_path / "one")
+    for name, value in one.items():
+        torch.testing.assert_close(several[name], value, rtol=1e-4, atol=1e-5)
+    losses = [checkpoint(tmp_path / out)["losses"] for out in ("several", "one")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    records = read_history(tmp_path / "several" / "history.jsonl")
+    assert [r["epoch"] for r in records if r["split"] == "train"] == [0, 1, 2, 3]
+    # Two processes round otherwise than one.
+    capsys.readouterr()
+    assert train(tmp_path / "several", "--resume") == 2
+    assert "processes: 2 there, 1 here" in capsys.readouterr().err
