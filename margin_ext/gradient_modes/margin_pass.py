@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.functional import MarginLoss
+from margin_ext.gradient_modes.compiled import kept_for_two_gradients
 from margin_ext.gradient_modes.deferral import deferral_for
 from margin_ext.gradient_modes.layer_state import state_kept, training_batchnorms
 from margin_ext.gradient_modes.objective import Objective
@@ -112,13 +113,15 @@ def run_step(
     """
     refuse_static_graph(passes.model)
     if not passes.separate:
-        step = passes.margin_step(objective, inputs, target, first=True)
-        return step.logits, mode(step)
+        with kept_for_two_gradients(passes.model):
+            step = passes.margin_step(objective, inputs, target, first=True)
+            return step.logits, mode(step)
     logits = passes.call(passes.model, inputs)
     plain = objective.plain(logits, target)
     chosen = _choose(target.shape[0], passes.fraction, target.device)
-    part = passes.margin_step(objective, inputs[chosen], target[chosen], first=False)
-    regularized = mode(part)
+    with kept_for_two_gradients(passes.model):
+        part = passes.margin_step(objective, inputs[chosen], target[chosen], first=False)
+        regularized = mode(part)
     term = regularized.loss - objective.cross_entropy(part.logits, part.target)
     return logits, _joined(plain, regularized, term, chosen, objective)
 

@@ -118,11 +118,6 @@ class Training:
         """The model as the steps run it."""
         if self.recipe.compile == "off":
             return self.ranks.wrapped(self.model)
-        from torch._functorch import config
-
-        # The graph is gone through twice, for the input gradient and for that of the weights: a
-        # compiled backward must not give away its buffers in the first.
-        config.donated_buffer = False
         compiled: Any = torch.compile(self.model, backend=self.recipe.compile)
         return self.ranks.wrapped(compiled)
 
