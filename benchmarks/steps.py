@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from margin_ext import AverageMarginLoss, dual_direction
 from margin_ext.functional import dispatch
-from margin_ext.loss import GRADIENT_MODES
-from margin_ext.measurement.pgd import attack_gradient, project
+from margin_ext.gradient_modes import GRADIENT_MODES
+from margin_ext.measurement.pgd import attack_gradient
+from margin_ext.perturbation import project
 
 PLAIN = "plain"
 PGD = "pgd_7"

@@ -19,7 +19,7 @@ from margin_ext.functional import (
     logit_gap,
     orthogonality_penalty,
 )
-from margin_ext.gradient_modes import FiniteDifference
+from margin_ext.gradient_modes import FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import BatchStatistics
@@ -35,6 +35,7 @@ __all__ = [
     "FiniteDifference",
     "MarginMonitor",
     "Regularizer",
+    "Secant",
     "__version__",
     "average_margin_loss",
     "backend_info",

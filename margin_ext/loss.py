@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,25 +12,24 @@ from torch import Tensor, nn
 
 from margin_ext.functional import MarginLoss
 from margin_ext.gradient_modes import (
-    BATCHNORM_POLICIES,
-    GRADIENT_MODES,
     FiniteDifference,
     GradientCheck,
+    Mode,
     Objective,
     Passes,
     SampleObjective,
+    Secant,
     Step,
     check_gradient,
     joined_call,
     layered_loss,
     make_mode,
     run_step,
+    secant_loss,
 )
 from margin_ext.gradient_modes.parallel import refuse_static_graph_behind
 from margin_ext.input_gradient import check_inputs
-from margin_ext.norms import dual_exponent
-from margin_ext.reference.margin_loss import REDUCTIONS
-from margin_ext.reference.sample_gap import POSITIONS
+from margin_ext.loss_settings import check_settings, checked_std
 from margin_ext.regularizers import Regularizer, resolve_regularizer
 from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
@@ -66,13 +64,17 @@ class AverageMarginLoss(nn.Module):
         regularizer: "ramp", clamp(tau - t, 0, tau), lifts margins of correctly classified samples
             up to tau; "authors_code", clamp(-t, 0, tau), is what the authors' code computes;
             "hinge", "linear", "softplus", "exponential"; or a :class:`Regularizer`.
-        margin: "first_order" (distance to the boundary) or "logit_gap" (the authors').
+        margin: "first_order" (distance to the boundary of the tangent), "secant" (along the way to
+            the point that a short attack finds: needs no second derivatives, ``run`` only, and
+            ``gradient`` and ``classes`` beyond the first gap play no part) or "logit_gap" (the
+            authors').
         gradient: How the norm of the input gradient is differentiated: "double_backward" (exact;
             the model must be twice differentiable), "finite_difference" (one or two passes more
             and no second derivatives; with ``run`` only), "detached" (the norm is a constant:
             cheapest, and weaker) or "auto" (double_backward, and where ``run`` finds that the
             model lacks it, finite_difference, with a warning).
         difference: How finite differences step.
+        secant: How the attack of margin="secant" goes.
         classes: Which classes the margin is taken over: "runner_up" (one gradient pass), k (the k
             largest other logits: k passes more) or "all".
         eps: Floor of the gradient norm; under it the norm has no gradient.
@@ -89,6 +91,8 @@ class AverageMarginLoss(nn.Module):
         every: Take margins in every so many training steps (calls of ``run``) only, with mu times
             as much weight; in between the loss is the cross-entropy. ``criterion.steps``
             counts them; a continued training sets it.
+        warmup: Training steps in which mu rises evenly from near 0, for settings under which a
+            network that knows nothing yet would not begin to learn.
         batchnorm: What BatchNorm in training normalises by where margins are concerned: "batch",
             as everywhere in training, or "running", as in the finished network (a pass of its
             own; with ``run`` only).
@@ -117,32 +121,29 @@ class AverageMarginLoss(nn.Module):
         positions: str = "mean",
         input_std: float | Sequence[float] | Tensor | None = None,
         difference: FiniteDifference | None = None,
+        secant: Secant | None = None,
         fraction: float = 1.0,
         every: int = 1,
+        warmup: int = 0,
         batchnorm: str = "batch",
         validate: bool = False,
     ) -> None:
         super().__init__()
-        dual_exponent(p)
-        _one_of("margin", margin, ("first_order", "logit_gap"))
-        _one_of("gradient", gradient, GRADIENT_MODES)
-        _one_of("reduction", reduction, REDUCTIONS)
-        _one_of("positions", positions, POSITIONS)
-        _one_of("batchnorm", batchnorm, BATCHNORM_POLICIES)
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
-        if not (isinstance(every, int) and every >= 1):
-            raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
-        if not (classes in ("runner_up", "all") or (isinstance(classes, int) and classes >= 1)):
-            raise ValueError(
-                f'classes must be "runner_up", "all" or a number >= 1, got {classes!r}'
-            )
-        if not mu >= 0:
-            raise ValueError(f"mu must be at least 0, got {mu}")
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps}")
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
+        check_settings(
+            p=p,
+            mu=mu,
+            margin=margin,
+            gradient=gradient,
+            classes=classes,
+            eps=eps,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            positions=positions,
+            fraction=fraction,
+            every=every,
+            warmup=warmup,
+            batchnorm=batchnorm,
+        )
         self.p = p
         self.mu = float(mu)
         self.tau = float(tau)
@@ -157,17 +158,18 @@ class AverageMarginLoss(nn.Module):
         self.positions = positions
         self.validate = validate
         self.register_buffer("weight", weight)
-        std = None if input_std is None else torch.as_tensor(input_std, dtype=torch.float64)
-        if std is not None and (std.dim() > 1 or not bool((std > 0).all())):
-            raise ValueError(
-                f"input_std must be a number or [channels], above 0, got {input_std!r}"
-            )
-        self.register_buffer("input_std", std, persistent=False)
+        self.register_buffer("input_std", checked_std(input_std), persistent=False)
         self.difference = FiniteDifference() if difference is None else difference
+        self.secant = Secant() if secant is None else secant
         self.fraction = float(fraction)
         self.every = every
+        self.warmup = warmup
         self.batchnorm = batchnorm
-        self._mode = make_mode(gradient, self.difference)
+        self._mode: Mode
+        if margin == "secant":
+            self._mode = partial(secant_loss, settings=self.secant)
+        else:
+            self._mode = make_mode(gradient, self.difference)
         self.steps = 0
         self.statistics: BatchStatistics | None = None
 
@@ -204,7 +206,8 @@ class AverageMarginLoss(nn.Module):
         Returns:
             Scalar; for reduction "none" [B], or [B, d1, ...].
         """
-        objective = self._objective(target, normalizer)
+        _, mu = self._next_step()
+        objective = self._objective(target, normalizer, mu)
         if self.margin == "logit_gap":
             out = objective.loss(logits, target, None, None)
         else:
@@ -249,21 +252,23 @@ class AverageMarginLoss(nn.Module):
             ValueError: Settings or shapes do not fit.
         """
         passes = self._passes(model, call, logits_fn)
+        turn, mu = self._next_step()
         if self.margin == "logit_gap":
             logits = passes.call(model, inputs)
-            out = self._objective(target, normalizer).loss(logits, target, None, None)
-        elif not self._turn():
+            out = self._objective(target, normalizer, mu).loss(logits, target, None, None)
+        elif not turn:
             logits = passes.call(model, inputs)
-            out = _without_margins(self._objective(target, normalizer).plain(logits, target))
+            plain = self._objective(target, normalizer, 0.0).plain(logits, target)
+            out = _without_margins(plain)
         else:
             if call is not None and self.fraction < 1:
                 raise ValueError(
                     "fraction < 1 runs the model on a part of the batch, which call= would not "
                     "know of: leave one of them out"
                 )
-            objective = self._objective(target, normalizer)
             if self.training:
-                objective = replace(objective, mu=self.mu * self.every)
+                mu *= self.every
+            objective = self._objective(target, normalizer, mu)
             logits, out = run_step(passes, objective, self._mode, inputs, target)
         self.statistics = out.statistics
         return RunOutput(out.loss, logits, out.margin, out.gap, out.norm, out.statistics)
@@ -298,13 +303,14 @@ class AverageMarginLoss(nn.Module):
             TypeError, ValueError: The model is a function, or split by fully_shard; shapes do not
                 fit; margin="logit_gap" has no input gradient to check.
         """
-        if self.margin == "logit_gap":
+        if self.margin != "first_order":
             raise ValueError(
-                'margin="logit_gap" takes no input gradient: there is nothing to check'
+                'check() judges the gradient of the norm in margin="first_order"; '
+                f'margin="{self.margin}" has none'
             )
         return check_gradient(
             self._passes(model, call, logits_fn),
-            self._objective(target, None),
+            self._objective(target, None, self.mu),
             self._mode,
             self.gradient,
             self.difference,
@@ -320,9 +326,12 @@ class AverageMarginLoss(nn.Module):
         call: Callable[[Any, Tensor], Tensor] | None,
         logits_fn: Callable[[Any], Tensor] | None,
     ) -> Passes:
-        reruns = self.gradient in ("finite_difference", "auto")
+        differences = self.gradient in ("finite_difference", "auto")
+        reruns = differences or self.margin == "secant"
         # What call= closes over may be something else by the time of the backward.
-        deferred = reruns and self.difference.deferred and call is None
+        deferred = (
+            differences and self.margin != "secant" and self.difference.deferred and call is None
+        )
         return Passes(
             model,
             joined_call(call, logits_fn),
@@ -332,13 +341,13 @@ class AverageMarginLoss(nn.Module):
             deferred=self.difference.passes if deferred else 0,
         )
 
-    def _objective(self, target: Tensor, normalizer: float | Tensor | None) -> Objective:
+    def _objective(self, target: Tensor, normalizer: float | Tensor | None, mu: float) -> Objective:
         kind: Callable[..., Objective] = Objective
         if target.dim() != 1:
             kind = partial(SampleObjective, positions=self.positions)
         return kind(
             regularizer=self.regularizer,
-            mu=self.mu,
+            mu=mu,
             tau=self.tau,
             p=self.p,
             eps=self.eps,
@@ -352,13 +361,14 @@ class AverageMarginLoss(nn.Module):
             normalizer=normalizer,
         )
 
-    def _turn(self) -> bool:
-        """Whether the margins enter this step."""
+    def _next_step(self) -> tuple[bool, float]:
+        """Whether ``every`` lets margins into this step, and its mu."""
         if not self.training:
-            return True
-        turn = self.steps % self.every == 0
+            return True, self.mu
+        begun = self.steps
         self.steps += 1
-        return turn
+        rise = 1.0 if begun >= self.warmup else (begun + 1) / (self.warmup + 1)
+        return begun % self.every == 0, self.mu * rise
 
     def extra_repr(self) -> str:
         """The settings, as they would be written."""
@@ -373,8 +383,13 @@ class AverageMarginLoss(nn.Module):
             "classes": self.classes,
             "reduction": self.reduction,
         }
-        if self.positions != "mean":
-            shown["positions"] = self.positions
+        if self.margin == "secant":
+            shown["secant"] = self.secant
+        elif self.gradient in ("finite_difference", "auto"):
+            shown["difference"] = self.difference
+        for name, usual in (("positions", "mean"), ("fraction", 1.0), ("every", 1), ("warmup", 0)):
+            if getattr(self, name) != usual:
+                shown[name] = getattr(self, name)
         if self.label_smoothing:
             shown["label_smoothing"] = self.label_smoothing
         if self.input_std is not None:
@@ -385,8 +400,3 @@ class AverageMarginLoss(nn.Module):
 def _without_margins(out: MarginLoss) -> MarginLoss:
     missing = torch.full_like(out.gap, math.nan)
     return out._replace(margin=missing, norm=missing, statistics=without_margins(out.statistics))
-
-
-def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

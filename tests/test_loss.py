@@ -229,3 +229,22 @@ def test_gradient_accumulation_is_the_mean_of_the_parts():
         (criterion.run(model, inputs[part], target[part]).loss / 2).backward()
     for parameter, expected in zip(model.parameters(), whole, strict=True):
         torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_mu_rises_over_the_warmup():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    x, y = torch.randn(8, 6), torch.randint(3, (8,))
+    plain = nn.functional.cross_entropy(model(x), y)
+    full = AverageMarginLoss().run(model, x, y).loss - plain
+    criterion = AverageMarginLoss(warmup=3)
+    shares = [(criterion.run(model, x, y).loss - plain) / full for _ in range(5)]
+    torch.testing.assert_close(torch.stack(shares), torch.tensor([0.25, 0.5, 0.75, 1.0, 1.0]))
+    again = AverageMarginLoss(warmup=3)
+    z = x.clone().requires_grad_()
+    first = (again(model(z), y, z) - plain) / full
+    torch.testing.assert_close(first, torch.tensor(0.25))
+    again.eval()
+    torch.testing.assert_close(again.run(model, x, y).loss - plain, full)
+    with pytest.raises(ValueError, match="warmup must be a whole number"):
+        AverageMarginLoss(warmup=-1)

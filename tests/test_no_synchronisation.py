@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from margin_ext import AverageMarginLoss, Regularizer, average_margin_loss
 from margin_ext._extension import cpu_library
-from margin_ext.loss import GRADIENT_MODES
+from margin_ext.gradient_modes import GRADIENT_MODES
 
 compiled_only = pytest.mark.skipif(
     not cpu_library.loaded, reason="counts calls of the compiled ops, and no library is built"

@@ -31,7 +31,7 @@ def color(key: str) -> str:
     """By family, so that a reader finds ours and the peers at once."""
     if key.startswith("adversarial"):
         return COLORS[1]
-    if key in ("boundary", "boundary_top_3", "double_backward", "fixed_step", "detached"):
+    if key in ("boundary", "secant", "boundary_top_3", "double_backward", "fixed_step", "detached"):
         return COLORS[0]
     if key == "linf_boundary":
         return COLORS[5]

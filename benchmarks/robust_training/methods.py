@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.robust_training.objectives import AdversarialTraining, InputGradientPenalty
-from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext import AverageMarginLoss, FiniteDifference, Secant
 from margin_ext.training.objective import Objective
 
 __all__ = ["METHODS", "Method"]
@@ -96,6 +96,12 @@ METHODS: dict[str, Method] = {
         "first-order margin, differences at the boundary",
         _first_order(**_BOUNDARY),
         _MARGIN_GRID,
+        headline=True,
+    ),
+    "secant": Method(
+        "secant margin, 2 attack steps",
+        _first_order(margin="secant", secant=Secant(steps=2, data_range=(0.0, 1.0)), warmup=300),
+        _grid(mu=(2.0, 4.0), tau=(1.25, 1.5)),
         headline=True,
     ),
     "adversarial_7": Method(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from margin_ext import AverageMarginLoss, dual_direction
-from margin_ext.measurement.pgd import attack_gradient, project
+from margin_ext.measurement.pgd import attack_gradient
 from margin_ext.measurement.randomness import unit_ball
+from margin_ext.perturbation import project
 from margin_ext.reference.dual import dual_norm
 
 __all__ = ["AdversarialTraining", "InputGradientPenalty"]

@@ -19,6 +19,7 @@ from margin_ext.gradient_modes.margin_pass import Passes, run_step
 from margin_ext.gradient_modes.model_call import joined_call
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.sample_objective import SampleObjective
+from margin_ext.gradient_modes.secant import Secant, secant_loss
 from margin_ext.gradient_modes.step import Step
 
 __all__ = [
@@ -30,12 +31,14 @@ __all__ = [
     "Objective",
     "Passes",
     "SampleObjective",
+    "Secant",
     "Step",
     "check_gradient",
     "joined_call",
     "layered_loss",
     "make_mode",
     "run_step",
+    "secant_loss",
 ]
 
 Mode = Callable[[Step], MarginLoss]

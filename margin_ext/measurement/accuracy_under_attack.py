@@ -27,12 +27,12 @@ from margin_ext.measurement.pgd import (
     attack_gradient,
     check_ball,
     pgd,
-    project,
 )
 from margin_ext.measurement.progress import progress_bar
 from margin_ext.measurement.randomness import ball_noise
 from margin_ext.measurement.report import finite_json, norm_name
 from margin_ext.measurement.table import text_table
+from margin_ext.perturbation import project
 from margin_ext.reference.dual import channel_scale
 
 if TYPE_CHECKING:

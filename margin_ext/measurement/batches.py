@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from margin_ext.checks import FLOAT_TYPES, shape_text
+from margin_ext.perturbation import DataRange, box
 
 __all__ = ["Batch", "Batches", "DataRange", "data_bounds"]
 
 DEFAULT_BATCH_SIZE = 256
-
-DataRange = tuple[float | Tensor, float | Tensor]
 
 
 class Batch(NamedTuple):
@@ -33,27 +32,10 @@ class Batch(NamedTuple):
 
 
 def data_bounds(data_range: DataRange | None, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The data's box as two tensors that broadcast over inputs [B, Ch, ...].
-
-    Args:
-        data_range: Lowest and highest value, numbers or one value a channel, in the units of the
-            inputs that the model gets.
-        inputs: [B, ...].
-    """
+    """The data's box as :func:`margin_ext.perturbation.box` has it, checked; None: no box."""
     if data_range is None:
         return None
-    ends = []
-    for end in data_range:
-        bound = torch.as_tensor(end, dtype=inputs.dtype, device=inputs.device)
-        if bound.dim() == 1 and bound.numel() > 1:
-            if inputs.dim() < 2 or bound.shape[0] != inputs.shape[1]:
-                raise ValueError(
-                    f"data_range must have numbers or one value a channel, got "
-                    f"{shape_text(bound)} for inputs {shape_text(inputs)}"
-                )
-            bound = bound.reshape(1, -1, *[1] * (inputs.dim() - 2))
-        ends.append(bound)
-    low, high = ends
+    low, high = box(data_range, inputs)
     if bool((low >= high).any()):
         raise ValueError(f"data_range must be (lowest, highest), got {data_range}")
     return low, high

@@ -19,7 +19,8 @@ from margin_ext.measurement.batches import DataRange, data_bounds
 from margin_ext.measurement.evaluation_mode import Model
 from margin_ext.measurement.gradient_norm import gradient_norm
 from margin_ext.measurement.logits import checked_logits, class_order
-from margin_ext.measurement.pgd import attack_gradient, check_ball, project
+from margin_ext.measurement.pgd import attack_gradient, check_ball
+from margin_ext.perturbation import project
 from margin_ext.reference.dual import channel_scale
 
 __all__ = ["DistanceAttack", "NearestAdversarial", "nearest_adversarial"]

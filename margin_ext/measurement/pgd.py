@@ -17,6 +17,7 @@ from margin_ext.measurement.gradient_norm import gradient_norm
 from margin_ext.measurement.logits import checked_logits
 from margin_ext.measurement.randomness import ball_noise
 from margin_ext.norms import dual_exponent
+from margin_ext.perturbation import project
 from margin_ext.reference.dual import channel_scale
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from margin_ext.measurement.evaluation_mode import Model
 
-__all__ = ["AttackLoss", "PGDSettings", "attack_gradient", "pgd", "project"]
+__all__ = ["AttackLoss", "PGDSettings", "attack_gradient", "pgd"]
 
 AttackLoss = Literal["gap", "cross_entropy"]
 
@@ -78,32 +79,6 @@ def attack_gradient(
         objective = cross_entropy(logits.to(gap.dtype), target, reduction="sum")
     (grad,) = torch.autograd.grad(objective, x)
     return gap.detach(), grad
-
-
-def project(
-    x: Tensor,
-    center: Tensor,
-    eps: Tensor,
-    *,
-    p: float,
-    bounds: tuple[Tensor, Tensor] | None,
-    input_std: float | Sequence[float] | Tensor | None = None,
-) -> Tensor:
-    """Into the l_p ball of radius eps [B] around center, and into the data's box.
-
-    For l_2 the ball first and then the box: both hold afterwards, since the box contains the
-    center and clipping moves every coordinate toward it.
-    """
-    scale = 1.0 if input_std is None else 1 / channel_scale(input_std, x)
-    delta = (x - center) * scale
-    radius = eps.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
-    if p == math.inf:
-        delta = torch.minimum(torch.maximum(delta, -radius), radius)
-    else:
-        norm = torch.linalg.vector_norm(delta.flatten(1), p, dim=1).reshape(radius.shape)
-        delta = delta * (radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
-    moved = center + delta / scale
-    return moved if bounds is None else torch.minimum(torch.maximum(moved, bounds[0]), bounds[1])
 
 
 def pgd(

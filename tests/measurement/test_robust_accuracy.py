@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.measurement import PGDSettings, pgd, robust_accuracy
-from margin_ext.measurement.pgd import project
+from margin_ext.perturbation import project
 from margin_ext.reference import linear_margin
 from measurement.networks import linear_model, relu_network
 
