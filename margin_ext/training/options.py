@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from margin_ext.gradient_modes import FiniteDifference
+from margin_ext.gradient_modes import FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
 from margin_ext.training.augmentation import Augmentation
 from margin_ext.training.evaluation import Evaluation
@@ -18,7 +18,7 @@ from margin_ext.training.objective import Objective
 from margin_ext.training.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe
 from margin_ext.training.sources import DATA
 
-__all__ = ["DIFFERENCE", "LOSSES", "OPTIONS", "SECTIONS", "Option", "defaults"]
+__all__ = ["DIFFERENCE", "LOSSES", "OPTIONS", "SECANT", "SECTIONS", "Option", "defaults"]
 
 SECTIONS: Final = {
     "data": "what to train on",
@@ -37,6 +37,10 @@ DIFFERENCE: Final = {
     "difference_step": "step",
     "difference_unit": "unit",
 }
+
+
+# And so are Secant's; its data range is that of the images.
+SECANT: Final = {"secant_steps": "steps", "secant_radius": "radius"}
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,10 @@ def _difference(name: str, read: Callable[[Any], Any], told: str) -> Option:
     return Option(name, "loss", read, told, _default(FiniteDifference, DIFFERENCE[name]))
 
 
+def _secant(name: str, read: Callable[[Any], Any], told: str) -> Option:
+    return Option(name, "loss", read, told, _default(Secant, SECANT[name]))
+
+
 def _recipe(
     name: str, section: str, read: Callable[[Any], Any], told: str, choices: Sequence[str] = ()
 ) -> Option:
@@ -216,11 +224,13 @@ _ALL: Final = (
     _loss(
         "regularizer", _word, "ramp, authors_code, hinge, linear, softplus or exponential"
     ),
-    _loss("margin", _word, "first_order or logit_gap"),
+    _loss("margin", _word, "first_order, secant or logit_gap"),
     _loss("gradient", _word, "double_backward, finite_difference, detached or auto"),
     _difference("difference_side", _word, "of finite differences: toward, away or central"),
     _difference("difference_step", _number, "their length"),
-    _difference("difference_unit", _word, "its unit: tau, inputs or absolute"),
+    _difference("difference_unit", _word, "its unit: margin, tau, inputs or absolute"),
+    _secant("secant_steps", _at_least(1), "of the attack that secant margins look along"),
+    _secant("secant_radius", _number, "of that attack, in units of tau"),
     _loss("classes", _classes, "runner_up, all, or the number of nearest classes"),
     _loss("eps", _number, "floor of the gradient norm"),
     _loss("label_smoothing", _number, "of the cross-entropy"),
@@ -231,6 +241,7 @@ _ALL: Final = (
     ),
     _loss("fraction", _number, "share of each batch whose margins are taken"),
     _loss("every", _at_least(1), "take margins in every so many steps"),
+    _loss("warmup", _at_least(0), "steps in which mu rises from near 0"),
     _loss("batchnorm", _word, "what margins are normalised by: batch or running"),
     Option(
         "beta", "loss", _number, "weight of the orthogonality penalty, of either loss",

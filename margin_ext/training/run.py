@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from margin_ext.gradient_modes import FiniteDifference
+from margin_ext.gradient_modes import FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
 from margin_ext.measurement import MarginMonitor
 from margin_ext.measurement.files import write_atomically
@@ -24,7 +24,7 @@ from margin_ext.training.data import data_digest
 from margin_ext.training.evaluation import Evaluation, clean_accuracy
 from margin_ext.training.loop import Training
 from margin_ext.training.objective import Objective
-from margin_ext.training.options import DIFFERENCE, OPTIONS
+from margin_ext.training.options import DIFFERENCE, OPTIONS, SECANT
 from margin_ext.training.outcome import MEASURED, Contender, Outcome
 from margin_ext.training.ranks import ALONE
 from margin_ext.training.recipe import Recipe
@@ -252,7 +252,11 @@ def _title(settings: Mapping[str, Any]) -> str:
     if settings["loss"] == "cross_entropy":
         title = "cross-entropy"
     else:
-        margin = {"first_order": "first-order margin", "logit_gap": "logit gap"}
+        margin = {
+            "first_order": "first-order margin",
+            "secant": "secant margin",
+            "logit_gap": "logit gap",
+        }
         title = f"{margin[settings['margin']]}, mu {settings['mu']:g}, tau {settings['tau']:g}"
     return title + (f", beta {settings['beta']:g}" if settings["beta"] else "")
 
@@ -264,10 +268,14 @@ def _objective(settings: Mapping[str, Any], device: torch.device) -> Objective:
     names = [
         name
         for name, option in OPTIONS.items()
-        if option.section == "loss" and name not in ("loss", "beta", *DIFFERENCE)
+        if option.section == "loss" and name not in ("loss", "beta", *DIFFERENCE, *SECANT)
     ]
-    difference = FiniteDifference(**{field: settings[name] for name, field in DIFFERENCE.items()})
-    criterion = AverageMarginLoss(**{n: settings[n] for n in names}, difference=difference)
+    low, high = settings["data_range"]
+    criterion = AverageMarginLoss(
+        **{name: settings[name] for name in names},
+        difference=FiniteDifference(**{f: settings[name] for name, f in DIFFERENCE.items()}),
+        secant=Secant(data_range=(low, high), **{f: settings[name] for name, f in SECANT.items()}),
+    )
     if (
         settings["compile"] not in ("off", "eager")
         and settings["margin"] == "first_order"

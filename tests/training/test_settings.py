@@ -18,8 +18,11 @@ from margin_ext.training.settings import (
     settings_text,
 )
 
-# Not for training by mean loss over a batch of plain labels.
-LEFT_OUT = {"weight", "ignore_index", "reduction", "positions", "validate", "difference"}
+# Not for training by mean loss over a batch of plain labels; the last two are options field by field.
+LEFT_OUT = {
+    *("weight", "ignore_index", "reduction", "positions", "validate"),
+    *("difference", "secant"),
+}
 
 
 def written(tmp_path: Path, text: str) -> Path:
