@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "double_backward": {"gradient": "double_backward"},
     "finite_difference": {"gradient": "finite_difference"},
     "finite_difference, central": {"gradient": "finite_difference", "difference": CENTRAL},
+    "secant, 2 attack steps": {"margin": "secant"},
     "finite_difference, fraction=1/4": {"gradient": "finite_difference", "fraction": 0.25},
     "double_backward, fraction=1/4": {"gradient": "double_backward", "fraction": 0.25},
     "finite_difference, every=4": {"gradient": "finite_difference", "every": 4},

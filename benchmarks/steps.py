@@ -21,6 +21,7 @@ from margin_ext.measurement.pgd import attack_gradient
 from margin_ext.perturbation import project
 
 PLAIN = "plain"
+SECANT = "secant"
 PGD = "pgd_7"
 REFERENCE = ", reference"
 MATH = ", math attention"
@@ -46,7 +47,7 @@ class Precision:
 def names(with_attention: bool) -> Iterator[str]:
     """Every way to train: plain first, which the others are compared with."""
     yield PLAIN
-    for mode in GRADIENT_MODES:
+    for mode in (*GRADIENT_MODES, SECANT):
         yield mode
         yield mode + REFERENCE
     if with_attention:
@@ -107,7 +108,8 @@ def _loss(mode: str, model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda inputs, target: cross_entropy(
             model(_adversarial(model, inputs, target)), target
         )
-    criterion = AverageMarginLoss(p=2, mu=1.0, tau=3.0, gradient=mode)
+    options = {"margin": SECANT} if mode == SECANT else {"gradient": mode}
+    criterion = AverageMarginLoss(p=2, mu=1.0, tau=3.0, **options)
     return lambda inputs, target: criterion.run(model, inputs, target).loss
 
 

@@ -18,7 +18,7 @@ from margin_ext.training.settings import (
     settings_text,
 )
 
-# Not for training by mean loss over a batch of plain labels; the last two are options field by field.
+# Not for training by mean loss over a batch of plain labels; the last two are given field by field.
 LEFT_OUT = {
     *("weight", "ignore_index", "reduction", "positions", "validate"),
     *("difference", "secant"),
