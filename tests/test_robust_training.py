@@ -98,14 +98,16 @@ def results_with(attempts: dict[str, list[tuple[float, float, float]]]) -> dict:
 
 def test_settings_are_chosen_by_robustness_among_those_that_keep_the_accuracy():
     rows = [(0.75, 0.975, 0.4), (1.0, 0.966, 0.5), (1.25, 0.95, 0.6)]
-    assert runs.chosen_setting(results_with({"adversarial_1": rows}), "adversarial_1") == {
+    results = results_with({"adversarial_1": rows})
+    assert runs.chosen_setting(results, "adversarial_1", METHODS["adversarial_1"].grid) == {
         "eps": 1.0
     }
 
 
 def test_where_none_keeps_it_the_most_accurate_is_chosen():
     rows = [(0.75, 0.93, 0.4), (1.0, 0.95, 0.3), (1.25, 0.9, 0.6)]
-    assert runs.chosen_setting(results_with({"adversarial_1": rows}), "adversarial_1") == {
+    results = results_with({"adversarial_1": rows})
+    assert runs.chosen_setting(results, "adversarial_1", METHODS["adversarial_1"].grid) == {
         "eps": 1.0
     }
 
@@ -148,7 +150,9 @@ def test_results_are_kept_and_not_made_twice(small_problem, tmp_path):
         "plain 1",
         "boundary 1",
     }
-    assert content["runs"]["boundary 1"]["setting"] == runs.chosen_setting(content, "boundary")
+    assert content["runs"]["boundary 1"]["setting"] == runs.chosen_setting(
+        content, "boundary", METHODS["boundary"].grid
+    )
     assert 0 <= content["runs"]["plain 0"]["accuracy"] <= 1
 
     told.clear()
@@ -158,6 +162,13 @@ def test_results_are_kept_and_not_made_twice(small_problem, tmp_path):
     table = tables(tmp_path / "out" / "tiny.json")
     assert METHODS["boundary"].title in table
     assert table.count("\n|") == 4 + 1
+
+
+def test_narrowed_settings_are_those_of_methods():
+    for problem in PROBLEMS.values():
+        for key, settings in problem.narrowed.items():
+            names = {frozenset(setting) for setting in METHODS[key].grid}
+            assert {frozenset(setting) for setting in settings} <= names
 
 
 def test_problems_name_their_aim_among_the_radii():

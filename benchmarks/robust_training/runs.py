@@ -9,16 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import environment
 from benchmarks.robust_training.evaluation import accuracy, evaluate, robust_at
-from benchmarks.robust_training.methods import METHODS, Method, Setting
+from benchmarks.robust_training.methods import METHODS, Setting
 from benchmarks.robust_training.problems import PROBLEMS, Problem
 from margin_ext.measurement.files import write_atomically
 from margin_ext.measurement.report import finite_json
 from margin_ext.training.data import ImageData
 from margin_ext.training.loop import Training
+from margin_ext.training.recipe import Recipe
 
 __all__ = ["Comparison", "chosen_setting"]
 
@@ -56,12 +55,15 @@ class Comparison:
     def run(self, methods: Sequence[str], seeds: Sequence[int], tell: Callable[[str], Any]) -> None:
         """Choose each method's setting, then train and evaluate it with each seed."""
         for key in methods:
-            for setting in METHODS[key].grid:
+            for setting in self._grid(key):
                 self._tune(key, setting, tell)
         for seed in seeds:
             for key in methods:
                 if seed == seeds[0] or METHODS[key].headline:
                     self._train(key, seed, tell)
+
+    def _grid(self, key: str) -> tuple[Setting, ...]:
+        return self.problem.narrowed.get(key, METHODS[key].grid)
 
     def _save(self) -> None:
         problem = self.problem
@@ -81,7 +83,7 @@ class Comparison:
     def _tune(self, key: str, setting: Setting, tell: Callable[[str], Any]) -> None:
         tried = self.results["tuning"].setdefault(key, [])
         method = METHODS[key]
-        if len(method.grid) == 1 and key != "plain":
+        if len(self._grid(key)) == 1 and key != "plain":
             return
         if any(attempt["setting"] == setting for attempt in tried):
             return
@@ -90,8 +92,7 @@ class Comparison:
         recipe = dataclasses.replace(
             self.problem.recipe, epochs=round(tuning.epochs * method.longer), seed=0
         )
-        name = "tuning " + " ".join([key, *(f"{k}={v:g}" for k, v in setting.items())])
-        training, _ = self._trained(name, method, setting, data, recipe)
+        training, _ = self._trained(key, setting, data, recipe)
         robust = robust_at(
             training.model,
             data.validation,
@@ -107,20 +108,22 @@ class Comparison:
         }
         tried.append(attempt)
         self._save()
-        tell(f"{name}: accuracy {attempt['accuracy']:.4f}, robust {attempt['robust']:.3f}")
+        tell(
+            f"tuning {key} {setting}: accuracy {attempt['accuracy']:.4f}, robust {attempt['robust']:.3f}"
+        )
 
     def _train(self, key: str, seed: int, tell: Callable[[str], Any]) -> None:
         name = f"{key} {seed}"
         if name in self.results["runs"]:
             return
         method = METHODS[key]
-        setting = chosen_setting(self.results, key)
+        setting = chosen_setting(self.results, key, self._grid(key))
         recipe = dataclasses.replace(
             self.problem.recipe,
             epochs=round(self.problem.recipe.epochs * method.longer),
             seed=seed,
         )
-        training, seconds = self._trained(name, method, setting, self.data, recipe)
+        training, seconds = self._trained(key, setting, self.data, recipe)
         found = evaluate(training.model, self.data.test, self.problem.eps, self.problem.linf_eps)
         self.results["runs"][name] = {
             "setting": setting,
@@ -134,33 +137,42 @@ class Comparison:
         )
 
     def _trained(
-        self, name: str, method: Method, setting: Setting, data: ImageData, recipe: Any
+        self, key: str, setting: Setting, data: ImageData, recipe: Recipe
     ) -> tuple[Training, float]:
-        """A finished training, and its CPU seconds (of the epochs that were not there yet)."""
-        torch.manual_seed(recipe.seed)
+        """A finished training, and its CPU seconds.
+
+        Where settings are chosen by trainings of the whole length, the first seed's is there.
+        """
+        words = [key, *(f"{name}={value:g}" for name, value in setting.items())]
+        words += [f"images={len(data.train[1])}", f"epochs={recipe.epochs}", f"seed={recipe.seed}"]
+        folder = self.work / "_".join(words)
         training = Training(
             self.problem.model(recipe.seed),
             data.train,
-            method.objective(self.problem.aim, setting),
+            METHODS[key].objective(self.problem.aim, setting),
             recipe,
-            checkpoint=self.work / name.replace(" ", "_") / "checkpoint.pt",
+            checkpoint=folder / "checkpoint.pt",
             settings={"images": len(data.train[1])},
         )
-        begun = training.epoch
-        start = time.process_time()
+        begun, start = training.epoch, time.process_time()
         for _ in training.epochs():
             pass
         seconds = time.process_time() - start
-        done = max(training.epoch - begun, 1)
-        return training, seconds * training.epoch / done
+        kept = folder / "cpu_seconds.json"
+        if begun == 0:
+            kept.write_text(json.dumps(seconds))
+        elif kept.exists():
+            seconds = json.loads(kept.read_text())
+        else:  # continued after an interruption: what was seen stands for the rest
+            seconds *= recipe.epochs / max(recipe.epochs - begun, 1)
+        return training, seconds
 
 
-def chosen_setting(results: dict[str, Any], key: str) -> Setting:
+def chosen_setting(results: dict[str, Any], key: str, grid: tuple[Setting, ...]) -> Setting:
     """The setting with the best robust accuracy at the aim among those that keep the accuracy.
 
     Kept means: at most half a point below plain training's. Where none keeps it, the most accurate.
     """
-    grid = METHODS[key].grid
     if len(grid) == 1:
         return grid[0]
     tried = [a for a in results["tuning"][key] if a["setting"] in grid]
