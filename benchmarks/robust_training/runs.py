@@ -109,7 +109,8 @@ class Comparison:
         tried.append(attempt)
         self._save()
         tell(
-            f"tuning {key} {setting}: accuracy {attempt['accuracy']:.4f}, robust {attempt['robust']:.3f}"
+            f"tuning {key} {setting}: accuracy {attempt['accuracy']:.4f}, "
+            f"robust {attempt['robust']:.3f}"
         )
 
     def _train(self, key: str, seed: int, tell: Callable[[str], Any]) -> None:
