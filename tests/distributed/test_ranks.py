@@ -14,7 +14,7 @@ torch_distributed = pytest.importorskip("torch.distributed")
 if not torch_distributed.is_available() or not torch_distributed.is_gloo_available():
     pytest.skip("this torch has no gloo", allow_module_level=True)
 
-MODES = ("double_backward", "finite_difference", "detached", "auto")
+MODES = ("double_backward", "finite_difference", "detached", "auto", "secant")
 SCENARIOS = (
     "ddp plain",
     "ddp find_unused_parameters",

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from margin_ext import AverageMarginLoss, FiniteDifference
 from margin_ext.distributed import reduce_statistics
 
-MODES = ("double_backward", "finite_difference", "detached", "auto")
+MODES = ("double_backward", "finite_difference", "detached", "auto", "secant")
 DDP_SETTINGS = {
     "plain": {},
     "find_unused_parameters": {"find_unused_parameters": True},
@@ -39,7 +39,8 @@ def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def make_loss(mode: str) -> AverageMarginLoss:
     difference = FiniteDifference("toward", 0.3, "absolute")
-    return AverageMarginLoss(gradient=mode, regularizer="softplus", difference=difference)
+    options = {"margin": "secant"} if mode == "secant" else {"gradient": mode}
+    return AverageMarginLoss(**options, regularizer="softplus", difference=difference)
 
 
 def whole(gradient: torch.Tensor | None) -> torch.Tensor:
