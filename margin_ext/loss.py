@@ -167,8 +167,11 @@ class AverageMarginLoss(nn.Module):
         self.batchnorm = batchnorm
         self._mode: Mode
         if margin == "secant":
+            self.secant.check_tau(self.tau)
             self._mode = partial(secant_loss, settings=self.secant)
         else:
+            if margin == "first_order" and gradient in ("finite_difference", "auto"):
+                self.difference.check_tau(self.tau)
             self._mode = make_mode(gradient, self.difference)
         self.steps = 0
         self.statistics: BatchStatistics | None = None

@@ -1,10 +1,6 @@
 // The rows of an input gradient [B, D]: their norms and what is written along their directions.
 #pragma once
 
-#if defined(__unix__)
-#include <unistd.h>
-#endif
-
 #include <algorithm>
 #include <vector>
 
@@ -17,18 +13,10 @@ namespace margin::cpu {
 // not depend on how many threads shared the work. Big enough that a chunk is worth a task.
 inline constexpr int64_t kChunk = 32768;
 
-// An output of this size is not in the last cache any more when somebody reads it. Below, streaming
-// would only move the wait for memory to that reader.
-inline int64_t streamed_bytes() {
-  static const int64_t bytes = [] {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    const int64_t last_cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (last_cache > 0) return last_cache / 2;
-#endif
-    return int64_t{16} << 20;
-  }();
-  return bytes;
-}
+// An output of this size is written past the caches: little of it would be in the last one when
+// somebody reads it. Below, streaming would only move the wait for memory to that reader. A
+// constant, because what a virtual machine tells of its last cache is often that of the whole host.
+inline constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 
 template <typename T>
 class GradientReader {
@@ -37,7 +25,7 @@ class GradientReader {
 
   GradientReader(const GradientRows& rows, int64_t batch, const NormOptions& norm)
       : rows_(rows),
-        streamed_(batch * rows.size * static_cast<int64_t>(sizeof(T)) >= streamed_bytes()),
+        streamed_(batch * rows.size * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes),
         kernels_(row_kernels<T>()),
         norm_(norm.norm),
         q_(static_cast<A>(norm.q)) {

@@ -2,8 +2,9 @@
 
 Of a pass at moved inputs only the gradient counts, so it can wait. Of the nodes that are ready,
 autograd runs the one created last: a node created before a pass is run after all of the pass's
-nodes, each of which has freed what it had saved. So the graphs of two passes never live at once,
-and a step holds as much memory as one pass.
+nodes, each of which has freed what it had saved. So the graphs of these two passes never live at
+once. (A cross-entropy with a pass of its own, under fraction < 1 or batchnorm="running", is made
+before and keeps its graph meanwhile.)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
@@ -33,15 +35,40 @@ class _Work:
 
     def gradients(self, upstream: Tensor) -> Sequence[Tensor | None]:
         """Those of all parameters."""
-        assert self.job is not None
-        assert self.snapshot is not None
+        if self.job is None or self.snapshot is None:
+            raise RuntimeError(
+                "this loss has been differentiated before: the first time needs retain_graph=True"
+            )
         with self.snapshot.restored(), torch.enable_grad():
             value = self.job()
-        if not value.requires_grad:
-            return [None] * len(self.parameters)
-        return torch.autograd.grad(
-            value, self.parameters, upstream.to(value.dtype), allow_unused=True
-        )
+        found: list[Tensor | None] = [None] * len(self.parameters)
+        # One that was frozen since has no gradient.
+        wanted = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
+        if value.requires_grad and wanted:
+            gradients = self._through(value, [self.parameters[i] for i in wanted], upstream)
+            for i, gradient in zip(wanted, gradients, strict=True):
+                found[i] = gradient
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            # As autograd frees what it has saved: the loss may be kept for a long time.
+            self.job = self.snapshot = None
+        return found
+
+    @staticmethod
+    def _through(
+        value: Tensor, parameters: Sequence[Tensor], upstream: Tensor
+    ) -> Sequence[Tensor | None]:
+        try:
+            return torch.autograd.grad(
+                value, parameters, upstream.to(value.dtype), allow_unused=True
+            )
+        except RuntimeError as error:
+            if "through the graph a second time" not in str(error):
+                raise
+            raise RuntimeError(
+                "the model keeps a part of its graph from one pass to the next, such as a weight "
+                "computed once, and the first pass's backward has used it up. Make all passes in "
+                "run(): FiniteDifference(deferred=False)"
+            ) from error
 
 
 class _Node(torch.autograd.Function):
@@ -126,6 +153,9 @@ def deferral_for(
     # A parameter's own hooks would see the gradient of the later passes by itself, and then once
     # more as a part of the sum.
     if not parameters or any(parameter._backward_hooks for parameter in parameters):
+        return None
+    # They take their shape in the first pass, which the node has to come before.
+    if any(is_lazy(parameter) for parameter in parameters):
         return None
     works = [_Work(parameters) for _ in range(count)]
     terms = [_Node.apply(work, shape, inputs, *parameters) for work in works]  # type: ignore[no-untyped-call]

@@ -45,17 +45,19 @@ class FiniteDifference:
         side: "toward" steps from the input toward the decision boundary, "away" to the other side
             (one more pass each); "central" does both (two more passes).
         step: The l_p length of the step, in ``unit``.
-        unit: "margin": each sample's own first-order margin, held between a twentieth of tau and
-            tau. A step of 1 ends where the tangent meets the boundary, and the margin's gradient
-            becomes that of the gap there, divided by the norm (envelope theorem; MMA training,
-            Ding et al. 2020). Samples keep their own steps under BatchNorm too, whose coupling is
-            then not folded in. "tau": the tau of the loss. "inputs": the spread of the batch, which
-            is the standard deviation of its elements times the l_p norm of a vector of ones; it
-            differs between batches, and so between the ranks of a distributed run. "absolute": the
-            unit of the margin. All are in pixel units where the loss has ``input_std``.
+        unit: "margin": each sample's own first-order margin; the step, multiplied by ``step``, is
+            held between a twentieth of tau and tau. A step of 1 ends where the tangent meets the
+            boundary, and the margin's gradient becomes that of the gap there, divided by the norm
+            (envelope theorem; MMA training, Ding et al. 2020). Samples keep their own steps under
+            BatchNorm too, whose coupling is then not folded in. "tau": the tau of the loss.
+            "inputs": the spread of the batch, which is the standard deviation of its elements times
+            the l_p norm of a vector of ones; it differs between batches, and so between the ranks
+            of a distributed run. "absolute": the unit of the margin. All are in pixel units where
+            the loss has ``input_std``.
         deferred: Make the passes in ``backward()``, when the graph of the step's own pass is gone:
             a step then holds as much memory as one pass, where otherwise it holds two or three.
-            Turn it off to differentiate the loss twice; to sum losses of several calls before
+            Turn it off to differentiate the loss twice; where the model keeps a part of its graph
+            from one pass to the next; to sum losses of several calls before
             ``backward()`` while layers change their buffers in between; where the model depends on
             a context that has been left by then, other than autocast; and where
             DistributedDataParallel should send gradients while others are computed, for these
@@ -76,6 +78,14 @@ class FiniteDifference:
             raise ValueError(f"unit must be one of {', '.join(_UNITS)}, got {self.unit!r}")
         if not (self.step > 0 and math.isfinite(self.step)):
             raise ValueError(f"step must be above 0 and finite, got {self.step}")
+
+    def check_tau(self, tau: float) -> None:
+        """Refuse a tau that makes no length, where steps are measured by it."""
+        if self.unit in ("margin", "tau") and not 0 < tau < math.inf:
+            raise ValueError(
+                f'finite differences with unit="{self.unit}" step by tau, which must be above 0 '
+                f'and finite, got {tau}: take FiniteDifference(unit="absolute", step=...)'
+            )
 
     @property
     def passes(self) -> int:

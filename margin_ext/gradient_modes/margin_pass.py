@@ -112,39 +112,55 @@ def run_step(
     leaves out have margin and norm NaN.
     """
     refuse_static_graph(passes.model)
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "AverageMarginLoss.run takes input gradients, which torch.no_grad() forbids: call it "
+            "under torch.enable_grad(), or measure a trained model with margin_ext.measure"
+        )
     if not passes.separate:
         with kept_for_two_gradients(passes.model):
             step = passes.margin_step(objective, inputs, target, first=True)
             return step.logits, mode(step)
     logits = passes.call(passes.model, inputs)
     plain = objective.plain(logits, target)
-    chosen = _choose(target.shape[0], passes.fraction, target.device)
+    counted = objective.counted(target)
+    chosen = _choose(counted, passes.fraction)
     with kept_for_two_gradients(passes.model):
         part = passes.margin_step(objective, inputs[chosen], target[chosen], first=False)
         regularized = mode(part)
     term = regularized.loss - objective.cross_entropy(part.logits, part.target)
-    return logits, _joined(plain, regularized, term, chosen, objective)
+    # What the term of one chosen sample stands for.
+    share = counted.sum() / counted[chosen].sum().clamp_min(1)
+    return logits, _joined(plain, regularized, term, chosen, share, objective)
 
 
-def _choose(batch: int, fraction: float, device: torch.device) -> Tensor:
+def _choose(counted: Tensor, fraction: float) -> Tensor:
+    """The samples whose margins are taken: at random, those that count before those that do not."""
+    batch, device = counted.shape[0], counted.device
     if fraction >= 1:
         return torch.arange(batch, device=device)
     count = min(batch, max(1, round(fraction * batch)))
-    return torch.randperm(batch, device=device)[:count]
+    order = torch.randperm(batch, device=device)
+    return order[(~counted[order]).to(torch.uint8).argsort(stable=True)][:count]
 
 
 def _joined(
-    plain: MarginLoss, part: MarginLoss, term: Tensor, chosen: Tensor, objective: Objective
+    plain: MarginLoss,
+    part: MarginLoss,
+    term: Tensor,
+    chosen: Tensor,
+    share: Tensor,
+    objective: Objective,
 ) -> MarginLoss:
     """The loss of the whole batch from its cross-entropy and the regularizer of the chosen."""
-    batch, count = plain.gap.shape[0], max(chosen.shape[0], 1)
+    term, share = term.to(plain.loss.dtype), share.to(plain.loss.dtype)
     if objective.per_sample:
-        loss = plain.loss.index_add(0, chosen, term.to(plain.loss.dtype) * (batch / count))
+        loss = plain.loss.index_add(0, chosen, term * share)
     else:
         # A mean over the chosen stands for that over the batch; a sum has to be blown up.
         is_sum = objective.reduction == "sum" or objective.normalizer is not None
-        loss = plain.loss + term.to(plain.loss.dtype) * (batch / count if is_sum else 1.0)
-    missing = plain.gap.new_full((batch,), math.nan)
+        loss = plain.loss + (term * share if is_sum else term)
+    missing = torch.full_like(plain.gap, math.nan)
     values = plain.statistics.values_tensor.clone()
     for name in _OF_THE_MARGIN:
         index = STATISTIC_NAMES.index(name)

@@ -139,16 +139,18 @@ class Objective:
 
         For reduction "none" each sample's own loss is meant.
         """
-        valid = target != self.ignore_index
+        counted = self.counted(target)
+        # An infinite gap, that of masked classes, has the same margin under any norm.
+        valid = counted & ~out.gap.isinf()
         gap = torch.where(valid, out.gap, 0.0)
         with torch.enable_grad():
             norm = torch.where(valid, out.norm, 1.0).detach().requires_grad_()
             margin = gap / torch.where(norm <= self.eps, self.eps, norm)
             (slope,) = torch.autograd.grad(regularize(margin, self.regularizer).sum(), norm)
-        weight = torch.where(valid, 1.0, 0.0).to(slope.dtype)
+        weight = torch.where(counted, 1.0, 0.0).to(slope.dtype)
         if self.weight is not None:
-            weight = weight * self.weight.to(slope.dtype)[torch.where(valid, target, 0)]
-        slope = self.mu * weight * slope
+            weight = weight * self.weight.to(slope.dtype)[torch.where(counted, target, 0)]
+        slope = self.mu * weight * torch.where(valid, slope, 0.0)
         if self.normalizer is not None:
             return slope / self.normalizer
         return slope / weight.sum() if self.reduction == "mean" else slope

@@ -149,7 +149,7 @@ class SampleObjective(Objective):
 
         For reduction "none", of each position's loss, before its weight: see :meth:`spread`.
         """
-        valid = self.counted(target)
+        valid = self.counted(target) & ~out.gap.isinf()
         gap = torch.where(valid, out.gap, 0.0)
         with torch.enable_grad():
             norm = torch.where(valid, out.norm, 1.0).detach().requires_grad_()

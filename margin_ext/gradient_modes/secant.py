@@ -9,6 +9,7 @@ boundary if the gap fell evenly. On a linear classifier that is the exact distan
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +50,11 @@ class Secant:
             low, high = (torch.as_tensor(end) for end in self.data_range)
             if bool((low >= high).any()):
                 raise ValueError(f"data_range must be (lowest, highest), got {self.data_range}")
+
+    def check_tau(self, tau: float) -> None:
+        """Refuse a tau that makes no radius."""
+        if not 0 < tau < math.inf:
+            raise ValueError(f'margin="secant" needs a tau above 0 and finite, got {tau}')
 
 
 def secant_loss(step: Step, settings: Secant) -> MarginLoss:

@@ -39,6 +39,7 @@ class Snapshot:
         self._versions = [
             (tensor, tensor._version) for tensor in tensors if not tensor.is_inference()
         ]
+        self._memory = [(p, _address(p)) for p in model.parameters()]
         self._autocast = [
             (
                 device,
@@ -57,6 +58,7 @@ class Snapshot:
         Raises:
             RuntimeError: A parameter, a buffer or the inputs have changed since.
         """
+        self._require_same_parameters()
         for tensor, version in self._versions:
             if tensor._version != version:
                 raise RuntimeError(
@@ -81,6 +83,30 @@ class Snapshot:
             # What the pass itself has moved is no change by others.
             self._versions = [(tensor, tensor._version) for tensor, _ in self._versions]
 
+    def _require_same_parameters(self) -> None:
+        """New tensors in place of the old, or new memory in them, leave no mark in versions.
+
+        A hook that came since would see the later passes' gradients by themselves.
+        """
+        parameters = list(self._model.parameters())
+        same = len(parameters) == len(self._memory) and all(
+            now is then and _address(now) == address
+            for now, (then, address) in zip(parameters, self._memory, strict=True)
+        )
+        if not same or any(parameter._backward_hooks for parameter in parameters):
+            raise RuntimeError(
+                "the model's parameters were replaced, or got hooks, between run() and backward(), "
+                "where finite differences run the model once more. Call backward() before that, "
+                "or make all passes in run(): FiniteDifference(deferred=False)"
+            )
+
     def _name(self, tensor: Tensor) -> str:
         named = chain(self._model.named_parameters(), self._model.named_buffers())
         return next((name for name, other in named if other is tensor), "inputs")
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a tensor without memory, as of a fake mode
+        return 0
