@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 RESULTS = environment.ROOT / "docs" / "results" / "margins_over_training.json"
 FIGURE = environment.ROOT / "docs" / "images" / "margins_over_training.png"
-IMAGES, MEASURED, BOUNDED = 10_000, 1000, 50
-MEASURED_AFTER = (1, 2, 5, 10, 15, 20, 25, 30, 35, 40)
+IMAGES, MEASURED, BOUNDED = 10_000, 1000, 20
+MEASURED_AFTER = (1, 2, 5, 10, 20, 30, 40)
 _BOUNDARY = FiniteDifference(unit="margin", step=1)
 
 
@@ -118,6 +118,18 @@ def measured(network: str, model: nn.Module, data: ImageData) -> dict[str, dict[
     return found
 
 
+def _history(network: str, training: Training, data: ImageData, path: Path) -> list[dict[str, Any]]:
+    """Train what is left; what was measured before an interruption is in the file."""
+    history: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    for epoch in training.epochs():
+        if epoch in MEASURED_AFTER:
+            history = [record for record in history if record["epoch"] < epoch]
+            history.append({"epoch": epoch, **measured(network, training.model, data)})
+            text = json.dumps(finite_json(history))
+            write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+    return history
+
+
 def run(folder: Path, work: Path) -> None:
     """Train what is not there yet."""
     data = mnist(folder).limited(train=IMAGES, held_out=None)
@@ -128,13 +140,11 @@ def run(folder: Path, work: Path) -> None:
             if name in results["runs"]:
                 continue
             torch.manual_seed(recipe.seed)
-            checkpoint = work / name.replace(" ", "_") / "checkpoint.pt"
-            training = Training(build(), data.train, objective, recipe, checkpoint=checkpoint)
-            history = [
-                {"epoch": epoch, **measured(network, training.model, data)}
-                for epoch in training.epochs()
-                if epoch in MEASURED_AFTER
-            ]
+            kept = work / name.replace(" ", "_")
+            training = Training(
+                build(), data.train, objective, recipe, checkpoint=kept / "checkpoint.pt"
+            )
+            history = _history(network, training, data, kept / "history.json")
             results["runs"][name] = {"history": history, **objective.settings()}
             results["environment"] = environment.describe("cpu")
             results["setting"] = {
