@@ -80,7 +80,7 @@ def _gaps_to(logits: Tensor, target: Tensor, critical: Tensor) -> Tensor:
     return torch.where(known, (own.to(dtype) - other.to(dtype)).squeeze(1), torch.nan)
 
 
-def sample_gap_seed(logits: Tensor, target: Tensor, found: SampleGap, scale: float = 1.0) -> Tensor:
+def sample_gap_seed(logits: Tensor, target: Tensor, found: SampleGap, scale: float | Tensor = 1.0) -> Tensor:
     """Gradient of scale * the sum of the samples' gaps by the logits, of their shape and type."""
     share = (found.share * scale).unsqueeze(1)
     if target.is_floating_point():

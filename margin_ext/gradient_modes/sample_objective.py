@@ -119,14 +119,13 @@ class SampleObjective(Objective):
         create_graph: bool,
     ) -> Tensor:
         """Gradient of every sample's gap by its input, of the shape and type of inputs."""
-        scale = 1.0
-        if logits.dtype == torch.float16:
-            # The share of one position in many would be rounded away; a power of two rounds none.
-            each = max(critical.share.numel() // max(critical.share.shape[0], 1), 1)
-            scale = 2.0 ** (each.bit_length() - 1)
+        if logits.dtype != torch.float16 or critical.share.numel() == 0:
+            seed = sample_gap_seed(logits.detach(), target, critical)
+            return seeded_gradient(logits, inputs, seed, create_graph=create_graph)
+        # The share of one position in many would be rounded away.
+        scale = _scale_to_one(critical.share)
         seed = sample_gap_seed(logits.detach(), target, critical, scale)
-        grad = seeded_gradient(logits, inputs, seed, create_graph=create_graph)
-        return grad if scale == 1 else grad / scale
+        return seeded_gradient(logits, inputs, seed, create_graph=create_graph) / scale
 
     def gap(self, logits: Tensor, target: Tensor, critical: Critical) -> Tensor:
         """The samples' gaps [B] to what is given, differentiable; NaN for ignored samples."""
@@ -163,6 +162,17 @@ class SampleObjective(Objective):
         if self.normalizer is not None:
             return slope / self.normalizer
         return slope / total_weight(weight, target) if self.reduction == "mean" else slope
+
+
+def _scale_to_one(share: Tensor) -> Tensor:
+    """The power of two that takes the largest share into 1/2 to 1: it rounds nothing.
+
+    It is one for the batch: where samples are coupled (BatchNorm in training), a row of the input
+    gradient is a sum over all their gaps, and could not be scaled back sample by sample.
+    """
+    largest = share.max()
+    mantissa, _ = torch.frexp(largest)
+    return torch.where(largest > 0, mantissa / largest, 1.0)
 
 
 def _per_sample(values: Tensor) -> Tensor:
