@@ -111,6 +111,9 @@ def join_positions(gaps: Tensor, counted: Tensor, weight: Tensor, positions: str
     flat, known = _flat(gaps), _flat(counted)
     if positions == "worst" and flat.shape[1] > 0:
         first = torch.where(known, flat, math.inf).argmin(dim=1, keepdim=True)
+        # Infinite gaps (masked classes) tie with what is left out.
+        first_known = known.to(torch.uint8).argmax(dim=1, keepdim=True)
+        first = torch.where(known.gather(1, first), first, first_known)
         share = torch.zeros_like(flat).scatter(1, first, 1.0)
         return torch.where(known, share, 0.0).reshape(gaps.shape)
     w = _flat(weight).to(flat.dtype)

@@ -72,6 +72,18 @@ def test_the_worst_position(ops):
         ops.sample_gap(logits, torch.zeros(1, 3, dtype=torch.int64), positions="first")
 
 
+@pytest.mark.parametrize("ops", BACKENDS)
+def test_the_worst_of_infinite_gaps_is_infinite(ops):
+    """Where all other classes are masked, an ignored position is no smaller."""
+    logits = torch.zeros(3, 2, 4)
+    logits[:, 1] = -math.inf
+    target = torch.tensor([[-100, 0, 0, -100], [-100, -100, -100, -100], [-100, 0, 0, -100]])
+    logits[2, 1, 2] = 3.0
+    found = ops.sample_gap(logits, target, positions="worst")
+    torch.testing.assert_close(found.gap, torch.tensor([math.inf, math.nan, -3]), equal_nan=True)
+    assert found.share.tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
+
+
 def labels(soft: bool, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     if not soft:
         return target
