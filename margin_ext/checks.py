@@ -17,6 +17,7 @@ __all__ = [
     "check_logits_and_labels",
     "check_loss_settings",
     "check_probabilities",
+    "check_same_device",
     "check_sample_vector",
     "shape_text",
 ]
@@ -29,8 +30,19 @@ def shape_text(tensor: Tensor) -> str:
     return "[" + ", ".join(str(size) for size in tensor.shape) + "]"
 
 
+def check_same_device(name: str, tensor: Tensor, **others: Tensor | None) -> None:
+    """Require tensors, each with its name, on the device of the first."""
+    device = tensor.device
+    for other_name, other in others.items():
+        if other is not None and other.device != device:
+            raise ValueError(
+                f"{other_name} must be on the device of {name}, {device}, got {other.device}"
+            )
+
+
 def check_logits(logits: Tensor, target: Tensor) -> None:
     """Require logits [B, C] of a floating type with C >= 2 and target int64 [B]."""
+    check_same_device("logits", logits, target=target)
     if logits.dim() != 2:
         raise ValueError(f"logits must be [B, C], got {shape_text(logits)}")
     if logits.dtype not in FLOAT_TYPES:
@@ -62,6 +74,7 @@ def check_labels(name: str, labels: Tensor, classes: int, ignore_index: int | No
 
 def check_logits_and_labels(logits: Tensor, target: Tensor) -> None:
     """Require logits [B, C, d1, ...] and target int64 [B, d1, ...] or floating [B, C, d1, ...]."""
+    check_same_device("logits", logits, target=target)
     if logits.dim() < 2:
         raise ValueError(f"logits must be [B, C] or [B, C, d1, ...], got {shape_text(logits)}")
     if logits.dtype not in FLOAT_TYPES:
@@ -133,7 +146,9 @@ def check_loss_settings(mu: float, eps: float, label_smoothing: float) -> None:
         raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
 
 
-def check_class_weight(weight: Tensor, classes: int) -> None:
-    """Require weight [C]."""
+def check_class_weight(weight: Tensor, logits: Tensor) -> None:
+    """Require weight [C] on the device of logits [B, C] or [B, C, d1, ...]."""
+    check_same_device("logits", logits, class_weight=weight)
+    classes = logits.shape[1]
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise ValueError(f"class_weight must be [{classes}], got {shape_text(weight)}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.checks import check_logits_and_labels
+from margin_ext.checks import check_logits_and_labels, check_same_device
 from margin_ext.functional.dispatch import compiled_for, labels_readable
 from margin_ext.reference import LogitGap
 from margin_ext.reference.labels import as_rows, per_position
@@ -69,6 +69,7 @@ def logit_gap(
             ignore_index=ignore_index,
             validate=validate or labels_readable(logits),
         )
+    check_same_device("logits", logits, target=target, critical=critical)
     if validate:
         reference.logit_gap(logits.detach(), target, critical=critical, ignore_index=ignore_index)
     found = _LogitGap.apply(  # type: ignore[no-untyped-call]

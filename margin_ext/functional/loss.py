@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.checks import check_logits_and_labels, check_loss_settings
+from margin_ext.checks import check_logits_and_labels, check_loss_settings, check_same_device
 from margin_ext.functional.dispatch import (
     compiled_for,
     flat_channel_scale,
@@ -248,6 +248,9 @@ def average_margin_loss(
         )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    check_same_device(
+        "logits", logits, target=target, grad=grad, critical=critical, class_weight=weight
+    )
     if validate:
         reference.logit_gap(logits.detach(), target, critical=critical, ignore_index=ignore_index)
     check_loss_settings(mu, eps, label_smoothing)

@@ -12,6 +12,7 @@ from margin_ext.checks import (
     check_labels,
     check_logits,
     check_logits_and_labels,
+    check_same_device,
     check_sample_vector,
     shape_text,
 )
@@ -74,6 +75,7 @@ def logit_gap(
         others = z.detach().scatter(1, label, -math.inf)
         index = argmax_excluding(others, label)
     else:
+        check_same_device("logits", logits, critical=critical)
         check_sample_vector("critical", critical, logits.shape[0])
         index = torch.where(valid, critical, 1)
         if validate:

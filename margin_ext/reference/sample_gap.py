@@ -74,7 +74,7 @@ def sample_gap(
     """
     check_logits_and_labels(logits, target)
     if weight is not None:
-        check_class_weight(weight, logits.shape[1])
+        check_class_weight(weight, logits)
     z, y = as_rows(logits, target)
     critical = None if fixed is None else fixed.critical
     if target.is_floating_point():

@@ -241,6 +241,13 @@ def test_bad_labels_are_told(ops):
         logits,
         y.index_fill(2, torch.tensor(3), 7),
     )
+    refused(
+        ValueError, "target must be on the device of logits, cpu, got meta", logits, y.to("meta")
+    )
+    elsewhere = torch.ones(5, device="meta")
+    refused(ValueError, "class_weight must be on the device of", logits, y, weight=elsewhere)
+    elsewhere = torch.ones(4, 2, device="meta")
+    refused(ValueError, "grad must be on the device of logits", logits, y, grad=elsewhere)
     refused(ValueError, r"class_weight must be \[5\], got \[4\]", logits, y, weight=torch.ones(4))
     refused(ValueError, "must hold probabilities", logits, torch.ones_like(logits))
     soft = torch.softmax(logits, 1)
