@@ -19,6 +19,7 @@ __all__ = [
     "check_probabilities",
     "check_same_device",
     "check_sample_vector",
+    "check_target",
     "shape_text",
 ]
 
@@ -64,12 +65,16 @@ def check_labels(name: str, labels: Tensor, classes: int, ignore_index: int | No
     if ignore_index is not None:
         bad &= labels != ignore_index
     if bool(bad.any()):
-        first = int(bad.nonzero()[0, 0])
+        first = bad.nonzero()[0].tolist()
         raise ValueError(
             f"{name} must lie in 0..{classes - 1}"
             + (f" or equal ignore_index = {ignore_index}" if ignore_index is not None else "")
-            + f", got {int(labels[first])} at index {first}"
+            + f", got {int(labels[tuple(first)])} at index {_index_text(first)}"
         )
+
+
+def _index_text(index: list[int]) -> str:
+    return str(index[0] if len(index) == 1 else index)
 
 
 def check_logits_and_labels(logits: Tensor, target: Tensor) -> None:
@@ -102,17 +107,26 @@ def check_logits_and_labels(logits: Tensor, target: Tensor) -> None:
 
 
 def check_probabilities(target: Tensor) -> None:
-    """Require rows [N, C] of numbers >= 0 that sum to 1; synchronises with a GPU."""
+    """Require target [B, C, d1, ...] >= 0 with sums of 1 over C; synchronises with a GPU."""
     tolerance = {torch.float16: 5e-3, torch.bfloat16: 2e-2}.get(target.dtype, 1e-4)
     sums = target.sum(1, dtype=torch.float64)
     bad = ((sums - 1).abs() > tolerance) | ~(target >= 0).all(1)
     if bool(bad.any()):
-        first = int(bad.nonzero()[0, 0])
+        first = bad.nonzero()[0].tolist()
+        smallest = target.amin(1)[tuple(first)]
         raise ValueError(
             "target must hold probabilities, each >= 0 and 1 in sum over the classes, got the sum "
-            f"{float(sums[first]):.6g} and the smallest {float(target[first].min()):.6g} "
-            f"in row {first}"
+            f"{float(sums[tuple(first)]):.6g} and the smallest {float(smallest):.6g} "
+            f"at index {_index_text(first)}"
         )
+
+
+def check_target(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Require class labels in range, or probabilities; synchronises with a GPU."""
+    if target.is_floating_point():
+        check_probabilities(target)
+    else:
+        check_labels("target", target, classes, ignore_index)
 
 
 def check_grad(grad: Tensor, batch: int) -> None:

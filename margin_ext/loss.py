@@ -97,7 +97,9 @@ class AverageMarginLoss(nn.Module):
             as everywhere in training, or "running", as in the finished network (a pass of its
             own; with ``run`` only).
         validate: Check labels on CUDA too, at the price of a synchronisation. Without it a bad
-            label makes the loss NaN there. On CPU labels are always checked.
+            label makes the loss NaN there, or stops the program where torch's kernels read it
+            too: dense logits with input gradients, ``fraction``, batchnorm="running". On CPU
+            labels are always checked.
     """
 
     weight: Tensor | None

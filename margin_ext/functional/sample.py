@@ -61,9 +61,8 @@ def sample_gap(
     if weight is not None:
         check_class_weight(weight, logits)
     if fixed is None:
-        z, y = as_rows(logits, target)
-        rows, critical = logit_gap(z, y, ignore_index=ignore_index, validate=validate)
-        gaps = per_position(rows, logits)
+        gaps, critical = logit_gap(logits, target, ignore_index=ignore_index, validate=validate)
+        critical = critical.reshape(-1)
         share = join_positions(
             gaps.detach(),
             target != ignore_index,
@@ -121,7 +120,11 @@ def sample_margin_loss(
     fixed: SampleGap | None = None,
     validate: bool = False,
 ) -> MarginLoss:
-    """As :func:`margin_ext.reference.sample_margin_loss`; on CPU labels are always checked."""
+    """As :func:`margin_ext.reference.sample_margin_loss`; on CPU labels are always checked.
+
+    On CUDA a class label out of range stops the program in torch's kernels; ``validate=True``
+    checks there too, and synchronises.
+    """
     found = sample_gap(
         logits,
         target,

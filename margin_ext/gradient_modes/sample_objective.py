@@ -12,7 +12,7 @@ from margin_ext.functional import MarginLoss, sample_gap, sample_gap_seed, sampl
 from margin_ext.gradient_modes.objective import Critical, Objective
 from margin_ext.input_gradient import seeded_gradient
 from margin_ext.reference.dual import wide
-from margin_ext.reference.labels import counted_positions, position_weight
+from margin_ext.reference.labels import counted_positions, flat_positions, position_weight
 from margin_ext.reference.regularize import regularize
 from margin_ext.reference.sample_loss import combined_loss, total_weight
 from margin_ext.regularizers import Regularizer
@@ -134,7 +134,7 @@ class SampleObjective(Objective):
 
     def counted(self, target: Tensor) -> Tensor:
         """Whether any position of a sample counts, bool [B]."""
-        return _per_sample(counted_positions(target, self.ignore_index)).any(1)
+        return flat_positions(counted_positions(target, self.ignore_index)).any(1)
 
     def spread(self, term: Tensor, target: Tensor) -> Tensor:
         """A term of the loss that is weighted as :meth:`norm_slope` is, in the loss's shape."""
@@ -158,7 +158,7 @@ class SampleObjective(Objective):
         if self.per_sample:
             return slope
         weight = position_weight(target, self.weight, self.ignore_index, slope.dtype)
-        slope = slope * _per_sample(weight).sum(1)
+        slope = slope * flat_positions(weight).sum(1)
         if self.normalizer is not None:
             return slope / self.normalizer
         return slope / total_weight(weight, target) if self.reduction == "mean" else slope
@@ -173,8 +173,3 @@ def _scale_to_one(share: Tensor) -> Tensor:
     largest = share.max()
     mantissa, _ = torch.frexp(largest)
     return torch.where(largest > 0, mantissa / largest, 1.0)
-
-
-def _per_sample(values: Tensor) -> Tensor:
-    """[B] or [B, d1, ...] as [B, P]."""
-    return values.unsqueeze(-1).flatten(1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from margin_ext.checks import check_class_weight, check_grad, check_loss_settings, check_same_device
 from margin_ext.reference.dual import wide
 from margin_ext.reference.gap import logit_gap
+from margin_ext.reference.labels import one_class_each
 from margin_ext.reference.margin import first_order_margin
 from margin_ext.reference.margin_loss import REDUCTIONS, MarginLoss
 from margin_ext.reference.regularize import regularize
@@ -64,7 +65,7 @@ def average_margin_loss(
             "worst".
         validate: Check the labels (synchronises with a GPU).
     """
-    if target.dim() != 1:
+    if not one_class_each(logits, target):
         if critical is not None:
             raise ValueError("critical goes with class labels [B] only")
         return sample_margin_loss(

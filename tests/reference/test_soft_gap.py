@@ -111,9 +111,9 @@ def test_on_a_linear_model_the_margin_is_the_distance(p):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ([0.5, 0.6, 0.0], r"each >= 0 and 1 in sum .* got the sum 1.1 and the smallest 0 in row 1"),
-        ([1.5, -0.5, 0.0], r"the smallest -0.5 in row 1"),
-        ([math.nan, 0.5, 0.5], r"got the sum nan .* in row 1"),
+        ([0.5, 0.6, 0.0], "1 in sum .* got the sum 1.1 and the smallest 0 at index 1"),
+        ([1.5, -0.5, 0.0], r"the smallest -0.5 at index 1"),
+        ([math.nan, 0.5, 0.5], r"got the sum nan .* at index 1"),
     ],
 )
 def test_what_is_no_distribution_is_refused(label, message):
