@@ -276,7 +276,7 @@ def test_on_a_linear_model_the_mean_gap_vanishes_at_the_margin():
     x, y = torch.randn(20, 6).double(), torch.randint(0, CLASSES, (20, 4))
     inputs = x.clone().requires_grad_()
     criterion = AverageMarginLoss()
-    objective = criterion._objective(y, None, 1.0)
+    objective = criterion._objective(y, None, criterion.mu)
     logits = model(inputs)
     fixed = objective.critical(logits, inputs, y)
     grad = objective.input_gradient(logits, inputs, y, fixed, create_graph=False)
