@@ -17,7 +17,9 @@ __all__ = [
     "check_logits_and_labels",
     "check_loss_settings",
     "check_probabilities",
+    "check_same_device",
     "check_sample_vector",
+    "check_target",
     "shape_text",
 ]
 
@@ -29,8 +31,19 @@ def shape_text(tensor: Tensor) -> str:
     return "[" + ", ".join(str(size) for size in tensor.shape) + "]"
 
 
+def check_same_device(name: str, tensor: Tensor, **others: Tensor | None) -> None:
+    """Require tensors, each with its name, on the device of the first."""
+    device = tensor.device
+    for other_name, other in others.items():
+        if other is not None and other.device != device:
+            raise ValueError(
+                f"{other_name} must be on the device of {name}, {device}, got {other.device}"
+            )
+
+
 def check_logits(logits: Tensor, target: Tensor) -> None:
     """Require logits [B, C] of a floating type with C >= 2 and target int64 [B]."""
+    check_same_device("logits", logits, target=target)
     if logits.dim() != 2:
         raise ValueError(f"logits must be [B, C], got {shape_text(logits)}")
     if logits.dtype not in FLOAT_TYPES:
@@ -52,16 +65,21 @@ def check_labels(name: str, labels: Tensor, classes: int, ignore_index: int | No
     if ignore_index is not None:
         bad &= labels != ignore_index
     if bool(bad.any()):
-        first = int(bad.nonzero()[0, 0])
+        first = bad.nonzero()[0].tolist()
         raise ValueError(
             f"{name} must lie in 0..{classes - 1}"
             + (f" or equal ignore_index = {ignore_index}" if ignore_index is not None else "")
-            + f", got {int(labels[first])} at index {first}"
+            + f", got {int(labels[tuple(first)])} at index {_index_text(first)}"
         )
+
+
+def _index_text(index: list[int]) -> str:
+    return str(index[0] if len(index) == 1 else index)
 
 
 def check_logits_and_labels(logits: Tensor, target: Tensor) -> None:
     """Require logits [B, C, d1, ...] and target int64 [B, d1, ...] or floating [B, C, d1, ...]."""
+    check_same_device("logits", logits, target=target)
     if logits.dim() < 2:
         raise ValueError(f"logits must be [B, C] or [B, C, d1, ...], got {shape_text(logits)}")
     if logits.dtype not in FLOAT_TYPES:
@@ -89,17 +107,26 @@ def check_logits_and_labels(logits: Tensor, target: Tensor) -> None:
 
 
 def check_probabilities(target: Tensor) -> None:
-    """Require rows [N, C] of numbers >= 0 that sum to 1; synchronises with a GPU."""
+    """Require target [B, C, d1, ...] >= 0 with sums of 1 over C; synchronises with a GPU."""
     tolerance = {torch.float16: 5e-3, torch.bfloat16: 2e-2}.get(target.dtype, 1e-4)
     sums = target.sum(1, dtype=torch.float64)
     bad = ((sums - 1).abs() > tolerance) | ~(target >= 0).all(1)
     if bool(bad.any()):
-        first = int(bad.nonzero()[0, 0])
+        first = bad.nonzero()[0].tolist()
+        smallest = target.amin(1)[tuple(first)]
         raise ValueError(
             "target must hold probabilities, each >= 0 and 1 in sum over the classes, got the sum "
-            f"{float(sums[first]):.6g} and the smallest {float(target[first].min()):.6g} "
-            f"in row {first}"
+            f"{float(sums[tuple(first)]):.6g} and the smallest {float(smallest):.6g} "
+            f"at index {_index_text(first)}"
         )
+
+
+def check_target(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Require class labels in range, or probabilities; synchronises with a GPU."""
+    if target.is_floating_point():
+        check_probabilities(target)
+    else:
+        check_labels("target", target, classes, ignore_index)
 
 
 def check_grad(grad: Tensor, batch: int) -> None:
@@ -133,7 +160,9 @@ def check_loss_settings(mu: float, eps: float, label_smoothing: float) -> None:
         raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
 
 
-def check_class_weight(weight: Tensor, classes: int) -> None:
-    """Require weight [C]."""
+def check_class_weight(weight: Tensor, logits: Tensor) -> None:
+    """Require weight [C] on the device of logits [B, C] or [B, C, d1, ...]."""
+    check_same_device("logits", logits, class_weight=weight)
+    classes = logits.shape[1]
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise ValueError(f"class_weight must be [{classes}], got {shape_text(weight)}")

@@ -96,8 +96,8 @@ class AverageMarginLoss(nn.Module):
         batchnorm: What BatchNorm in training normalises by where margins are concerned: "batch",
             as everywhere in training, or "running", as in the finished network (a pass of its
             own; with ``run`` only).
-        validate: Check labels on CUDA too, at the price of a synchronisation. Without it a bad
-            label makes the loss NaN there. On CPU labels are always checked.
+        validate: Check labels on CUDA too, and synchronise; on CPU they always are. A bad label
+            else makes the loss NaN there, or stops the program in torch's kernels (docs/labels.md).
     """
 
     weight: Tensor | None

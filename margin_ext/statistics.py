@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import Tensor
 
-__all__ = ["STATISTIC_NAMES", "BatchStatistics", "without_margins"]
+__all__ = ["MARGIN_STATISTICS", "STATISTIC_NAMES", "BatchStatistics", "without_margins"]
 
 # The order is that of `Statistic` in csrc/core/statistics.h.
 STATISTIC_NAMES: Final = (
@@ -21,6 +21,13 @@ STATISTIC_NAMES: Final = (
     "regularizer",
     "count",
     "gradient_scale",
+)
+# Those that need margins; a pass without them knows the others.
+MARGIN_STATISTICS: Final = (
+    "minimum_margin",
+    "average_margin",
+    "average_gradient_norm",
+    "regularizer",
 )
 
 
@@ -104,6 +111,6 @@ class BatchStatistics(Mapping[str, Tensor]):
 def without_margins(statistics: BatchStatistics) -> BatchStatistics:
     """The same of a batch whose margins were not taken: NaN in their place."""
     values = statistics.values_tensor.clone()
-    for name in ("minimum_margin", "average_margin", "average_gradient_norm", "regularizer"):
+    for name in MARGIN_STATISTICS:
         values[STATISTIC_NAMES.index(name)] = math.nan
     return BatchStatistics(values)

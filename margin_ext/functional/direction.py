@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
+from margin_ext.checks import check_same_device
 from margin_ext.functional.dispatch import compiled_for, flat_channel_scale
 from margin_ext.functional.margin import InputStd
 from margin_ext.norms import dual_exponent
@@ -31,6 +32,7 @@ def dual_direction(
     )
     if differentiated or not compiled_for(grad):
         return reference.dual_direction(grad, factor, p=p, base=base, input_std=input_std)
+    check_same_device("grad", grad, factor=factor, base=base)
     dtype = wide(grad)
     factor = grad.new_ones(grad.shape[:1], dtype=dtype) if factor is None else factor.to(dtype)
     scale = flat_channel_scale(input_std, grad)

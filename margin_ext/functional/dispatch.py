@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from margin_ext._extension import cpu_library, ops_available
+from margin_ext.checks import check_target
 from margin_ext.fake_kernels import register_fake_kernels
 from margin_ext.reference.dual import channel_scale, wide
+from margin_ext.reference.labels import as_rows
 
-__all__ = ["compiled_for", "flat_channel_scale", "labels_readable", "match_width"]
+__all__ = ["by_rows", "compiled_for", "flat_channel_scale", "labels_readable", "match_width"]
 
 if cpu_library.loaded:
     register_fake_kernels()
@@ -32,6 +35,18 @@ def labels_readable(tensor: Tensor) -> bool:
     There gather and cross_entropy still refuse a label out of range, in torch's words.
     """
     return tensor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+
+
+def by_rows(
+    op: Callable[..., Any], logits: Tensor, target: Tensor, *, ignore_index: int, **settings: Any
+) -> Any:
+    """What an op for logits [N, C] makes of dense logits and class labels, a row a position."""
+    try:
+        return op(*as_rows(logits, target), ignore_index=ignore_index, **settings)
+    except ValueError:
+        # A label that the op refuses is named by its row there; here by its position.
+        check_target(target, logits.shape[1], ignore_index)
+        raise
 
 
 def flat_channel_scale(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.checks import check_logits_and_labels
-from margin_ext.functional.dispatch import compiled_for, labels_readable
+from margin_ext.checks import check_logits_and_labels, check_same_device
+from margin_ext.functional.dispatch import by_rows, compiled_for, labels_readable
 from margin_ext.reference import LogitGap
-from margin_ext.reference.labels import as_rows, per_position
+from margin_ext.reference.labels import one_class_each, per_position
 
 __all__ = ["gap_seed", "logit_gap"]
 
@@ -59,7 +59,7 @@ def logit_gap(
     On CPU labels are always checked. On CUDA a label out of range makes its sample NaN;
     ``validate=True`` checks there too, and synchronises.
     """
-    if target.dim() != 1:
+    if not one_class_each(logits, target):
         return _gap_of_positions(logits, target, critical, ignore_index, validate)
     if not compiled_for(logits):
         return reference.logit_gap(
@@ -69,6 +69,7 @@ def logit_gap(
             ignore_index=ignore_index,
             validate=validate or labels_readable(logits),
         )
+    check_same_device("logits", logits, target=target, critical=critical)
     if validate:
         reference.logit_gap(logits.detach(), target, critical=critical, ignore_index=ignore_index)
     found = _LogitGap.apply(  # type: ignore[no-untyped-call]
@@ -89,6 +90,7 @@ def _gap_of_positions(
             ignore_index=ignore_index,
             validate=validate or labels_readable(logits),
         )
-    z, y = as_rows(logits, target)
-    gap, runner_up = logit_gap(z, y, ignore_index=ignore_index, validate=validate)
+    gap, runner_up = by_rows(
+        logit_gap, logits, target, ignore_index=ignore_index, validate=validate
+    )
     return LogitGap(per_position(gap, logits), per_position(runner_up, logits))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.checks import check_logits_and_labels, check_loss_settings
+from margin_ext.checks import check_logits_and_labels, check_loss_settings, check_same_device
 from margin_ext.functional.dispatch import (
+    by_rows,
     compiled_for,
     flat_channel_scale,
     labels_readable,
@@ -20,7 +21,7 @@ from margin_ext.functional.sample import sample_margin_loss
 from margin_ext.norms import dual_exponent
 from margin_ext.reference import MarginLoss
 from margin_ext.reference.dual import wide
-from margin_ext.reference.labels import as_rows, per_position
+from margin_ext.reference.labels import one_class_each, per_position
 from margin_ext.reference.margin_loss import REDUCTIONS
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
@@ -196,9 +197,10 @@ def average_margin_loss(
     """As :func:`margin_ext.reference.average_margin_loss`, in one pass over the data.
 
     On CPU labels are always checked. On CUDA a label out of range makes its sample, and so the
-    loss, NaN; ``validate=True`` checks there too, and synchronises.
+    loss, NaN (of dense logits with grad it stops the program in torch's kernels);
+    ``validate=True`` checks there too, and synchronises.
     """
-    if target.dim() != 1:
+    if not one_class_each(logits, target):
         if critical is not None:
             raise ValueError("critical goes with class labels [B] only")
         if grad is None and not target.is_floating_point():
@@ -248,6 +250,9 @@ def average_margin_loss(
         )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    check_same_device(
+        "logits", logits, target=target, grad=grad, critical=critical, class_weight=weight
+    )
     if validate:
         reference.logit_gap(logits.detach(), target, critical=critical, ignore_index=ignore_index)
     check_loss_settings(mu, eps, label_smoothing)
@@ -269,7 +274,7 @@ def average_margin_loss(
 def _loss_of_positions(logits: Tensor, target: Tensor, **settings: Any) -> MarginLoss:
     """The loss of every position's logit gap, as if positions were samples."""
     check_logits_and_labels(logits, target)
-    out = average_margin_loss(*as_rows(logits, target), **settings)
+    out: MarginLoss = by_rows(average_margin_loss, logits, target, **settings)
     loss = per_position(out.loss, logits) if settings["reduction"] == "none" else out.loss
     return out._replace(
         loss=loss, margin=per_position(out.margin, logits), gap=per_position(out.gap, logits)

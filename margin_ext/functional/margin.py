@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.checks import check_eps
+from margin_ext.checks import check_eps, check_same_device
 from margin_ext.functional.dispatch import compiled_for, flat_channel_scale, match_width
 from margin_ext.norms import dual_exponent
 from margin_ext.reference import FirstOrderMargin
@@ -75,6 +75,7 @@ def first_order_margin(
     """As :func:`margin_ext.reference.first_order_margin`."""
     if not compiled_for(grad):
         return reference.first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)
+    check_same_device("grad", grad, gap=gap)
     check_eps(eps)
     gap, grad = match_width(gap, grad)
     gap = gap.to(wide(grad))

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.checks import check_class_weight, check_logits_and_labels, check_loss_settings
+from margin_ext.checks import (
+    check_class_weight,
+    check_logits_and_labels,
+    check_loss_settings,
+    check_same_device,
+)
 from margin_ext.functional.dispatch import compiled_for, labels_readable
 from margin_ext.functional.gap import logit_gap
 from margin_ext.functional.margin import first_order_margin
@@ -54,11 +59,10 @@ def sample_gap(
         )
     check_logits_and_labels(logits, target)
     if weight is not None:
-        check_class_weight(weight, logits.shape[1])
+        check_class_weight(weight, logits)
     if fixed is None:
-        z, y = as_rows(logits, target)
-        rows, critical = logit_gap(z, y, ignore_index=ignore_index, validate=validate)
-        gaps = per_position(rows, logits)
+        gaps, critical = logit_gap(logits, target, ignore_index=ignore_index, validate=validate)
+        critical = critical.reshape(-1)
         share = join_positions(
             gaps.detach(),
             target != ignore_index,
@@ -80,7 +84,9 @@ def _gaps_to(logits: Tensor, target: Tensor, critical: Tensor) -> Tensor:
     return torch.where(known, (own.to(dtype) - other.to(dtype)).squeeze(1), torch.nan)
 
 
-def sample_gap_seed(logits: Tensor, target: Tensor, found: SampleGap, scale: float = 1.0) -> Tensor:
+def sample_gap_seed(
+    logits: Tensor, target: Tensor, found: SampleGap, scale: float | Tensor = 1.0
+) -> Tensor:
     """Gradient of scale * the sum of the samples' gaps by the logits, of their shape and type."""
     share = (found.share * scale).unsqueeze(1)
     if target.is_floating_point():
@@ -114,7 +120,11 @@ def sample_margin_loss(
     fixed: SampleGap | None = None,
     validate: bool = False,
 ) -> MarginLoss:
-    """As :func:`margin_ext.reference.sample_margin_loss`; on CPU labels are always checked."""
+    """As :func:`margin_ext.reference.sample_margin_loss`; on CPU labels are always checked.
+
+    On CUDA a class label out of range stops the program in torch's kernels; ``validate=True``
+    checks there too, and synchronises.
+    """
     found = sample_gap(
         logits,
         target,
@@ -127,6 +137,7 @@ def sample_margin_loss(
     gap = margin = found.of_positions
     norm = gap.new_empty(0)
     if grad is not None:
+        check_same_device("logits", logits, grad=grad)
         gap = found.gap
         margin, norm = first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)
     check_loss_settings(mu, eps, label_smoothing)

@@ -1,17 +1,19 @@
 """State that layers change in every forward pass, and passes that leave it alone.
 
-BatchNorm in training moves its running statistics, and couples the samples of a batch. Spectral
-normalisation in training moves its estimate of the singular vectors, and with it the weight.
+BatchNorm in training moves its running statistics, and couples the samples of a batch. InstanceNorm
+may have running statistics too. Spectral normalisation in training moves its estimate of the
+singular vectors, and with it the weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -52,18 +54,22 @@ def state_kept(model: object, batchnorm: str) -> Iterator[None]:
     # Turning the tracking off gives the layer no statistics to update; writing old values back
     # would clash with autograd, which has saved the buffers.
     flag = "training" if batchnorm == "running" else "track_running_stats"
-    changed: list[tuple[nn.Module, str, bool]] = [
-        (layer, flag, getattr(layer, flag))
+    changed: list[tuple[nn.Module, str, Any]] = [
+        (layer, flag, False)
         for layer in training_batchnorms(model)
         if layer.running_mean is not None
     ]
-    if isinstance(model, nn.Module):
-        spectral = (m for m in model.modules() if m.training and _has_moving_spectrum(m))
-        changed.extend((module, "training", True) for module in spectral)
-    for module, name, _ in changed:
-        setattr(module, name, False)
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if module.training and _has_moving_spectrum(module):
+            changed.append((module, "training", False))
+        if module.training and isinstance(module, _InstanceNorm):
+            # It hands over its statistics whatever the flag says, and does not read them.
+            changed += [(module, name, None) for name in ("running_mean", "running_var")]
+    kept = [getattr(module, name) for module, name, _ in changed]
+    for module, name, value in changed:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        for module, name, before in changed:
+        for (module, name, _), before in zip(changed, kept, strict=True):
             setattr(module, name, before)

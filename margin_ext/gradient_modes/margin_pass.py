@@ -18,11 +18,9 @@ from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
 from margin_ext.gradient_modes.randomness import RandomState
 from margin_ext.gradient_modes.step import Step
-from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
+from margin_ext.statistics import MARGIN_STATISTICS, STATISTIC_NAMES, BatchStatistics
 
 __all__ = ["Passes", "run_step"]
-
-_OF_THE_MARGIN = ("minimum_margin", "average_margin", "average_gradient_norm", "regularizer")
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def _joined(
         loss = plain.loss + (term * share if is_sum else term)
     missing = torch.full_like(plain.gap, math.nan)
     values = plain.statistics.values_tensor.clone()
-    for name in _OF_THE_MARGIN:
+    for name in MARGIN_STATISTICS:
         index = STATISTIC_NAMES.index(name)
         values[index] = part.statistics.values_tensor[index]
     return MarginLoss(

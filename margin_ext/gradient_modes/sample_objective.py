@@ -12,7 +12,7 @@ from margin_ext.functional import MarginLoss, sample_gap, sample_gap_seed, sampl
 from margin_ext.gradient_modes.objective import Critical, Objective
 from margin_ext.input_gradient import seeded_gradient
 from margin_ext.reference.dual import wide
-from margin_ext.reference.labels import counted_positions, position_weight
+from margin_ext.reference.labels import counted_positions, flat_positions, position_weight
 from margin_ext.reference.regularize import regularize
 from margin_ext.reference.sample_loss import combined_loss, total_weight
 from margin_ext.regularizers import Regularizer
@@ -119,14 +119,13 @@ class SampleObjective(Objective):
         create_graph: bool,
     ) -> Tensor:
         """Gradient of every sample's gap by its input, of the shape and type of inputs."""
-        scale = 1.0
-        if logits.dtype == torch.float16:
-            # The share of one position in many would be rounded away; a power of two rounds none.
-            each = max(critical.share.numel() // max(critical.share.shape[0], 1), 1)
-            scale = 2.0 ** (each.bit_length() - 1)
+        if logits.dtype != torch.float16 or critical.share.numel() == 0:
+            seed = sample_gap_seed(logits.detach(), target, critical)
+            return seeded_gradient(logits, inputs, seed, create_graph=create_graph)
+        # The share of one position in many would be rounded away.
+        scale = _scale_to_one(critical.share)
         seed = sample_gap_seed(logits.detach(), target, critical, scale)
-        grad = seeded_gradient(logits, inputs, seed, create_graph=create_graph)
-        return grad if scale == 1 else grad / scale
+        return seeded_gradient(logits, inputs, seed, create_graph=create_graph) / scale
 
     def gap(self, logits: Tensor, target: Tensor, critical: Critical) -> Tensor:
         """The samples' gaps [B] to what is given, differentiable; NaN for ignored samples."""
@@ -135,7 +134,7 @@ class SampleObjective(Objective):
 
     def counted(self, target: Tensor) -> Tensor:
         """Whether any position of a sample counts, bool [B]."""
-        return _per_sample(counted_positions(target, self.ignore_index)).any(1)
+        return flat_positions(counted_positions(target, self.ignore_index)).any(1)
 
     def spread(self, term: Tensor, target: Tensor) -> Tensor:
         """A term of the loss that is weighted as :meth:`norm_slope` is, in the loss's shape."""
@@ -159,12 +158,18 @@ class SampleObjective(Objective):
         if self.per_sample:
             return slope
         weight = position_weight(target, self.weight, self.ignore_index, slope.dtype)
-        slope = slope * _per_sample(weight).sum(1)
+        slope = slope * flat_positions(weight).sum(1)
         if self.normalizer is not None:
             return slope / self.normalizer
         return slope / total_weight(weight, target) if self.reduction == "mean" else slope
 
 
-def _per_sample(values: Tensor) -> Tensor:
-    """[B] or [B, d1, ...] as [B, P]."""
-    return values.unsqueeze(-1).flatten(1)
+def _scale_to_one(share: Tensor) -> Tensor:
+    """The power of two that takes the largest share into 1/2 to 1: it rounds nothing.
+
+    It is one for the batch: where samples are coupled (BatchNorm in training), a row of the input
+    gradient is a sum over all their gaps, and could not be scaled back sample by sample.
+    """
+    largest = share.max()
+    mantissa, _ = torch.frexp(largest)
+    return torch.where(largest > 0, mantissa / largest, 1.0)

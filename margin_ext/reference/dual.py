@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_grad, check_sample_vector, shape_text
+from margin_ext.checks import check_grad, check_same_device, check_sample_vector, shape_text
 from margin_ext.norms import dual_exponent
 
 __all__ = ["channel_scale", "dual_direction", "dual_norm", "wide"]
@@ -142,6 +142,7 @@ def dual_direction(
         x = x * scale
     v = _direction(x.flatten(1), dual_exponent(p))
     if factor is not None:
+        check_same_device("grad", grad, factor=factor)
         check_sample_vector("factor", factor, grad.shape[0])
         v = v * factor.to(v.dtype).unsqueeze(1)
     step = v.reshape(grad.shape)
@@ -149,6 +150,7 @@ def dual_direction(
         step = step * scale
     if base is None:
         return step.to(grad.dtype)
+    check_same_device("grad", grad, base=base)
     if base.shape != grad.shape or base.dtype != grad.dtype:
         raise ValueError(
             f"base must have the shape and type of grad, {shape_text(grad)} {grad.dtype}, "

@@ -12,11 +12,13 @@ from margin_ext.checks import (
     check_labels,
     check_logits,
     check_logits_and_labels,
+    check_same_device,
     check_sample_vector,
+    check_target,
     shape_text,
 )
 from margin_ext.reference.dual import wide
-from margin_ext.reference.labels import as_rows, per_position
+from margin_ext.reference.labels import as_rows, one_class_each, per_position
 from margin_ext.reference.soft_gap import argmax_excluding, soft_gap
 
 __all__ = ["LogitGap", "logit_gap"]
@@ -61,7 +63,7 @@ def logit_gap(
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or a label is out of range.
     """
-    if target.dim() != 1:
+    if not one_class_each(logits, target):
         return _gap_of_positions(logits, target, critical, ignore_index, validate)
     check_logits(logits, target)
     classes = logits.shape[1]
@@ -74,6 +76,7 @@ def logit_gap(
         others = z.detach().scatter(1, label, -math.inf)
         index = argmax_excluding(others, label)
     else:
+        check_same_device("logits", logits, critical=critical)
         check_sample_vector("critical", critical, logits.shape[0])
         index = torch.where(valid, critical, 1)
         if validate:
@@ -90,11 +93,13 @@ def _gap_of_positions(
     logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int, validate: bool
 ) -> LogitGap:
     check_logits_and_labels(logits, target)
+    if validate:
+        check_target(target, logits.shape[1], ignore_index)
     z, y = as_rows(logits, target)
     if target.is_floating_point():
         if critical is not None:
             raise ValueError("critical does not go with a target of probabilities")
-        gap = soft_gap(z, y, validate=validate).gap
+        gap = soft_gap(z, y, validate=False).gap
         label = y.argmax(dim=1, keepdim=True)
         runner_up = argmax_excluding(z.detach().scatter(1, label, -math.inf), label).squeeze(1)
     else:
@@ -106,6 +111,10 @@ def _gap_of_positions(
                 )
             critical = critical.reshape(-1)
         gap, runner_up = logit_gap(
-            z, y, critical=critical, ignore_index=ignore_index, validate=validate
+            z,
+            y,
+            critical=critical,
+            ignore_index=ignore_index,
+            validate=validate and critical is not None,
         )
     return LogitGap(per_position(gap, logits), per_position(runner_up, logits))

@@ -9,7 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_rows", "counted_positions", "per_position", "position_weight"]
+__all__ = [
+    "as_rows",
+    "counted_positions",
+    "flat_positions",
+    "one_class_each",
+    "per_position",
+    "position_weight",
+]
+
+
+def one_class_each(logits: Tensor, target: Tensor) -> bool:
+    """Whether samples have one class label each: logits [B, C] and target [B]."""
+    return target.dim() == 1 and logits.dim() <= 2
 
 
 def as_rows(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,6 +37,11 @@ def as_rows(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def per_position(rows: Tensor, logits: Tensor) -> Tensor:
     """A number a row [N], as [B, d1, ...]."""
     return rows.reshape(logits.shape[:1] + logits.shape[2:])
+
+
+def flat_positions(values: Tensor) -> Tensor:
+    """[B] or [B, d1, ...] as [B, P]."""
+    return values.unsqueeze(-1).flatten(1)
 
 
 def counted_positions(target: Tensor, ignore_index: int) -> Tensor:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from margin_ext.checks import check_class_weight, check_grad, check_loss_settings
+from margin_ext.checks import check_class_weight, check_grad, check_loss_settings, check_same_device
 from margin_ext.reference.dual import wide
 from margin_ext.reference.gap import logit_gap
+from margin_ext.reference.labels import one_class_each
 from margin_ext.reference.margin import first_order_margin
 from margin_ext.reference.margin_loss import REDUCTIONS, MarginLoss
 from margin_ext.reference.regularize import regularize
@@ -64,7 +65,7 @@ def average_margin_loss(
             "worst".
         validate: Check the labels (synchronises with a GPU).
     """
-    if target.dim() != 1:
+    if not one_class_each(logits, target):
         if critical is not None:
             raise ValueError("critical goes with class labels [B] only")
         return sample_margin_loss(
@@ -90,13 +91,14 @@ def average_margin_loss(
     )
     check_loss_settings(mu, eps, label_smoothing)
     if weight is not None:
-        check_class_weight(weight, logits.shape[1])
+        check_class_weight(weight, logits)
     dtype = wide(logits) if grad is None else wide(logits, grad)
     valid = target != ignore_index
     if grad is None:
         margin = gap = found.gap.to(dtype)
         norm = gap.new_empty(0)
     else:
+        check_same_device("logits", logits, grad=grad)
         check_grad(grad, logits.shape[0])
         margin, norm = first_order_margin(found.gap, grad, p=p, eps=eps, input_std=input_std)
         norm = torch.where(valid, norm, math.nan)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_eps, check_grad, check_sample_vector
+from margin_ext.checks import check_eps, check_grad, check_same_device, check_sample_vector
 from margin_ext.reference.dual import dual_norm
 
 __all__ = ["FirstOrderMargin", "first_order_margin"]
@@ -49,6 +49,7 @@ def first_order_margin(
         input_std: Standard deviation(s) of the loader's normalisation: margins in pixel units.
     """
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
+    check_same_device("grad", grad, gap=gap)
     check_sample_vector("gap", gap, grad.shape[0])
     check_eps(eps)
     norm = dual_norm(grad, p=p, input_std=input_std)

@@ -8,12 +8,13 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_class_weight, check_logits_and_labels
+from margin_ext.checks import check_class_weight, check_logits_and_labels, check_target
 from margin_ext.reference.dual import wide
 from margin_ext.reference.gap import logit_gap
 from margin_ext.reference.labels import (
     as_rows,
     counted_positions,
+    flat_positions,
     per_position,
     position_weight,
 )
@@ -74,14 +75,20 @@ def sample_gap(
     """
     check_logits_and_labels(logits, target)
     if weight is not None:
-        check_class_weight(weight, logits.shape[1])
+        check_class_weight(weight, logits)
+    if validate:
+        check_target(target, logits.shape[1], ignore_index)
     z, y = as_rows(logits, target)
     critical = None if fixed is None else fixed.critical
     if target.is_floating_point():
-        rows, critical = soft_gap(z, y, critical=critical, validate=validate)
+        rows, critical = soft_gap(z, y, critical=critical, validate=False)
     else:
         rows, critical = logit_gap(
-            z, y, critical=critical, ignore_index=ignore_index, validate=validate
+            z,
+            y,
+            critical=critical,
+            ignore_index=ignore_index,
+            validate=validate and critical is not None,
         )
     gaps = per_position(rows, logits)
     if fixed is None:
@@ -108,12 +115,15 @@ def join_positions(gaps: Tensor, counted: Tensor, weight: Tensor, positions: str
     """
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
-    flat, known = _flat(gaps), _flat(counted)
+    flat, known = flat_positions(gaps), flat_positions(counted)
     if positions == "worst" and flat.shape[1] > 0:
         first = torch.where(known, flat, math.inf).argmin(dim=1, keepdim=True)
+        # Infinite gaps (masked classes) tie with what is left out.
+        first_known = known.to(torch.uint8).argmax(dim=1, keepdim=True)
+        first = torch.where(known.gather(1, first), first, first_known)
         share = torch.zeros_like(flat).scatter(1, first, 1.0)
         return torch.where(known, share, 0.0).reshape(gaps.shape)
-    w = _flat(weight).to(flat.dtype)
+    w = flat_positions(weight).to(flat.dtype)
     w = torch.where(w.sum(1, keepdim=True) > 0, w, known.to(w.dtype))
     total = w.sum(1, keepdim=True)
     return (w / torch.where(total > 0, total, 1.0)).reshape(gaps.shape)
@@ -122,10 +132,5 @@ def join_positions(gaps: Tensor, counted: Tensor, weight: Tensor, positions: str
 def sum_of_positions(gaps: Tensor, share: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """The samples' gaps [B]; NaN where no position counts."""
     parts = torch.where(share == 0, 0.0, share * torch.where(share == 0, 0.0, gaps))
-    some = _flat(counted_positions(target, ignore_index)).any(1)
-    return torch.where(some, _flat(parts).sum(1), math.nan)
-
-
-def _flat(values: Tensor) -> Tensor:
-    """[B] or [B, d1, ...] as [B, P]."""
-    return values.unsqueeze(-1).flatten(1)
+    some = flat_positions(counted_positions(target, ignore_index)).any(1)
+    return torch.where(some, flat_positions(parts).sum(1), math.nan)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from margin_ext.checks import check_grad, check_loss_settings
+from margin_ext.checks import check_grad, check_loss_settings, check_same_device
 from margin_ext.reference.dual import wide
 from margin_ext.reference.labels import counted_positions, position_weight
 from margin_ext.reference.margin import first_order_margin
@@ -78,6 +78,7 @@ def sample_margin_loss(
     gap = margin = found.of_positions
     norm = gap.new_empty(0)
     if grad is not None:
+        check_same_device("logits", logits, grad=grad)
         check_grad(grad, logits.shape[0])
         gap = found.gap
         margin, norm = first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)

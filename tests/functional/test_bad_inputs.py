@@ -28,7 +28,9 @@ def call(backend: Backend, op: str, **changes):
         },
     }[op]
     placed = {
-        name: backend.place(value) if isinstance(value, torch.Tensor) else value
+        name: backend.place(value)
+        if isinstance(value, torch.Tensor) and not value.is_meta
+        else value
         for name, value in {**arguments, **changes}.items()
     }
     return getattr(backend.ops, op)(**placed)
@@ -95,6 +97,31 @@ def test_refused(backend, op, changes, message):
         pytest.skip("labels are not read on CUDA")
     with pytest.raises((ValueError, TypeError), match=message):
         call(backend, op, **changes)
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("logit_gap", "target"),
+        ("logit_gap", "critical"),
+        ("first_order_margin", "gap"),
+        ("dual_direction", "factor"),
+        ("dual_direction", "base"),
+        ("average_margin_loss", "target"),
+        ("average_margin_loss", "grad"),
+        ("average_margin_loss", "critical"),
+        ("average_margin_loss", "weight"),
+    ],
+)
+def test_devices_do_not_mix(backend, op, name):
+    """Memory of another device would be read as if it were this one's."""
+    values = {"target": Y, "critical": (Y + 1) % 4, "grad": G, "base": G, "weight": torch.ones(4)}
+    elsewhere = values.get(name, torch.ones(3)).to("meta")
+    device = backend.place(Z).device
+    with pytest.raises(
+        ValueError, match=rf"{name} must be on the device of \w+, {device}, got meta"
+    ):
+        call(backend, op, **{name: elsewhere})
 
 
 def test_bad_labels_of_a_large_batch_are_found(backend):

@@ -301,6 +301,41 @@ def test_many_positions_in_float16():
     torch.testing.assert_close(found.margin, wanted.margin, rtol=2e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+@pytest.mark.parametrize("positions", ["mean", "worst"])
+@pytest.mark.parametrize("batchnorm", [False, True], ids=["", "batchnorm"])
+def test_large_shares_in_float16(mode, positions, batchnorm):
+    """Of many positions few count, so that a share is 1; next to it a sample without any."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4) if batchnorm else nn.Identity(),
+        nn.GELU(),
+        nn.Conv2d(4, CLASSES, 3, padding=1),
+    )
+    side = 128 if batchnorm else 256  # with more, torch's own second derivative overflows
+    x, y = torch.randn(3, 1, side, side), torch.full((3, side, side), 255)
+    y[0, 5, 5], y[1, 100, 20:24] = 1, 0
+    criterion = AverageMarginLoss(
+        gradient=mode, positions=positions, ignore_index=255, regularizer="softplus"
+    )
+    wanted_out, wanted, _ = gradient(net, criterion, x, y)
+    with torch.autocast("cpu", torch.float16):
+        out, found, _ = gradient(net, criterion, x, y)
+    torch.testing.assert_close(out.norm, wanted_out.norm, rtol=1e-2, atol=0, equal_nan=True)
+    torch.testing.assert_close(out.loss, wanted_out.loss, rtol=1e-2, atol=0)
+    assert (found - wanted).norm() < 5e-2 * wanted.norm()
+
+
+def test_nothing_counts_in_float16():
+    net = nn.Conv1d(1, CLASSES, 1)
+    with torch.autocast("cpu", torch.float16):
+        for shape in ((2, 1, 9), (0, 1, 9)):
+            y = torch.full((shape[0], shape[2]), -100)
+            out = AverageMarginLoss(reduction="sum").run(net, torch.randn(shape), y)
+            assert out.margin.isnan().all()
+            assert float(out.loss.detach()) == 0
+
+
 def test_mixup_is_no_sum_of_losses():
     """One gradient pass takes the expected gap; the cross-entropy is that of the shares."""
     model, (x, y) = smooth_cnn(), images()

@@ -27,6 +27,26 @@ def test_running_statistics_move_once_a_step(mode, batchnorm):
     assert all(layer.training for layer in after.modules())
 
 
+@pytest.mark.parametrize("settings", [{}, {"batchnorm": "running"}, {"fraction": 0.5}])
+@pytest.mark.parametrize("margin", ["first_order", "secant"])
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+def test_running_statistics_of_instances_move_once_a_step(mode, margin, settings):
+    """InstanceNorm takes no part in the coupling of samples, but may have running statistics."""
+    model, (x, y) = smooth_cnn(), images()
+    model[1] = nn.InstanceNorm2d(6, affine=True, track_running_stats=True).double()
+    plain = copy.deepcopy(model)
+    plain(x)
+    criterion = AverageMarginLoss(gradient=mode, margin=margin, **settings)
+    out, found, after = gradient(model, criterion, x, y)
+    for one, other in zip(after.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(one, other)
+    model[1].track_running_stats = False
+    model[1].running_mean = model[1].running_var = None
+    wanted_out, wanted, _ = gradient(model, criterion, x, y)
+    assert torch.equal(out.loss, wanted_out.loss)
+    assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("mode", GRADIENT_MODES)
 def test_the_random_state_ends_where_one_pass_leaves_it(mode):
     model, (x, y) = smooth_cnn(dropout=0.5), images()

@@ -72,6 +72,18 @@ def test_the_worst_position(ops):
         ops.sample_gap(logits, torch.zeros(1, 3, dtype=torch.int64), positions="first")
 
 
+@pytest.mark.parametrize("ops", BACKENDS)
+def test_the_worst_of_infinite_gaps_is_infinite(ops):
+    """Where all other classes are masked, an ignored position is no smaller."""
+    logits = torch.zeros(3, 2, 4)
+    logits[:, 1] = -math.inf
+    target = torch.tensor([[-100, 0, 0, -100], [-100, -100, -100, -100], [-100, 0, 0, -100]])
+    logits[2, 1, 2] = 3.0
+    found = ops.sample_gap(logits, target, positions="worst")
+    torch.testing.assert_close(found.gap, torch.tensor([math.inf, math.nan, -3]), equal_nan=True)
+    assert found.share.tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
+
+
 def labels(soft: bool, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     if not soft:
         return target
@@ -204,6 +216,8 @@ def test_one_position_is_a_plain_label(ops, reduction, with_grad):
 def test_bad_labels_are_told(ops):
     logits = torch.randn(4, 5, 8, 8)
     y = torch.zeros(4, 8, 8, dtype=torch.int64)
+    bad = y.clone()
+    bad[2:, :, 3:] = 7
 
     def refused(error, message, z, target, **settings):
         with pytest.raises(error, match=message):
@@ -225,13 +239,38 @@ def test_bad_labels_are_told(ops):
     refused(TypeError, "int64 class indices or .* probabilities, got torch.int32", logits, y.int())
     refused(
         ValueError,
-        "target must lie in 0..4 .* got 7 at index 3",
+        r"target must lie in 0..4 .* got 7 at index \[2, 0, 3\]",
         logits,
-        y.index_fill(2, torch.tensor(3), 7),
+        bad,
     )
+    with pytest.raises(ValueError, match=r"got 7 at index \[2, 0, 3\]"):
+        ops.logit_gap(logits, bad)
+    with pytest.raises(ValueError, match=r"got 7 at index \[2, 0, 3\]"):
+        ops.sample_gap(logits, bad)
+    refused(
+        ValueError,
+        r"target must be \[B, d1, ...\] = \[4, 8, 8\] \(logits are \[4, 5, 8, 8\]\), got \[4\]",
+        logits,
+        y[:, 0, 0],
+    )
+    refused(
+        ValueError, "target must be on the device of logits, cpu, got meta", logits, y.to("meta")
+    )
+    elsewhere = torch.ones(5, device="meta")
+    refused(ValueError, "class_weight must be on the device of", logits, y, weight=elsewhere)
+    elsewhere = torch.ones(4, 2, device="meta")
+    refused(ValueError, "grad must be on the device of logits", logits, y, grad=elsewhere)
     refused(ValueError, r"class_weight must be \[5\], got \[4\]", logits, y, weight=torch.ones(4))
-    refused(ValueError, "must hold probabilities", logits, torch.ones_like(logits))
     soft = torch.softmax(logits, 1)
+    twice = soft.clone()
+    twice[2:, :, :, 3:] *= 2
+    refused(
+        ValueError,
+        r"must hold probabilities.* got the sum 2 and .* at index \[2, 0, 3\]",
+        logits,
+        twice,
+    )
+    refused(ValueError, "at index 2$", logits[..., 0, 3], twice[..., 0, 3])
     refused(ValueError, "must not require grad", logits, soft.requires_grad_())
     refused(ValueError, "critical goes with class labels", logits, y, critical=y)
     with pytest.raises(ValueError, match="critical must have the shape of target"):

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import linear, one_hot
+from torch import nn
+from torch.nn.functional import cross_entropy, linear, one_hot
 
 from margin_ext import reference
 from margin_ext.reference.soft_gap import soft_gap_seed
@@ -34,6 +35,51 @@ def test_it_is_the_expectation_of_the_hard_gap(classes):
     labels = torch.arange(classes).expand(50, -1)
     hard = [reference.logit_gap(z, labels[:, c].contiguous()).gap for c in range(classes)]
     torch.testing.assert_close(gap, (q * torch.stack(hard, 1)).sum(1))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_only_more_than_half_a_label_makes_it_positive(classes):
+    z = torch.randn(500, classes, dtype=torch.float64)
+    q = torch.softmax(3 * torch.randn(500, classes, dtype=torch.float64), 1)
+    gap, critical = reference.soft_gap(z, q)
+    largest, second = z.gather(1, critical).unbind(1)
+    share = q.gather(1, critical[:, :1]).squeeze(1)
+    assert bool((gap <= (2 * share - 1) * (largest - second) + 1e-12).all())
+    assert bool((gap > 0).any())
+
+
+def test_mixtures_have_fewer_positive_gaps():
+    """What docs/labels.md states: the ramp pushes only samples whose gap is positive."""
+    classes, noise = 10, 1.5
+    means = torch.randn(classes, 20)
+
+    def mixtures(batch: int) -> tuple[torch.Tensor, ...]:
+        """Samples and labels, and both mixed in pairs."""
+        y = torch.randint(classes, (batch,))
+        x, share = means[y] + noise * torch.randn(batch, 20), torch.rand(batch, 1)
+        hot = one_hot(y, classes)
+        mixed = [share * part + (1 - share) * part.flip(0) for part in (x, hot)]
+        return x, y, *mixed
+
+    def positive(logits: torch.Tensor, label: torch.Tensor) -> float:
+        return float((reference.logit_gap(logits, label).gap > 0).double().mean())
+
+    _, y, _, q = mixtures(50_000)
+    z = torch.randn(50_000, classes)
+    assert positive(z, y) == pytest.approx(0.1, abs=0.01)
+    assert positive(z, q) == pytest.approx(0.055, abs=0.01)
+
+    model = nn.Sequential(nn.Linear(20, 128), nn.ReLU(), nn.Linear(128, classes))
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(100):
+        _, _, x, q = mixtures(256)
+        optimizer.zero_grad()
+        cross_entropy(model(x), q).backward()
+        optimizer.step()
+    x, y, mixed, q = mixtures(10_000)
+    with torch.no_grad():
+        assert positive(model(x), y) == pytest.approx(0.84, abs=0.08)
+        assert positive(model(mixed), q) == pytest.approx(0.63, abs=0.08)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -111,9 +157,9 @@ def test_on_a_linear_model_the_margin_is_the_distance(p):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ([0.5, 0.6, 0.0], r"each >= 0 and 1 in sum .* got the sum 1.1 and the smallest 0 in row 1"),
-        ([1.5, -0.5, 0.0], r"the smallest -0.5 in row 1"),
-        ([math.nan, 0.5, 0.5], r"got the sum nan .* in row 1"),
+        ([0.5, 0.6, 0.0], "1 in sum .* got the sum 1.1 and the smallest 0 at index 1"),
+        ([1.5, -0.5, 0.0], r"the smallest -0.5 at index 1"),
+        ([math.nan, 0.5, 0.5], r"got the sum nan .* at index 1"),
     ],
 )
 def test_what_is_no_distribution_is_refused(label, message):
