@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from margin_ext.gradient_modes.layer_state import uses_batch_statistics
 
@@ -24,8 +25,8 @@ class Snapshot:
         Args:
             model: The module that is run.
             inputs: What it is run on.
-            batchnorm: Under "batch", BatchNorm in training does not read its buffers, and every
-                other pass may move them.
+            batchnorm: Under "batch", BatchNorm in training does not read its buffers (nor does
+                InstanceNorm under either), and every other pass may move them.
         """
         self._model = model
         modules = list(model.modules())
@@ -33,8 +34,10 @@ class Snapshot:
         tensors = [inputs]
         for module in modules:
             tensors += [tensor for tensor in module._parameters.values() if tensor is not None]
-            moves = isinstance(module, _BatchNorm) and uses_batch_statistics(module)
-            if not (moves and batchnorm == "batch"):
+            moves = isinstance(module, _InstanceNorm) and module.training
+            if isinstance(module, _BatchNorm) and uses_batch_statistics(module):
+                moves = batchnorm == "batch"
+            if not moves:
                 tensors += [tensor for tensor in module._buffers.values() if tensor is not None]
         self._versions = [
             (tensor, tensor._version) for tensor in tensors if not tensor.is_inference()
