@@ -13,10 +13,10 @@ namespace margin::cpu {
 // not depend on how many threads shared the work. Big enough that a chunk is worth a task.
 inline constexpr int64_t kChunk = 32768;
 
-// An output of this size is written past the caches: little of it would be in the last one when
-// somebody reads it. Below, streaming would only move the wait for memory to that reader. A
+// An output of this size is written past the caches. It is new memory, of which the caches hold
+// nothing that would be worth keeping, and half of the last one is needed by what is read. A
 // constant, because what a virtual machine tells of its last cache is often that of the whole host.
-inline constexpr int64_t kStreamedBytes = int64_t{16} << 20;
+inline constexpr int64_t kStreamedBytes = int64_t{8} << 20;
 
 template <typename T>
 class GradientReader {

@@ -10,7 +10,7 @@ from margin_ext import dual_direction
 from margin_ext._extension import cpu_library
 
 # Past kStreamedBytes in csrc/cpu/gradient_rows.h.
-LARGE = 17 << 20
+LARGE = 9 << 20
 
 pytestmark = pytest.mark.skipif(not cpu_library.loaded, reason="no compiled library")
 
