@@ -196,6 +196,7 @@ def figure() -> Figure:
 
 def _panel(ax: Axes, results: dict[str, Any], network: str, quantity: str) -> None:
     plain(ax, "epoch", "")
+    ax.set_xlim(0, MEASURED_AFTER[-1] + 1)
     later: list[float] = []
     for method, color in zip(objectives(), COLORS, strict=False):
         run = results["runs"].get(f"{network} {method}")
