@@ -87,7 +87,7 @@ def _extras_text(found: list[Extra]) -> str:
     for extra in found:
         there = ", ".join(f"{name} {version}" for name, version in extra.installed.items())
         state = f"missing: {', '.join(extra.missing)}" if extra.missing else there
-        lines.append(f"{'extra ' + extra.name:<15}{state}")
+        lines.append(f"{'extra ' + extra.name:<19}{state}")
         if extra.missing:
             lines.append(f"  mend {extra.mend}")
     return "\n".join(lines)

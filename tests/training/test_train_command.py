@@ -139,6 +139,14 @@ def test_a_run_is_not_overwritten_by_mistake(
     assert len(read_history(out / "history.jsonl")) == 4
 
 
+def test_resume_of_nothing_begins_nothing(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "mistyped", "--resume") == 2
+    assert "no run to resume" in capsys.readouterr().err
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_resume_of_a_finished_run_computes_what_is_asked_for_anew(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
