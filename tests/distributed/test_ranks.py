@@ -29,7 +29,9 @@ SCENARIOS = (
 def found(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("ranks") / "found.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(Path(__file__).with_name("worker.py")), str(path)]
+    here = Path(__file__).parent
+    command += ["--nproc-per-node", "2", str(here / "leave_at_once.py")]
+    command += [str(here / "worker.py"), str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment, check=False

@@ -45,7 +45,8 @@ def test_torchrun_gives_the_weights_of_one_process(
     words = (*SMALL, "--model", "small_models:plain", "--batch-size", "53", "--beta", "1e-3")
     words = (*words, "--epochs", "3", "--no-report", "--threads", "1")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", "2", "-m", "margin_ext"]
+    runner = Path(__file__).resolve().parents[1] / "distributed" / "leave_at_once.py"
+    torchrun += ["--nproc-per-node", "2", str(runner), "-m", "margin_ext"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*torchrun, "train", "--out", str(tmp_path / "several"), *words],
