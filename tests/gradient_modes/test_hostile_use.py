@@ -118,7 +118,8 @@ def test_a_graph_shared_by_passes_is_an_error_that_helps():
     criterion(deferred=False).run(Hyper(), x, y).loss.backward()
 
 
-def test_a_kept_loss_keeps_no_batch():
+def test_a_kept_loss_keeps_no_more_than_where_passes_are_made_at_once():
+    """That is the inputs, a leaf of the graph."""
     x, y = vectors(7)  # a shape of its own, to be found again
     model = smooth_mlp()
 
@@ -126,11 +127,19 @@ def test_a_kept_loss_keeps_no_batch():
         gc.collect()
         return sum(type(o) is torch.Tensor and o.shape == x.shape for o in gc.get_objects())
 
-    before = alive()
-    loss = criterion().run(model, x, y).loss
-    assert alive() > before
+    def kept(*, deferred: bool) -> int:
+        before = alive()
+        loss = criterion(deferred=deferred).run(model, x, y).loss
+        loss.backward()
+        return alive() - before
+
+    assert kept(deferred=True) == kept(deferred=False)
+
+
+def test_a_second_backward_without_the_graph_is_refused():
+    x, y = vectors()
+    loss = criterion().run(smooth_mlp(), x, y).loss
     loss.backward()
-    assert alive() == before
     with pytest.raises(RuntimeError, match="retain_graph=True"):
         loss.backward()
 
