@@ -30,9 +30,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from margin_ext.measurement.evaluation_mode import evaluation_mode
-from margin_ext.measurement.models import AUTHORS_MODELS
-from margin_ext.measurement.sampled import Sampling, sampled_margins
+from margin_ext.bounds.sampled import Sampling, sampled_margins
+from margin_ext.models.authors_models import AUTHORS_MODELS
+from margin_ext.models.evaluation_mode import evaluation_mode
 
 RADIUS = 5.0
 

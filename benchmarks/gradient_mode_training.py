@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext.data.idx_files import load_mnist
 from margin_ext.measurement import measure, robust_accuracy
-from margin_ext.measurement.idx import load_mnist
 
 RESULTS = Path(__file__).parent / "results" / "gradient_mode_training.json"
 SEEDS = (0, 1, 2)

@@ -25,7 +25,9 @@ from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import BatchStatistics
 
 if TYPE_CHECKING:
-    from margin_ext.measurement import MarginMonitor, measure, robust_accuracy
+    from margin_ext.measurement.measure import measure
+    from margin_ext.measurement.monitor import MarginMonitor
+    from margin_ext.measurement.robust_accuracy import robust_accuracy
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from margin_ext.checks import shape_text
 from margin_ext.functional import first_order_margin, gap_seed, logit_gap
-from margin_ext.functional.margin import InputStd
+from margin_ext.input_std import InputStd
 
 __all__ = ["check_inputs", "critical_class", "input_gradient", "seeded_gradient"]
 

@@ -29,7 +29,8 @@ from margin_ext.gradient_modes import (
 )
 from margin_ext.gradient_modes.parallel import refuse_static_graph_behind
 from margin_ext.input_gradient import check_inputs
-from margin_ext.loss_settings import check_settings, checked_std
+from margin_ext.input_std import checked_std
+from margin_ext.loss_settings import check_settings
 from margin_ext.regularizers import Regularizer, resolve_regularizer
 from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins

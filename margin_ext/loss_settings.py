@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import torch
-from torch import Tensor
-
 from margin_ext.checks import check_loss_settings
 from margin_ext.gradient_modes import BATCHNORM_POLICIES, GRADIENT_MODES
 from margin_ext.norms import dual_exponent
 from margin_ext.reference.margin_loss import REDUCTIONS
 from margin_ext.reference.sample_gap import POSITIONS
 
-__all__ = ["MARGINS", "check_settings", "checked_std"]
+__all__ = ["MARGINS", "check_settings"]
 
 MARGINS: Final = ("first_order", "secant", "logit_gap")
 
@@ -51,16 +48,6 @@ def check_settings(
         raise ValueError(f"warmup must be a whole number of at least 0, got {warmup!r}")
     if not (classes in ("runner_up", "all") or (isinstance(classes, int) and classes >= 1)):
         raise ValueError(f'classes must be "runner_up", "all" or a number >= 1, got {classes!r}')
-
-
-def checked_std(input_std: float | Sequence[float] | Tensor | None) -> Tensor | None:
-    """Standard deviation(s) in float64, a number or [channels]."""
-    if input_std is None:
-        return None
-    std = torch.as_tensor(input_std, dtype=torch.float64)
-    if std.dim() > 1 or not bool((std > 0).all()):
-        raise ValueError(f"input_std must be a number or [channels], above 0, got {input_std!r}")
-    return std
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["dual_exponent"]
+__all__ = ["dual_exponent", "norm_name"]
 
 
 def dual_exponent(p: float | str) -> float:
@@ -24,3 +24,8 @@ def dual_exponent(p: float | str) -> float:
     if math.isinf(value):
         return 1.0
     return value / (value - 1)
+
+
+def norm_name(p: float) -> str:
+    """l1, l2, linf, l1.5."""
+    return "linf" if math.isinf(p) else f"l{p:g}"

@@ -23,7 +23,7 @@ from benchmarks.robust_training.objectives import (  # noqa: E402
 )
 from benchmarks.robust_training.problems import PROBLEMS, Problem, Tuning  # noqa: E402
 from benchmarks.robust_training.tables import tables  # noqa: E402
-from margin_ext.training.data import ImageData  # noqa: E402
+from margin_ext.data.image_data import ImageData  # noqa: E402
 from margin_ext.training.loop import Recipe  # noqa: E402
 
 SIDE, CLASSES = 4, 3

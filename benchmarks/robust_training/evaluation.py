@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from margin_ext.attacks.foolbox_attacks import foolbox_adversarial
+from margin_ext.attacks.minimum_distance import DistanceAttack
 from margin_ext.measurement import measure, robust_accuracy
-from margin_ext.measurement.attack_library import foolbox_adversarial
-from margin_ext.measurement.minimum_distance import DistanceAttack
 
 __all__ = ["accuracy", "evaluate", "robust_at"]
 

@@ -24,14 +24,14 @@ from torch import nn
 from benchmarks import environment
 from benchmarks.robust_training.evaluation import BOX
 from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext.attacks.minimum_distance import DistanceAttack
+from margin_ext.bounds.bounds import BoundName
+from margin_ext.data.image_data import ImageData, mnist
 from margin_ext.measurement import measure
-from margin_ext.measurement.bounds import BoundName
 from margin_ext.measurement.figures import COLORS, plain
-from margin_ext.measurement.files import write_atomically
-from margin_ext.measurement.minimum_distance import DistanceAttack
-from margin_ext.measurement.models import linear_classifier
-from margin_ext.measurement.report import finite_json
-from margin_ext.training.data import ImageData, mnist
+from margin_ext.models.authors_models import linear_classifier
+from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.finite_json import finite_json
 from margin_ext.training.loop import Recipe, Training
 from margin_ext.training.objective import Objective
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from margin_ext.training.data import ImageData, mnist
-from margin_ext.training.image_files import cifar10
+from margin_ext.data.image_data import ImageData, mnist
+from margin_ext.data.image_files import cifar10
+from margin_ext.models.small_cnn import small_cnn
 from margin_ext.training.loop import Recipe
-from margin_ext.training.models import small_cnn
 
 __all__ = ["PROBLEMS", "Problem"]
 

@@ -13,9 +13,9 @@ from benchmarks import environment
 from benchmarks.robust_training.evaluation import accuracy, evaluate, robust_at
 from benchmarks.robust_training.methods import METHODS, Setting
 from benchmarks.robust_training.problems import PROBLEMS, Problem
-from margin_ext.measurement.files import write_atomically
-from margin_ext.measurement.report import finite_json
-from margin_ext.training.data import ImageData
+from margin_ext.data.image_data import ImageData
+from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.finite_json import finite_json
 from margin_ext.training.loop import Training
 from margin_ext.training.recipe import Recipe
 

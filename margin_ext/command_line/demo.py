@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from margin_ext.command_line import Subparsers
+    from margin_ext.data.image_data import ImageData
     from margin_ext.training.comparison import Comparison
-    from margin_ext.training.data import ImageData
     from margin_ext.training.demo import DemoSettings
 
 __all__ = ["add_parser", "run"]
@@ -72,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, measure, and write what came of it, whole or not."""
     import torch
 
+    from margin_ext.data.image_data import DataError
     from margin_ext.training.checkpoint import OtherSettingsError
-    from margin_ext.training.data import DataError
     from margin_ext.training.loop import DivergedError
 
     if arguments.threads is None and arguments.data_dir is None:
@@ -118,7 +118,7 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
 def _data_and_settings(arguments: argparse.Namespace) -> tuple[ImageData, DemoSettings]:
     from dataclasses import replace
 
-    from margin_ext.training.data import digits, mnist
+    from margin_ext.data.image_data import digits, mnist
     from margin_ext.training.demo import DIGITS, MNIST
 
     if arguments.data_dir is None:

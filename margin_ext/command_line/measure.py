@@ -98,8 +98,8 @@ def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
     from margin_ext.measurement import Sampling, measure, robust_accuracy
-    from margin_ext.measurement.checkpoint import load_checkpoint
     from margin_ext.measurement.sources import data_source, model_source
+    from margin_ext.models.checkpoint import load_checkpoint
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -155,7 +155,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 
 def _save_figures(report: Any, out: Path) -> None:
-    from margin_ext.measurement.report import norm_name
+    from margin_ext.norms import norm_name
 
     try:
         for p in report.norms:

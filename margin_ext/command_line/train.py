@@ -80,8 +80,8 @@ def _shown(value: Any) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, measure, and write what came of it, whole or not."""
+    from margin_ext.data.image_data import DataError
     from margin_ext.training.checkpoint import OtherSettingsError
-    from margin_ext.training.data import DataError
     from margin_ext.training.ranks import started_ranks
     from margin_ext.training.run import RunExistsError
     from margin_ext.training.settings import completed

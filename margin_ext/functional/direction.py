@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_same_device
 from margin_ext.functional.dispatch import compiled_for, flat_channel_scale
-from margin_ext.functional.margin import InputStd
+from margin_ext.input_std import InputStd
 from margin_ext.norms import dual_exponent
-from margin_ext.reference.dual import wide
 
 __all__ = ["dual_direction"]
 
@@ -33,7 +33,7 @@ def dual_direction(
     if differentiated or not compiled_for(grad):
         return reference.dual_direction(grad, factor, p=p, base=base, input_std=input_std)
     check_same_device("grad", grad, factor=factor, base=base)
-    dtype = wide(grad)
+    dtype = accumulation_dtype(grad)
     factor = grad.new_ones(grad.shape[:1], dtype=dtype) if factor is None else factor.to(dtype)
     scale = flat_channel_scale(input_std, grad)
     step: Tensor = torch.ops.margin_ext.dual_direction(grad, factor, base, dual_exponent(p), scale)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from margin_ext._extension import cpu_library, ops_available
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_target
 from margin_ext.fake_kernels import register_fake_kernels
-from margin_ext.reference.dual import channel_scale, wide
+from margin_ext.input_std import channel_scale
 from margin_ext.reference.labels import as_rows
 
 __all__ = ["by_rows", "compiled_for", "flat_channel_scale", "labels_readable", "match_width"]
@@ -58,7 +59,7 @@ def flat_channel_scale(
 
 def match_width(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both tensors in float64 if one of them is; otherwise as they are."""
-    dtype = wide(a, b)
+    dtype = accumulation_dtype(a, b)
     if dtype == torch.float64:
         return a.to(dtype), b.to(dtype)
     return a, b

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_logits_and_labels, check_loss_settings, check_same_device
 from margin_ext.functional.dispatch import (
     by_rows,
@@ -20,7 +21,6 @@ from margin_ext.functional.dispatch import (
 from margin_ext.functional.sample import sample_margin_loss
 from margin_ext.norms import dual_exponent
 from margin_ext.reference import MarginLoss
-from margin_ext.reference.dual import wide
 from margin_ext.reference.labels import one_class_each, per_position
 from margin_ext.reference.margin_loss import REDUCTIONS
 from margin_ext.regularizers import Regularizer
@@ -263,7 +263,7 @@ def average_margin_loss(
         grad,
         target,
         critical,
-        None if weight is None else weight.to(wide(logits)),
+        None if weight is None else weight.to(accumulation_dtype(logits)),
         None if input_std is None or grad is None else flat_channel_scale(input_std, grad),
         _Settings(p, eps, mu, regularizer, label_smoothing, ignore_index, reduction),
         torch.is_grad_enabled(),

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from margin_ext import reference
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_eps, check_same_device
 from margin_ext.functional.dispatch import compiled_for, flat_channel_scale, match_width
+from margin_ext.input_std import InputStd
 from margin_ext.norms import dual_exponent
 from margin_ext.reference import FirstOrderMargin
-from margin_ext.reference.dual import wide
 
 __all__ = ["first_order_margin"]
-
-InputStd = float | Sequence[float] | Tensor | None
 
 
 class _FirstOrderMargin(torch.autograd.Function):
@@ -78,7 +76,7 @@ def first_order_margin(
     check_same_device("grad", grad, gap=gap)
     check_eps(eps)
     gap, grad = match_width(gap, grad)
-    gap = gap.to(wide(grad))
+    gap = gap.to(accumulation_dtype(grad))
     found = _FirstOrderMargin.apply(  # type: ignore[no-untyped-call]
         gap, grad, p, eps, input_std
     )

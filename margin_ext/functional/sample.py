@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from margin_ext import reference
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import (
     check_class_weight,
     check_logits_and_labels,
@@ -22,7 +23,6 @@ from margin_ext.functional.dispatch import compiled_for, labels_readable
 from margin_ext.functional.gap import logit_gap
 from margin_ext.functional.margin import first_order_margin
 from margin_ext.reference import MarginLoss, SampleGap
-from margin_ext.reference.dual import wide
 from margin_ext.reference.labels import (
     as_rows,
     per_position,
@@ -66,7 +66,7 @@ def sample_gap(
         share = join_positions(
             gaps.detach(),
             target != ignore_index,
-            position_weight(target, weight, ignore_index, wide(logits)),
+            position_weight(target, weight, ignore_index, accumulation_dtype(logits)),
             positions,
         )
     else:
@@ -80,7 +80,7 @@ def _gaps_to(logits: Tensor, target: Tensor, critical: Tensor) -> Tensor:
     known = critical >= 0
     label = torch.where(known, target, 0).unsqueeze(1)
     own, other = logits.gather(1, label), logits.gather(1, critical.clamp_min(0).unsqueeze(1))
-    dtype = wide(logits)
+    dtype = accumulation_dtype(logits)
     return torch.where(known, (own.to(dtype) - other.to(dtype)).squeeze(1), torch.nan)
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
 from margin_ext.gradient_modes.snapshot import Snapshot
-from margin_ext.reference.dual import wide
 
 __all__ = ["Deferral", "deferral_for"]
 
@@ -77,7 +77,7 @@ class _Node(torch.autograd.Function):
         ctx: Any, work: _Work, shape: tuple[int, ...], inputs: Tensor, *parameters: Tensor
     ) -> Tensor:
         ctx.work = work
-        return inputs.new_zeros(shape, dtype=wide(inputs, *parameters))
+        return inputs.new_zeros(shape, dtype=accumulation_dtype(inputs, *parameters))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -16,10 +16,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.functional import MarginLoss, dual_direction
 from margin_ext.gradient_modes.objective import Critical, Objective
 from margin_ext.gradient_modes.step import Step
-from margin_ext.reference.dual import channel_scale, wide
+from margin_ext.input_std import channel_scale
 
 __all__ = ["FiniteDifference", "finite_difference"]
 
@@ -106,7 +107,7 @@ class FiniteDifference:
 
 
 def _spread(step: Step) -> Tensor:
-    inputs = step.inputs.detach().to(wide(step.inputs))
+    inputs = step.inputs.detach().to(accumulation_dtype(step.inputs))
     if step.objective.input_std is not None:
         inputs = inputs / channel_scale(step.objective.input_std, inputs)
     deviation = (inputs - inputs.mean()).square().mean().sqrt()

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.functional import MarginLoss, average_margin_loss, logit_gap
 from margin_ext.input_gradient import critical_class, input_gradient
-from margin_ext.reference.dual import wide
 from margin_ext.reference.regularize import regularize
 from margin_ext.regularizers import Regularizer
 
@@ -81,7 +81,7 @@ class Objective:
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """The part of the loss without the regularizer, reduced as the loss is."""
-        dtype = wide(logits)
+        dtype = accumulation_dtype(logits)
         value = nn.functional.cross_entropy(
             logits.to(dtype),
             target,

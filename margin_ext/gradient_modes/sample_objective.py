@@ -8,10 +8,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.functional import MarginLoss, sample_gap, sample_gap_seed, sample_margin_loss
 from margin_ext.gradient_modes.objective import Critical, Objective
 from margin_ext.input_gradient import seeded_gradient
-from margin_ext.reference.dual import wide
 from margin_ext.reference.labels import counted_positions, flat_positions, position_weight
 from margin_ext.reference.regularize import regularize
 from margin_ext.reference.sample_loss import combined_loss, total_weight
@@ -90,7 +90,7 @@ class SampleObjective(Objective):
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """The part of the loss without the regularizer, reduced as the loss is."""
-        dtype = wide(logits)
+        dtype = accumulation_dtype(logits)
         soft = target.is_floating_point()
         return super().cross_entropy(logits, target.to(dtype) if soft else target)
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from margin_ext.functional import MarginLoss, dual_direction
+from margin_ext.functional import MarginLoss
 from margin_ext.gradient_modes.step import Step
-from margin_ext.perturbation import DataRange, box, perturbation_norm, project
+from margin_ext.threat import DataRange, ThreatModel
 
 __all__ = ["Secant", "secant_loss"]
 
@@ -72,15 +72,16 @@ def secant_loss(step: Step, settings: Secant) -> MarginLoss:
         )
     objective, target = step.objective, step.target
     critical = objective.critical(step.logits, step.inputs, target)
-    moved = _attacked(step, settings, critical)
+    threat = ThreatModel(
+        p=float(objective.p), data_range=settings.data_range, input_std=objective.input_std
+    )
+    moved = _attacked(step, settings, threat, critical)
     nearest = replace(objective, classes="runner_up")
     logits = step.rerun(moved)
     there = nearest.gap(logits, target, nearest.critical(logits, moved, target))
     here = objective.gap(step.logits, target, critical)
     center = step.inputs.detach()
-    distance = perturbation_norm(
-        moved - center, p=float(objective.p), input_std=objective.input_std
-    ).to(here.dtype)
+    distance = threat.distance(moved, center).to(here.dtype)
     fall = here - there
     # No way gone, or gaps of masked classes and ignored samples: no slope.
     known = (distance > 0) & fall.isfinite()
@@ -90,14 +91,13 @@ def secant_loss(step: Step, settings: Secant) -> MarginLoss:
     return replace(objective, input_std=None).loss(step.logits, target, as_gradient, critical)
 
 
-def _attacked(step: Step, settings: Secant, critical: object) -> Tensor:
+def _attacked(step: Step, settings: Secant, threat: ThreatModel, critical: object) -> Tensor:
     """The attack's points, [B, ...] without a graph."""
     objective, target = step.objective, step.target
     assert step.rerun is not None
     center = step.inputs.detach()
     radius = center.new_full(center.shape[:1], settings.radius * objective.tau, dtype=torch.float32)
     length = radius if settings.steps == 1 else radius * (_REACH / settings.steps)
-    bounds = None if settings.data_range is None else box(settings.data_range, center)
     nearest = replace(objective, classes="runner_up")
     inputs, logits = step.inputs, step.logits
     for index in range(settings.steps):
@@ -106,15 +106,6 @@ def _attacked(step: Step, settings: Secant, critical: object) -> Tensor:
             logits = step.rerun(inputs)
             critical = nearest.critical(logits, inputs, target)
         grad = objective.input_gradient(logits, inputs, target, critical, create_graph=False)
-        moved = dual_direction(
-            grad, -length, p=objective.p, base=inputs.detach(), input_std=objective.input_std
-        )
-        inputs = project(
-            moved,
-            center,
-            radius,
-            p=float(objective.p),
-            bounds=bounds,
-            input_std=objective.input_std,
-        ).to(center.dtype)
+        moved = threat.step(grad, -length, inputs.detach())
+        inputs = threat.project(moved, center, radius).to(center.dtype)
     return inputs

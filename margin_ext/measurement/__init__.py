@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from margin_ext.measurement.accuracy_under_attack import RobustAccuracy, robust_accuracy
-from margin_ext.measurement.certified import Certification, certified_margins
-from margin_ext.measurement.masking import MaskingDiagnosis
-from margin_ext.measurement.measuring import measure
-from margin_ext.measurement.minimum_distance import (
+from margin_ext.attacks.minimum_distance import (
     DistanceAttack,
     NearestAdversarial,
     nearest_adversarial,
 )
+from margin_ext.attacks.pgd import PGDSettings, pgd
+from margin_ext.bounds.certified import Certification, certified_margins
+from margin_ext.bounds.sampled import SampledMargins, Sampling, sampled_margins
+from margin_ext.measurement.masking import MaskingDiagnosis
+from margin_ext.measurement.measure import measure
 from margin_ext.measurement.monitor import MarginMonitor
-from margin_ext.measurement.pgd import PGDSettings, pgd
 from margin_ext.measurement.report import MarginReport, MarginSummary, NormMargins
-from margin_ext.measurement.sampled import SampledMargins, Sampling, sampled_margins
+from margin_ext.measurement.robust_accuracy import RobustAccuracy, robust_accuracy
 
 __all__ = [
     "Certification",

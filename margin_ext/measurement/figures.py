@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from margin_ext.measurement.report import norm_name
+from margin_ext.norms import norm_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from margin_ext.measurement.accuracy_under_attack import RobustAccuracy
     from margin_ext.measurement.monitor import MarginMonitor
     from margin_ext.measurement.report import MarginReport
+    from margin_ext.measurement.robust_accuracy import RobustAccuracy
 
 __all__ = ["gap_against_margin", "margin_histogram", "margin_history", "robust_accuracy_curves"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from margin_ext.measurement.evaluation_mode import Model
+    from margin_ext.models.evaluation_mode import Model
 
 __all__ = ["bytes_per_sample", "parse_memory", "samples_that_fit"]
 

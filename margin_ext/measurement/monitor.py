@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margin_ext.measurement.files import write_atomically
-from margin_ext.measurement.measuring import measure
-from margin_ext.measurement.report import MarginReport, finite_json, norm_name
+from margin_ext.measurement.measure import measure
+from margin_ext.measurement.report import MarginReport
+from margin_ext.norms import norm_name
+from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.finite_json import finite_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    from margin_ext.measurement.evaluation_mode import Model
+    from margin_ext.models.evaluation_mode import Model
 
 __all__ = ["MarginMonitor"]
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from margin_ext.measurement.files import write_atomically
+from margin_ext.norms import norm_name
+from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.finite_json import finite_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -292,19 +294,3 @@ class _Lines:
 
     def write(self, line: str) -> None:
         self._lines.append(line)
-
-
-def norm_name(p: float) -> str:
-    """l1, l2, linf, l1.5."""
-    return "linf" if math.isinf(p) else f"l{p:g}"
-
-
-def finite_json(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: they become strings that Python's float() reads."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: finite_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_json(item) for item in value]
-    return value

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from margin_ext.measurement.idx import load_mnist
-from margin_ext.measurement.models import AUTHORS_MODELS
+from margin_ext.data.idx_files import load_mnist
+from margin_ext.models.authors_models import AUTHORS_MODELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

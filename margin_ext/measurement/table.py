@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from margin_ext.measurement.report import norm_name
+from margin_ext.norms import norm_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

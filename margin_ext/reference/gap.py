@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import (
     check_labels,
     check_logits,
@@ -17,7 +18,6 @@ from margin_ext.checks import (
     check_target,
     shape_text,
 )
-from margin_ext.reference.dual import wide
 from margin_ext.reference.labels import as_rows, one_class_each, per_position
 from margin_ext.reference.soft_gap import argmax_excluding, soft_gap
 
@@ -69,7 +69,7 @@ def logit_gap(
     classes = logits.shape[1]
     if validate:
         check_labels("target", target, classes, ignore_index)
-    z = logits.to(wide(logits))
+    z = logits.to(accumulation_dtype(logits))
     valid = target != ignore_index
     label = torch.where(valid, target, 0).unsqueeze(1)
     if critical is None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_class_weight, check_grad, check_loss_settings, check_same_device
-from margin_ext.reference.dual import wide
 from margin_ext.reference.gap import logit_gap
 from margin_ext.reference.labels import one_class_each
 from margin_ext.reference.margin import first_order_margin
@@ -92,7 +92,7 @@ def average_margin_loss(
     check_loss_settings(mu, eps, label_smoothing)
     if weight is not None:
         check_class_weight(weight, logits)
-    dtype = wide(logits) if grad is None else wide(logits, grad)
+    dtype = accumulation_dtype(logits) if grad is None else accumulation_dtype(logits, grad)
     valid = target != ignore_index
     if grad is None:
         margin = gap = found.gap.to(dtype)

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_class_weight, check_logits_and_labels, check_target
-from margin_ext.reference.dual import wide
 from margin_ext.reference.gap import logit_gap
 from margin_ext.reference.labels import (
     as_rows,
@@ -95,7 +95,7 @@ def sample_gap(
         share = join_positions(
             gaps.detach(),
             counted_positions(target, ignore_index),
-            position_weight(target, weight, ignore_index, wide(logits)),
+            position_weight(target, weight, ignore_index, accumulation_dtype(logits)),
             positions,
         )
     else:

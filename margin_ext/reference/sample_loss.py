@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_grad, check_loss_settings, check_same_device
-from margin_ext.reference.dual import wide
 from margin_ext.reference.labels import counted_positions, position_weight
 from margin_ext.reference.margin import first_order_margin
 from margin_ext.reference.margin_loss import REDUCTIONS, MarginLoss
@@ -139,7 +139,7 @@ def combined_loss(
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    dtype = torch.promote_types(wide(logits), margin.dtype)
+    dtype = torch.promote_types(accumulation_dtype(logits), margin.dtype)
     counted = counted_positions(target, ignore_index)
     w = position_weight(target, weight, ignore_index, dtype)
     ce = nn.functional.cross_entropy(

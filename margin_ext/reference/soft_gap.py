@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_logits_and_labels, check_probabilities, shape_text
-from margin_ext.reference.dual import wide
 
 __all__ = ["SoftGap", "argmax_excluding", "soft_gap", "soft_gap_seed"]
 
@@ -51,7 +51,7 @@ def soft_gap(
         )
     if validate:
         check_probabilities(target)
-    z = logits.to(wide(logits))
+    z = logits.to(accumulation_dtype(logits))
     q = target.to(z.dtype)
     if critical is None:
         critical = _two_largest(z.detach())
@@ -69,7 +69,7 @@ def soft_gap(
 
 def soft_gap_seed(target: Tensor, critical: Tensor) -> Tensor:
     """The gradient of each row's gap by its logits, q - e_t + q_t (e_t - e_s): [N, C]."""
-    q = target.to(wide(target))
+    q = target.to(accumulation_dtype(target))
     share = q.gather(1, critical[:, :1])
     return q.scatter_add(1, critical, torch.cat([share - 1, -share], dim=1))
 

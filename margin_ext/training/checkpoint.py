@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from margin_ext.measurement.checkpoint import read_checkpoint
-from margin_ext.measurement.files import write_atomically
+from margin_ext.models.checkpoint import read_checkpoint
+from margin_ext.output.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from margin_ext.training.data import ImageData
+    from margin_ext.data.image_data import ImageData
     from margin_ext.training.evaluation import Evaluation
     from margin_ext.training.loop import Recipe
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from margin_ext.measurement.figures import COLORS, GREY, plain
-from margin_ext.measurement.report import norm_name
+from margin_ext.norms import norm_name
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 import margin_ext
-from margin_ext.measurement.files import write_atomically
-from margin_ext.measurement.report import finite_json, norm_name
 from margin_ext.measurement.table import text_table
+from margin_ext.norms import norm_name
+from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.finite_json import finite_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from margin_ext.data.image_data import ImageData
     from margin_ext.training.comparison import Comparison
-    from margin_ext.training.data import ImageData
     from margin_ext.training.evaluation import Evaluation
     from margin_ext.training.outcome import Outcome
 

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from margin_ext.loss import AverageMarginLoss
+from margin_ext.models.small_cnn import small_cnn
 from margin_ext.training.comparison import Comparison, Contender
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.loop import Recipe
-from margin_ext.training.models import small_cnn
 from margin_ext.training.objective import Objective
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from margin_ext.training.data import ImageData
+    from margin_ext.data.image_data import ImageData
 
 __all__ = ["DIGITS", "MNIST", "DemoSettings", "demo_comparison"]
 

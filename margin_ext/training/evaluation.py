@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from margin_ext.attacks.minimum_distance import DistanceAttack
 from margin_ext.measurement import measure, robust_accuracy
-from margin_ext.measurement.evaluation_mode import evaluation_mode
-from margin_ext.measurement.minimum_distance import DistanceAttack
+from margin_ext.models.evaluation_mode import evaluation_mode
 from margin_ext.training.checkpoint import told_fields
 
 if TYPE_CHECKING:

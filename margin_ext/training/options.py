@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from margin_ext.data.augmentation import Augmentation
 from margin_ext.gradient_modes import FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
-from margin_ext.training.augmentation import Augmentation
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.objective import Objective
 from margin_ext.training.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margin_ext.measurement.files import write_atomically
-from margin_ext.measurement.partial_results import model_digest
-from margin_ext.measurement.progress import progress_bar
+from margin_ext.measurement.resume import model_digest
+from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.progress_bar import progress_bar
 from margin_ext.training.checkpoint import require_same_settings
 
 if TYPE_CHECKING:

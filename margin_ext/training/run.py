@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from margin_ext.data.augmentation import Augmentation
+from margin_ext.data.image_data import data_digest
 from margin_ext.gradient_modes import FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
 from margin_ext.measurement import MarginMonitor
-from margin_ext.measurement.files import write_atomically
-from margin_ext.training.augmentation import Augmentation
+from margin_ext.output.atomic_write import write_atomically
 from margin_ext.training.checkpoint import OtherSettingsError
 from margin_ext.training.comparison_figure import save_figure
 from margin_ext.training.comparison_report import (
@@ -20,7 +21,6 @@ from margin_ext.training.comparison_report import (
     outcome_dict,
     write_report,
 )
-from margin_ext.training.data import data_digest
 from margin_ext.training.evaluation import Evaluation, clean_accuracy
 from margin_ext.training.loop import Training
 from margin_ext.training.objective import Objective

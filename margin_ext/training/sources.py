@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
-from margin_ext.measurement.evaluation_mode import evaluation_mode
-from margin_ext.measurement.models import AUTHORS_MODELS
+from margin_ext.data.image_data import DataError, digits, mnist
+from margin_ext.data.image_files import cifar10, npz
 from margin_ext.measurement.sources import model_source
-from margin_ext.training.data import DataError, digits, mnist
-from margin_ext.training.image_files import cifar10, npz
-from margin_ext.training.models import small_cnn
-from margin_ext.training.resnet import resnet
+from margin_ext.models.authors_models import AUTHORS_MODELS
+from margin_ext.models.evaluation_mode import evaluation_mode
+from margin_ext.models.resnet import resnet
+from margin_ext.models.small_cnn import small_cnn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from margin_ext.training.data import ImageData
+    from margin_ext.data.image_data import ImageData
 
 __all__ = ["DATA", "MODELS", "image_data", "image_model"]
 

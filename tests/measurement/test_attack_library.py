@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from margin_ext.attacks.foolbox_attacks import foolbox_adversarial
 from margin_ext.measurement import nearest_adversarial
-from margin_ext.measurement.attack_library import foolbox_adversarial
-from margin_ext.measurement.evaluation_mode import evaluation_mode
+from margin_ext.models.evaluation_mode import evaluation_mode
 from measurement.networks import relu_network
 
 HERE = importlib.util.find_spec("foolbox") is not None

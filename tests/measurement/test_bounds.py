@@ -15,7 +15,7 @@ from margin_ext.measurement import (
     nearest_adversarial,
     sampled_margins,
 )
-from margin_ext.measurement.randomness import sample_generator, unit_ball
+from margin_ext.random_points import sample_generator, unit_ball
 from margin_ext.reference import linear_margin
 from measurement.networks import exact_margin, linear_model, relu_network, sample_plane
 

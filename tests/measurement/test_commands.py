@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from margin_ext.command_line import main
-from margin_ext.measurement.checkpoint import load_checkpoint
-from margin_ext.measurement.models import AUTHORS_MODELS, linear_classifier
+from margin_ext.models.authors_models import AUTHORS_MODELS, linear_classifier
+from margin_ext.models.checkpoint import load_checkpoint
 
 MODULE = """
 import torch

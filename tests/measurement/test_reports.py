@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.measurement import MarginMonitor, Sampling, measure
-from margin_ext.measurement.files import write_atomically
+from margin_ext.output.atomic_write import write_atomically
 from measurement.networks import relu_network
 
 MODEL = (6, 12, 4)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.measurement import PGDSettings, pgd, robust_accuracy
-from margin_ext.perturbation import project
 from margin_ext.reference import linear_margin
+from margin_ext.threat import ThreatModel
 from measurement.networks import linear_model, relu_network
 
 
@@ -63,10 +63,11 @@ def test_projection_is_the_nearest_point(p: float) -> None:
     center = torch.randn(20, 5, generator=generator, dtype=torch.float64)
     x = torch.randn(20, 5, generator=generator, dtype=torch.float64)
     eps = torch.rand(20, generator=generator, dtype=torch.float64)
-    moved = project(x, center, eps, p=p, bounds=None)
+    threat = ThreatModel(p=p)
+    moved = threat.project(x, center, eps)
     inside = torch.linalg.vector_norm(moved - center, p, dim=1) <= eps * (1 + 1e-12)
     assert bool(inside.all())
-    again = project(moved, center, eps, p=p, bounds=None)
+    again = threat.project(moved, center, eps)
     torch.testing.assert_close(again, moved)
     near = torch.linalg.vector_norm(x - center, p, dim=1) <= eps
     assert torch.equal(moved[near], x[near])

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext import AverageMarginLoss
+from margin_ext.data.augmentation import Augmentation
+from margin_ext.models.resnet import resnet
 from margin_ext.training import Objective, Recipe, Training
-from margin_ext.training.augmentation import Augmentation
 from margin_ext.training.recipe import OPTIMIZERS, SCHEDULES
-from margin_ext.training.resnet import resnet
 
 
 def test_settings_are_those_of_before_where_nothing_new_is_used() -> None:

@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from margin_ext.measurement.accuracy_under_attack import robust_accuracy
-from margin_ext.measurement.checkpoint import load_checkpoint
-from margin_ext.measurement.evaluation_mode import evaluation_mode
-from margin_ext.measurement.files import write_atomically
-from margin_ext.measurement.idx import load_mnist
-from margin_ext.measurement.measuring import measure
-from margin_ext.measurement.minimum_distance import DistanceAttack, nearest_adversarial
-from margin_ext.measurement.models import linear_classifier, mnist_cnn
-from margin_ext.measurement.report import finite_json, norm_name
-from margin_ext.measurement.sampled import Sampling, sampled_margins
-from margin_ext.measurement.stated_figures import STATED, Stated
+from margin_ext.attacks.minimum_distance import DistanceAttack, nearest_adversarial
+from margin_ext.bounds.sampled import Sampling, sampled_margins
+from margin_ext.data.idx_files import load_mnist
+from margin_ext.measurement.measure import measure
+from margin_ext.measurement.robust_accuracy import robust_accuracy
 from margin_ext.measurement.table import text_table
+from margin_ext.models.authors_models import linear_classifier, mnist_cnn
+from margin_ext.models.checkpoint import load_checkpoint
+from margin_ext.models.evaluation_mode import evaluation_mode
+from margin_ext.norms import norm_name
+from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.finite_json import finite_json
+from margin_ext.reproduction.stated_figures import STATED, Stated
 
 __all__ = ["PARTS", "Row", "compare", "comparison_table", "reproduce"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 if TYPE_CHECKING:
-    from margin_ext.measurement.evaluation_mode import Model
+    from margin_ext.models.evaluation_mode import Model
 
 __all__ = ["is_linear"]
 

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from margin_ext.measurement.batches import Batch
-from margin_ext.measurement.files import write_atomically
+from margin_ext.data.batches import Batch
+from margin_ext.output.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from margin_ext.measurement.evaluation_mode import Model
+    from margin_ext.models.evaluation_mode import Model
 
 __all__ = ["PartialResults", "model_digest"]
 

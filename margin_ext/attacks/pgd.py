@@ -10,20 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from margin_ext.functional import dual_direction, logit_gap
-from margin_ext.measurement.batches import DataRange, data_bounds
-from margin_ext.measurement.first_order import require_graph
-from margin_ext.measurement.gradient_norm import gradient_norm
-from margin_ext.measurement.logits import checked_logits
-from margin_ext.measurement.randomness import ball_noise
+from margin_ext.functional import logit_gap
+from margin_ext.models.checked_logits import checked_logits, require_graph
 from margin_ext.norms import dual_exponent
-from margin_ext.perturbation import project
-from margin_ext.reference.dual import channel_scale
+from margin_ext.threat import DataRange, ThreatModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from margin_ext.measurement.evaluation_mode import Model
+    from margin_ext.models.evaluation_mode import Model
 
 __all__ = ["AttackLoss", "PGDSettings", "attack_gradient", "pgd"]
 
@@ -117,7 +112,7 @@ def pgd(
     """
     settings = settings or PGDSettings()
     check_ball(p, eps)
-    bounds = data_bounds(data_range, inputs)
+    threat = ThreatModel(p=p, data_range=data_range, input_std=input_std)
     numbers = list(range(inputs.shape[0])) if indices is None else list(indices)
     found = inputs.detach().clone()
     robust = torch.ones(inputs.shape[0], dtype=torch.bool, device=inputs.device)
@@ -130,12 +125,9 @@ def pgd(
         x = center
         if settings.random_start or restart > 0:
             chosen = [numbers[i] for i in active.tolist()]
-            noise = ball_noise(
-                center, p, seed=settings.seed, stream=f"pgd{restart}", indices=chosen
+            x = threat.random_point(
+                center, eps, seed=settings.seed, stream=f"pgd{restart}", indices=chosen
             )
-            scale = 1.0 if input_std is None else channel_scale(input_std, center)
-            start = center + (eps * noise * scale).to(center.dtype)
-            x = project(start, center, radius, p=p, bounds=bounds, input_std=input_std)
         label = target[active]
         for step in range(settings.steps + 1):
             last = step == settings.steps
@@ -156,10 +148,9 @@ def pgd(
                 break
             length = settings.relative_step / settings.steps * radius
             if settings.norm_floor > 0:
-                norm = gradient_norm(grad, p=p, input_std=input_std)
+                norm = threat.dual_norm(grad)
                 length = length * (norm / settings.norm_floor).clamp_max(1).to(length.dtype)
-            moved = dual_direction(grad, length, p=p, base=x, input_std=input_std)
-            x = project(moved, center, radius, p=p, bounds=bounds, input_std=input_std)
+            x = threat.project(threat.step(grad, length, x), center, radius)
     return robust, found
 
 

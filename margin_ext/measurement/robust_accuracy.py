@@ -13,27 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_labels
-from margin_ext.functional import logit_gap
-from margin_ext.measurement.batches import Batch, Batches, DataRange, data_bounds
-from margin_ext.measurement.evaluation_mode import Model, evaluation_mode, model_device
-from margin_ext.measurement.files import write_atomically
-from margin_ext.measurement.gradient_norm import gradient_norm
-from margin_ext.measurement.logits import checked_logits
-from margin_ext.measurement.masking import UNDERFLOW, MaskingDiagnosis, diagnose
-from margin_ext.measurement.pgd import (
+from margin_ext.attacks.pgd import (
     AttackLoss,
     PGDSettings,
     attack_gradient,
     check_ball,
     pgd,
 )
-from margin_ext.measurement.progress import progress_bar
-from margin_ext.measurement.randomness import ball_noise
-from margin_ext.measurement.report import finite_json, norm_name
+from margin_ext.checks import check_labels
+from margin_ext.data.batches import Batch, Batches
+from margin_ext.functional import logit_gap
+from margin_ext.input_std import channel_scale
+from margin_ext.measurement.masking import UNDERFLOW, MaskingDiagnosis, diagnose
 from margin_ext.measurement.table import text_table
-from margin_ext.perturbation import project
-from margin_ext.reference.dual import channel_scale
+from margin_ext.models.checked_logits import checked_logits
+from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
+from margin_ext.norms import norm_name
+from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.finite_json import finite_json
+from margin_ext.output.progress_bar import progress_bar
+from margin_ext.random_points import ball_noise
+from margin_ext.threat import DataRange, ThreatModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -277,6 +277,10 @@ class _Attack:
     data_range: DataRange | None
     input_std: float | Sequence[float] | Tensor | None
 
+    @property
+    def threat(self) -> ThreatModel:
+        return ThreatModel(p=self.p, data_range=self.data_range, input_std=self.input_std)
+
     def correct(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             logits = checked_logits(self.model, batch.inputs)
@@ -310,7 +314,6 @@ class _Attack:
     def held_at_random(self, batch: Batch, correct: Tensor, radii: Sequence[float]) -> Tensor:
         """Whether every one of a few random points of the sphere was classified correctly."""
         inputs, target = batch.inputs, batch.target
-        bounds = data_bounds(self.data_range, inputs)
         numbers = range(batch.first, batch.first + target.shape[0])
         held = correct.unsqueeze(1).repeat(1, len(radii))
         for point in range(RANDOM_POINTS):
@@ -327,14 +330,7 @@ class _Attack:
                     eps if self.input_std is None else eps * channel_scale(self.input_std, inputs)
                 )
                 radius = inputs.new_full((target.shape[0],), eps)
-                x = project(
-                    inputs + (noise * scale).to(inputs.dtype),
-                    inputs,
-                    radius,
-                    p=self.p,
-                    bounds=bounds,
-                    input_std=self.input_std,
-                )
+                x = self.threat.project(inputs + (noise * scale).to(inputs.dtype), inputs, radius)
                 with torch.no_grad():
                     logits = checked_logits(self.model, x)
                 held[:, column] &= logit_gap(logits, target).gap > 0
@@ -361,7 +357,7 @@ class _Evidence:
         losses: tuple[AttackLoss, ...] = ("gap", "cross_entropy")
         for loss in losses:
             _, grad = attack_gradient(attack.model, inputs, target, loss)
-            norm = gradient_norm(grad, p=attack.p, input_std=attack.input_std)
+            norm = attack.threat.dual_norm(grad)
             self.underflow[loss] += int((norm < UNDERFLOW).sum())
         self.count += chosen.shape[0]
         numbers = torch.tensor([batch.first + i for i in chosen.tolist()])
@@ -392,7 +388,7 @@ class _Evidence:
         if self.attack.input_std is not None:
             scale = float((1 / channel_scale(self.attack.input_std, inputs)).max())
         flat = inputs.flatten(1).float()
-        bounds = data_bounds(self.attack.data_range, inputs)
+        bounds = self.attack.threat.bounds(inputs)
         if bounds is not None:
             side = float((bounds[1] - bounds[0]).max()) * scale
             return side if math.isinf(self.attack.p) else side * math.sqrt(flat.shape[1])

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from margin_ext.measurement.evaluation_mode import Model
-from margin_ext.measurement.logits import checked_logits
+from margin_ext.input_std import channel_scale
+from margin_ext.models.checked_logits import checked_logits
+from margin_ext.models.evaluation_mode import Model
 from margin_ext.norms import dual_exponent
-from margin_ext.reference.dual import channel_scale
 
 __all__ = ["Certification", "certified_margins"]
 

@@ -12,23 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from margin_ext.measurement.batches import Batch, Batches, DataRange
-from margin_ext.measurement.bounds import BoundName, Bounds
-from margin_ext.measurement.certified import Certification
-from margin_ext.measurement.evaluation_mode import Model, evaluation_mode, model_device
-from margin_ext.measurement.first_order import (
+from margin_ext.attacks.minimum_distance import DistanceAttack
+from margin_ext.bounds.bounds import BoundName, Bounds
+from margin_ext.bounds.certified import Certification
+from margin_ext.bounds.first_order import (
     ClassRule,
     check_class_rule,
     first_order_margins,
 )
-from margin_ext.measurement.linear import is_linear
+from margin_ext.bounds.linear import is_linear
+from margin_ext.bounds.sampled import Sampling
+from margin_ext.data.batches import Batch, Batches, DataRange
 from margin_ext.measurement.memory import samples_that_fit
-from margin_ext.measurement.minimum_distance import DistanceAttack
-from margin_ext.measurement.partial_results import PartialResults, model_digest
-from margin_ext.measurement.progress import progress_bar
-from margin_ext.measurement.report import BOUND_NAMES, MarginReport, NormMargins, norm_name
-from margin_ext.measurement.sampled import Sampling
-from margin_ext.norms import dual_exponent
+from margin_ext.measurement.report import BOUND_NAMES, MarginReport, NormMargins
+from margin_ext.measurement.resume import PartialResults, model_digest
+from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
+from margin_ext.norms import dual_exponent, norm_name
+from margin_ext.output.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

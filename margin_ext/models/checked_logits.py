@@ -10,9 +10,9 @@ from torch import Tensor
 from margin_ext.checks import FLOAT_TYPES, shape_text
 
 if TYPE_CHECKING:
-    from margin_ext.measurement.evaluation_mode import Model
+    from margin_ext.models.evaluation_mode import Model
 
-__all__ = ["checked_logits", "class_order"]
+__all__ = ["checked_logits", "class_order", "require_graph"]
 
 
 def checked_logits(model: Model, inputs: Tensor) -> Tensor:
@@ -48,3 +48,12 @@ def class_order(logits: Tensor, label: Tensor) -> Tensor:
     """Classes other than the label, largest logit first [B, C - 1]; ties: the lowest class."""
     others = logits.detach().scatter(1, label.unsqueeze(1), -torch.inf)
     return others.sort(dim=1, descending=True, stable=True).indices[:, :-1]
+
+
+def require_graph(logits: Tensor) -> None:
+    """Raise where autograd sees no way from the logits to the inputs."""
+    if not logits.requires_grad:
+        raise ValueError(
+            "the logits do not depend on the inputs in autograd's graph: the model is constant, or "
+            "it detaches its input, runs under no_grad or leaves PyTorch"
+        )

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from margin_ext.checks import FLOAT_TYPES, shape_text
-from margin_ext.perturbation import DataRange, box
+from margin_ext.threat import DataRange, ThreatModel
 
-__all__ = ["Batch", "Batches", "DataRange", "data_bounds"]
+__all__ = ["Batch", "Batches", "DataRange"]
 
 DEFAULT_BATCH_SIZE = 256
 
@@ -29,16 +29,6 @@ class Batch(NamedTuple):
     first: int
     inputs: Tensor
     target: Tensor
-
-
-def data_bounds(data_range: DataRange | None, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The data's box as :func:`margin_ext.perturbation.box` has it, checked; None: no box."""
-    if data_range is None:
-        return None
-    low, high = box(data_range, inputs)
-    if bool((low >= high).any()):
-        raise ValueError(f"data_range must be (lowest, highest), got {data_range}")
-    return low, high
 
 
 class Batches:
@@ -155,7 +145,7 @@ def _check(inputs: Tensor, target: Tensor, first: int, data_range: DataRange | N
         return
     if not bool(torch.isfinite(inputs).all()):
         raise ValueError(f"the inputs from sample {first} on hold NaN or infinity")
-    bounds = data_bounds(data_range, inputs)
+    bounds = ThreatModel(data_range=data_range).bounds(inputs)
     if bounds is not None:
         low, high = bounds
         # A rounding of the loader's arithmetic is no fault of the data.

@@ -9,19 +9,18 @@ from torch import Tensor
 
 from margin_ext.checks import check_labels
 from margin_ext.functional import first_order_margin
-from margin_ext.measurement.logits import checked_logits, class_order
+from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from margin_ext.measurement.evaluation_mode import Model
+    from margin_ext.models.evaluation_mode import Model
 
 __all__ = [
     "ClassRule",
     "FirstOrderMargins",
     "check_class_rule",
     "first_order_margins",
-    "require_graph",
 ]
 
 ClassRule = Literal["all", "runner_up"] | int
@@ -59,15 +58,6 @@ def check_class_rule(rule: ClassRule) -> None:
     if isinstance(rule, bool) or not isinstance(rule, int) or rule < 1:
         raise ValueError(
             f'classes must be "all", "runner_up" or a number of classes >= 1, got {rule!r}'
-        )
-
-
-def require_graph(logits: Tensor) -> None:
-    """Raise where autograd sees no way from the logits to the inputs."""
-    if not logits.requires_grad:
-        raise ValueError(
-            "the logits do not depend on the inputs in autograd's graph: the model is constant, or "
-            "it detaches its input, runs under no_grad or leaves PyTorch"
         )
 
 

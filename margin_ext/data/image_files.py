@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from margin_ext.training.data import DataError, ImageData
+from margin_ext.data.image_data import DataError, ImageData
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from margin_ext.training.data import Labelled
+    from margin_ext.data.image_data import Labelled
 
 __all__ = ["cifar10", "npz"]
 

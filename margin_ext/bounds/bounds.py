@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from margin_ext.measurement.batches import DataRange
-from margin_ext.measurement.certified import Certification, certified_margins
-from margin_ext.measurement.evaluation_mode import Model
-from margin_ext.measurement.minimum_distance import DistanceAttack, nearest_adversarial
-from margin_ext.measurement.pgd import check_ball
-from margin_ext.measurement.sampled import Sampling, sampled_margins
+from margin_ext.attacks.minimum_distance import DistanceAttack, nearest_adversarial
+from margin_ext.attacks.pgd import check_ball
+from margin_ext.bounds.certified import Certification, certified_margins
+from margin_ext.bounds.sampled import Sampling, sampled_margins
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.threat import DataRange
 
 __all__ = ["BoundName", "Bounds"]
 

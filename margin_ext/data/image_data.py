@@ -1,6 +1,6 @@
 """Labelled images in memory, split for training, tuning and reporting.
 
-Files of other forms than MNIST's: `margin_ext.training.image_files`.
+Files of other forms than MNIST's: `margin_ext.data.image_files`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from margin_ext.measurement.idx import load_mnist
+from margin_ext.data.idx_files import load_mnist
 
 __all__ = ["DataError", "ImageData", "data_digest", "digits", "mnist"]
 

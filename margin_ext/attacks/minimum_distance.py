@@ -14,14 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from margin_ext.functional import dual_direction, logit_gap
-from margin_ext.measurement.batches import DataRange, data_bounds
-from margin_ext.measurement.evaluation_mode import Model
-from margin_ext.measurement.gradient_norm import gradient_norm
-from margin_ext.measurement.logits import checked_logits, class_order
-from margin_ext.measurement.pgd import attack_gradient, check_ball
-from margin_ext.perturbation import project
-from margin_ext.reference.dual import channel_scale
+from margin_ext.attacks.pgd import attack_gradient, check_ball
+from margin_ext.functional import logit_gap
+from margin_ext.models.checked_logits import checked_logits, class_order
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.threat import DataRange, ThreatModel
 
 __all__ = ["DistanceAttack", "NearestAdversarial", "nearest_adversarial"]
 
@@ -92,18 +89,13 @@ def nearest_adversarial(
     """
     settings = settings or DistanceAttack()
     check_ball(p, 0.0)
-    search = _Search(
-        model=model,
-        p=float(p),
-        settings=settings,
-        bounds=data_bounds(data_range, inputs) if settings.box else None,
-        input_std=input_std,
+    threat = ThreatModel(
+        p=float(p), data_range=data_range if settings.box else None, input_std=input_std
     )
+    search = _Search(model, threat, settings)
     found = search.run(inputs.detach(), label, None)
     if settings.targets:
-        for target in _nearest_classes(
-            model, inputs, label, p=p, input_std=input_std, count=settings.targets
-        ):
+        for target in _nearest_classes(model, inputs, label, threat, settings.targets):
             other = search.run(inputs.detach(), label, target)
             nearer = other.distance < found.distance
             found.distance[nearer] = other.distance[nearer]
@@ -112,13 +104,7 @@ def nearest_adversarial(
 
 
 def _nearest_classes(
-    model: Model,
-    inputs: Tensor,
-    label: Tensor,
-    *,
-    p: float,
-    input_std: float | Sequence[float] | Tensor | None,
-    count: int,
+    model: Model, inputs: Tensor, label: Tensor, threat: ThreatModel, count: int
 ) -> list[Tensor]:
     """Classes [B] with the smallest first-order margins, nearest first."""
     x = inputs.detach().requires_grad_()
@@ -129,7 +115,7 @@ def _nearest_classes(
     for rank in range(ranks):
         gap = logit_gap(logits, label, critical=order[:, rank]).gap
         (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=rank + 1 < ranks)
-        norm = gradient_norm(grad, p=p, input_std=input_std)
+        norm = threat.dual_norm(grad)
         margins.append(gap.detach() / norm.clamp_min(torch.finfo(norm.dtype).tiny))
     nearest = torch.stack(margins, dim=1).argsort(dim=1, stable=True)
     return [order.gather(1, nearest[:, i : i + 1]).squeeze(1) for i in range(min(count, ranks))]
@@ -138,15 +124,14 @@ def _nearest_classes(
 @dataclass(frozen=True)
 class _Search:
     model: Model
-    p: float
+    threat: ThreatModel
     settings: DistanceAttack
-    bounds: tuple[Tensor, Tensor] | None
-    input_std: float | Sequence[float] | Tensor | None
 
     def run(self, center: Tensor, label: Tensor, target: Tensor | None) -> NearestAdversarial:
         """One search, toward one class [B] or after the runner-up of the moment."""
         settings = self.settings
-        scale = 1.0 if self.input_std is None else 1 / channel_scale(self.input_std, center)
+        threat = self.threat
+        bounds = threat.bounds(center)
         x = center
         wide = torch.promote_types(center.dtype, torch.float32)
         best = torch.full(label.shape, math.inf, dtype=wide, device=center.device)
@@ -155,16 +140,16 @@ class _Search:
         for step in range(settings.steps):
             decay = 0.01 + 0.99 * (1 + math.cos(math.pi * step / settings.steps)) / 2
             gap, way, grad = self._gaps(x, label, target)
-            distance = torch.linalg.vector_norm(((x - center) * scale).flatten(1), self.p, dim=1)
+            distance = threat.distance(x, center)
             adversarial = gap <= 0
             nearer = adversarial & (distance < best)
             best = torch.where(nearer, distance.to(best.dtype), best)
             best_point[nearer] = x[nearer]
-            if self.bounds is not None:
+            if bounds is not None:
                 # Directions that lead out of the box from its faces are of no use.
-                low, high = self.bounds
+                low, high = bounds
                 grad = grad.masked_fill(((x <= low) & (grad < 0)) | ((x >= high) & (grad > 0)), 0.0)
-            norm = gradient_norm(grad, p=self.p, input_std=self.input_std)
+            norm = threat.dual_norm(grad)
             to_boundary = way / norm.clamp_min(torch.finfo(norm.dtype).tiny)
             change = settings.radius_change * decay
             # Until something is found the tangent tells how far to go, and at least a tenth
@@ -176,10 +161,7 @@ class _Search:
                 torch.where(torch.isinf(best), onward.clamp_max(1e6), radius * (1 + change)),
             )
             length = settings.step * decay * radius
-            moved = dual_direction(grad, length, p=self.p, base=x, input_std=self.input_std)
-            x = project(
-                moved, center, radius, p=self.p, bounds=self.bounds, input_std=self.input_std
-            )
+            x = threat.project(threat.step(grad, length, x), center, radius)
         return _shorten(self.model, center, label, best, best_point, settings.bisections)
 
     def _gaps(

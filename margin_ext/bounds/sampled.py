@@ -18,13 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from margin_ext.measurement.batches import DataRange, data_bounds
-from margin_ext.measurement.evaluation_mode import Model
-from margin_ext.measurement.first_order import require_graph
-from margin_ext.measurement.gradient_norm import gradient_norm
-from margin_ext.measurement.logits import checked_logits, class_order
-from margin_ext.measurement.randomness import sample_generator, unit_ball
-from margin_ext.reference.dual import channel_scale
+from margin_ext.input_std import channel_scale
+from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.random_points import sample_generator, unit_ball
+from margin_ext.threat import DataRange, ThreatModel
 
 __all__ = ["SampledMargins", "Sampling", "sampled_margins"]
 
@@ -145,8 +143,7 @@ def _draw(
     if input_std is not None:
         noise = noise * channel_scale(input_std, inputs)
     points = inputs.repeat_interleave(count, dim=0) + noise.to(inputs.dtype)
-    bounds = data_bounds(data_range, inputs) if settings.clip else None
-    return points if bounds is None else torch.clamp(points, bounds[0], bounds[1])
+    return ThreatModel(data_range=data_range).clamp(points) if settings.clip else points
 
 
 def _gap_norms(
@@ -172,7 +169,7 @@ def _gap_norms(
     for rank in range(rank_count):
         upstream = upstream_label.scatter(1, chosen[:, rank : rank + 1], -1.0)
         (grad,) = torch.autograd.grad(logits, x, upstream, retain_graph=rank + 1 < rank_count)
-        norm = gradient_norm(grad, p=p, input_std=input_std)
+        norm = ThreatModel(p=p, input_std=input_std).dual_norm(grad)
         largest.append(norm.reshape(label.shape[0], count).amax(dim=1))
     return torch.stack(largest, dim=1)
 

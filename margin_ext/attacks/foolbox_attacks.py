@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from margin_ext.measurement.minimum_distance import NearestAdversarial
-from margin_ext.measurement.pgd import check_ball
+from margin_ext.attacks.minimum_distance import NearestAdversarial
+from margin_ext.attacks.pgd import check_ball
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,1 @@
+"""Adversarial attacks: projected gradient descent and the minimum distance."""

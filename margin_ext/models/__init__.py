@@ -1,0 +1,1 @@
+"""Networks, their checkpoints, and the state in which they are measured."""

@@ -1,0 +1,1 @@
+"""Files that are whole or absent, progress bars, tables of text."""
