@@ -152,7 +152,8 @@ def measured(
 ) -> dict[str, Any]:
     """The report of ``measure``, without what time it took and what was asked for.
 
-    The totals of a quantity are one vector, in the order in which the report has them. Settings are its arguments in version 0.1.0; those of the bounds are mappings.
+    The totals of a quantity are one vector, in the order in which the report has them. Settings
+    are its arguments in version 0.1.0; those of the bounds are mappings.
     """
     given = dict(settings)
     for name, kind in (

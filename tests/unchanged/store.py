@@ -1,4 +1,7 @@
-"""Store the values that the version at hand computes: ``python -m tests.unchanged.store [file]``."""
+"""Store the values that the version at hand computes.
+
+``python -m tests.unchanged.store [file]``; without a file, those that the test compares with.
+"""
 
 from __future__ import annotations
 

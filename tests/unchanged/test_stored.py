@@ -1,4 +1,4 @@
-"""The comparison sees what it should: single bits on the same machine, more than rounding elsewhere."""
+"""The comparison sees single bits on the same machine, and more than rounding elsewhere."""
 
 from __future__ import annotations
 
