@@ -186,7 +186,7 @@ def _ignore_some(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _modes_on_networks() -> dict[str, Any]:
-    nets = ("linear", "gelu", "relu", "dropout", "convolution")
+    nets = ("linear", "gelu", "relu", "dead_relu", "dropout", "convolution")
     found: dict[str, Any] = {}
     for mode in MODES:
         for net in nets:

@@ -84,6 +84,8 @@ NETWORKS = {
     "linear": lambda: nn.Linear(_FEATURES, CLASSES),
     "gelu": lambda: _mlp(nn.GELU()),
     "relu": lambda: _mlp(nn.ReLU()),
+    "dead_relu": lambda: _mlp(nn.ReLU()),
+    "flat": lambda: _mlp(nn.GELU()),
     "dropout": lambda: _mlp(nn.GELU(), _Dropout()),
     "once_differentiable": lambda: _mlp(_OnceDifferentiableTanh()),
     "convolution": lambda: _convolution(nn.GELU()),
@@ -93,6 +95,7 @@ NETWORKS = {
 
 
 def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """One of ``NETWORKS``; in "dead_relu" some gradients are 0, in "flat" all are small."""
     model = NETWORKS[name]()
     with torch.no_grad():
         for key, values in (*model.named_parameters(), *model.named_buffers()):
@@ -103,6 +106,10 @@ def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
                 made = made * 1.5 / math.sqrt(values[0].numel())
             elif values.is_floating_point():
                 made = 0.3 * made + (1 if key == "1.weight" else 0)
+            if name == "flat" and key.startswith("2."):
+                made = made * 1e-4
+            if name == "dead_relu" and key == "0.bias":
+                made = made - 2
             if values.is_floating_point():
                 values.copy_(made)
     return model.to(dtype)

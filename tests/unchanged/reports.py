@@ -6,6 +6,7 @@ Every setting of an attack is written out: defaults may become stronger.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -64,7 +65,11 @@ def _report(
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     model, inputs = network(net, dtype), inputs_for(net, _COUNT, dtype)
-    return of(model, inputs, labels_for(model, inputs), settings)
+    target = labels_for(model, inputs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        report = of(model, inputs, target, settings)
+    return {**report, "warnings": len(caught)}
 
 
 def _history(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +103,8 @@ def _margins() -> dict[str, tuple[str, dict[str, Any]]]:
         "relu": ("relu", several),
         "gelu, unsigned": ("gelu", {**several, "signed": False}),
         "convolution": ("convolution", several),
+        "dead_relu": ("dead_relu", several),
+        "flat": ("flat", several),
         "relu, runner_up": ("relu", {**several, "classes": "runner_up"}),
         "relu, 2 classes": ("relu", {**several, "classes": 2}),
         "gelu, input_std": ("gelu", {"input_std": 0.25}),
@@ -149,6 +156,8 @@ def _robust_accuracies() -> dict[str, tuple[str, dict[str, Any]]]:
         found[f"p={p:g}, input_std"] = ("convolution", {"p": p, "input_std": [0.25, 0.5]})
     return {
         **found,
+        "radii out of order": ("gelu", {"eps": (0.6, 0.1, 0.3)}),
+        "dead_relu": ("dead_relu", {}),
         "2 restarts": ("gelu", {"restarts": 2}),
         "from the sample": ("gelu", {"random_start": False}),
         "norm floor": ("gelu", {"norm_floor": 0.5}),
