@@ -28,7 +28,7 @@ from margin_ext.attacks.minimum_distance import DistanceAttack
 from margin_ext.bounds.bounds import BoundName
 from margin_ext.data.image_data import ImageData, mnist
 from margin_ext.measurement import measure
-from margin_ext.measurement.figures import COLORS, plain
+from margin_ext.output.figure_style import COLORS, plain
 from margin_ext.models.authors_models import linear_classifier
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.finite_json import finite_json

@@ -98,12 +98,13 @@ def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
     from margin_ext.measurement import Sampling, measure, robust_accuracy
-    from margin_ext.measurement.sources import data_source, model_source
+    from margin_ext.measurement.sources import data_source
     from margin_ext.models.checkpoint import load_checkpoint
+    from margin_ext.models.named_model import named_model
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    model = model_source(arguments.model)
+    model = named_model(arguments.model)
     if arguments.checkpoint is not None:
         load_checkpoint(model, arguments.checkpoint)
     if arguments.device is not None:

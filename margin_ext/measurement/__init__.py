@@ -13,7 +13,9 @@ from margin_ext.bounds.sampled import SampledMargins, Sampling, sampled_margins
 from margin_ext.measurement.masking import MaskingDiagnosis
 from margin_ext.measurement.measure import measure
 from margin_ext.measurement.monitor import MarginMonitor
-from margin_ext.measurement.report import MarginReport, MarginSummary, NormMargins
+from margin_ext.measurement.report import MarginReport, NormMargins
+from margin_ext.measurement.margin_summary import MarginSummary
+from margin_ext.measurement.robustness_curve import RobustnessCurve
 from margin_ext.measurement.robust_accuracy import RobustAccuracy, robust_accuracy
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "NormMargins",
     "PGDSettings",
     "RobustAccuracy",
+    "RobustnessCurve",
     "SampledMargins",
     "Sampling",
     "certified_margins",

@@ -8,9 +8,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from margin_ext.attacks.minimum_distance import DistanceAttack
 from margin_ext.bounds.bounds import BoundName, Bounds
@@ -24,9 +23,17 @@ from margin_ext.bounds.linear import is_linear
 from margin_ext.bounds.sampled import Sampling
 from margin_ext.data.batches import Batch, Batches, DataRange
 from margin_ext.measurement.memory import samples_that_fit
-from margin_ext.measurement.report import BOUND_NAMES, MarginReport, NormMargins
-from margin_ext.measurement.resume import PartialResults, model_digest
+from margin_ext.measurement.report import (
+    NORM_COLUMNS,
+    SAMPLE_COLUMNS,
+    MarginReport,
+    NormMargins,
+    norm_columns,
+)
+from margin_ext.measurement.report_table import QUANTITY_TITLES
+from margin_ext.measurement.resume import PartialResults
 from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
+from margin_ext.models.model_digest import model_digest
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.output.progress_bar import progress_bar
 
@@ -132,12 +139,18 @@ def measure(
         "input_std": _plain(input_std),
         "data_range": _plain(data_range),
         "seed": seed,
+        "bounds": [name for name in QUANTITY_TITLES if name in beside.names],
         **{name: _plain(beside.settings_of(name)) for name in beside.names},
     }
     batches = Batches(data, device=place, batch_size=batch_size, limit=limit, data_range=data_range)
     partial = PartialResults(
         None if resume is None else Path(resume),
-        {**settings, "model": model_digest(model) if resume is not None else ""},
+        {
+            **settings,
+            "model": model_digest(model)
+            if resume is not None and isinstance(model, nn.Module)
+            else "",
+        },
         save_every,
     )
     bar = progress_bar(batches.total, "margins", progress)
@@ -229,20 +242,17 @@ def _measure_batch(
     )
     prediction = found.logits.argmax(dim=1)
     label = batch.target if signed else prediction
-    columns = {
-        "target": batch.target,
-        "prediction": prediction,
-        "gap": found.gap,
-        "runner_up": found.runner_up,
-    }
+    # A tie counts as misclassified: the gap must be positive.
+    correct = (found.gap > 0) & (label == batch.target)
+    values = (batch.target, prediction, correct, found.gap, found.runner_up)
+    columns = dict(zip(SAMPLE_COLUMNS, values, strict=True))
     for row, one in enumerate(norms):
-        columns[f"margin_{norm_name(one)}"] = found.margin[row]
-        columns[f"critical_{norm_name(one)}"] = found.critical[row]
-        columns[f"norm_{norm_name(one)}"] = found.norm[row]
+        of_norm = (found.margin[row], found.critical[row], found.norm[row])
         further = bounds.columns(
             model, batch.inputs, label, right=found.gap > 0, first=batch.first, p=one
         )
-        columns.update({f"{bound}_{norm_name(one)}": v for bound, v in further.items()})
+        own = dict(zip(NORM_COLUMNS, of_norm, strict=True))
+        columns.update(norm_columns(one, {**own, **further}))
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
@@ -256,29 +266,10 @@ def _report(
     settings: dict[str, Any],
 ) -> MarginReport:
     columns = partial.columns()
-    target, prediction, gap = columns["target"], columns["prediction"], columns["gap"]
-    # A tie counts as misclassified: the gap to the label must be positive.
-    correct = gap > 0 if signed else (prediction == target) & (gap > 0)
+    bounds = settings["bounds"]
     return MarginReport(
-        target=target,
-        prediction=prediction,
-        correct=np.asarray(correct),
-        gap=gap,
-        runner_up=columns["runner_up"],
-        norms={
-            one: NormMargins(
-                p=one,
-                margin=columns[f"margin_{norm_name(one)}"],
-                critical=columns[f"critical_{norm_name(one)}"],
-                norm=columns[f"norm_{norm_name(one)}"],
-                bounds={
-                    bound: columns[f"{bound}_{norm_name(one)}"]
-                    for bound in BOUND_NAMES
-                    if f"{bound}_{norm_name(one)}" in columns
-                },
-            )
-            for one in norms
-        },
+        **{name: columns[name] for name in SAMPLE_COLUMNS},
+        norms={one: NormMargins.of(one, columns, bounds) for one in norms},
         signed=signed,
         classes=classes,
         exact=exact and classes == "all",

@@ -1,79 +1,18 @@
-"""Models and data by name, as the command line gives them."""
+"""Data by name, as the command line gives them."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import operator
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from margin_ext.data.idx_files import load_mnist
-from margin_ext.models.authors_models import AUTHORS_MODELS
+from margin_ext.imported import imported
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-__all__ = ["data_source", "imported", "model_source"]
-
-
-def imported(name: str) -> Any:
-    """The object that "module:attribute" names; modules of the working folder count.
-
-    Raises:
-        ValueError: The name has another form, or there is no such thing.
-    """
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise ValueError(f"expected module:callable, got {name!r}")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"cannot import {module_name}: {error}") from error
-    try:
-        return operator.attrgetter(attribute)(found)
-    except AttributeError:
-        raise ValueError(f"{module_name} has no {attribute}") from None
-
-
-def model_source(name: str, **offered: Any) -> nn.Module:
-    """A module: one of the authors' models by name, or what module:callable returns.
-
-    Args:
-        name: The name.
-        **offered: What the callable is called with, where it has parameters of these names.
-
-    Raises:
-        ValueError: There is no such model, or the callable returns something else.
-    """
-    if name in AUTHORS_MODELS:
-        return AUTHORS_MODELS[name]()
-    if ":" not in name:
-        raise ValueError(f"model must be module:callable or one of {', '.join(AUTHORS_MODELS)}")
-    build = imported(name)
-    model = build
-    if callable(build) and not isinstance(build, nn.Module):
-        model = build(**_accepted(build, offered))
-    if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        raise ValueError(f"{name} must give a torch.nn.Module, got {kind}")  # noqa: TRY004
-    return model
-
-
-def _accepted(build: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        known = inspect.signature(build).parameters
-    except ValueError:  # builtins have none
-        return {}
-    return {name: value for name, value in offered.items() if name in known}
+__all__ = ["data_source"]
 
 
 def data_source(name: str, *, train: bool = False) -> Any:

@@ -10,9 +10,9 @@ from torch import nn
 
 from margin_ext.data.image_data import DataError, digits, mnist
 from margin_ext.data.image_files import cifar10, npz
-from margin_ext.measurement.sources import model_source
 from margin_ext.models.authors_models import AUTHORS_MODELS
 from margin_ext.models.evaluation_mode import evaluation_mode
+from margin_ext.models.named_model import named_model
 from margin_ext.models.resnet import resnet
 from margin_ext.models.small_cnn import small_cnn
 
@@ -68,7 +68,7 @@ def image_model(name: str, data: ImageData) -> nn.Module:
     if name in MODELS:
         model = MODELS[name](data.shape, data.classes)
     elif name in AUTHORS_MODELS or ":" in name:
-        model = model_source(name, shape=data.shape, classes=data.classes)
+        model = named_model(name, shape=data.shape, classes=data.classes)
     else:
         known = ", ".join((*MODELS, *AUTHORS_MODELS))
         raise ValueError(f"model must be module:callable or one of {known}, got {name!r}")
