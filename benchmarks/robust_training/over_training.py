@@ -26,7 +26,8 @@ from benchmarks.robust_training.evaluation import BOX
 from margin_ext import AverageMarginLoss, FiniteDifference
 from margin_ext.attacks.minimum_distance import DistanceAttack
 from margin_ext.bounds.bounds import BoundName
-from margin_ext.data.image_data import ImageData, mnist
+from margin_ext.data import load_data
+from margin_ext.data.image_data import ImageData
 from margin_ext.measurement import measure
 from margin_ext.measurement.figures import COLORS, plain
 from margin_ext.models.authors_models import linear_classifier
@@ -132,7 +133,7 @@ def _history(network: str, training: Training, data: ImageData, path: Path) -> l
 
 def run(folder: Path, work: Path) -> None:
     """Train what is not there yet."""
-    data = mnist(folder).limited(train=IMAGES, held_out=None)
+    data = load_data("mnist", folder).limited(train=IMAGES, held_out=None)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     for network, (_, build, recipe) in NETWORKS.items():
         for method, (_, objective) in objectives().items():

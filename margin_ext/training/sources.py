@@ -1,15 +1,12 @@
-"""Data and models for training by name, as a command line or a settings file gives them."""
+"""Models for training by name, as a command line or a settings file gives them."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
 
-from margin_ext.data.image_data import DataError, digits, mnist
-from margin_ext.data.image_files import cifar10, npz
 from margin_ext.measurement.sources import model_source
 from margin_ext.models.authors_models import AUTHORS_MODELS
 from margin_ext.models.evaluation_mode import evaluation_mode
@@ -21,37 +18,10 @@ if TYPE_CHECKING:
 
     from margin_ext.data.image_data import ImageData
 
-__all__ = ["DATA", "MODELS", "image_data", "image_model"]
+__all__ = ["MODELS", "image_model"]
 
-DATA: Final = ("digits", "mnist", "cifar10", "npz")
 # Functions of the images' shape and the number of classes.
 MODELS: Final[dict[str, Callable[..., nn.Module]]] = {"small_cnn": small_cnn, "resnet": resnet}
-
-
-def image_data(
-    name: str, folder: str | Path | None, value_range: tuple[float, float] = (0.0, 1.0)
-) -> ImageData:
-    """The data set of a name.
-
-    Args:
-        name: One of `DATA`.
-        folder: Where its files are; the digits have none.
-        value_range: What the floating values of an npz file must lie in.
-
-    Raises:
-        DataError: It is unknown, missing or damaged.
-    """
-    if name not in DATA:
-        raise DataError(f"--data must be one of {', '.join(DATA)}, got {name!r}")
-    if value_range != (0.0, 1.0) and name != "npz":
-        raise DataError(f"the values of {name} lie in 0 to 1: leave out --data-range")
-    if name == "digits":
-        return digits()
-    if folder is None:
-        raise DataError(f"--data {name} needs --data-dir, where its files are")
-    if name == "mnist":
-        return mnist(folder)
-    return cifar10(folder) if name == "cifar10" else npz(folder, value_range)
 
 
 def image_model(name: str, data: ImageData) -> nn.Module:
