@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from margin_ext.data.data_source import data_forms
+
 if TYPE_CHECKING:
     from margin_ext.command_line import Subparsers
 
@@ -35,10 +37,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help='"mnist:FOLDER" (idx files), "digits", a .npz file with inputs and target, or '
-        "module:callable that returns tensors, a Dataset or a DataLoader",
+        help=f"one of {data_forms()}; a module:callable returns tensors, a Dataset or a DataLoader",
     )
-    parser.add_argument("--train", action="store_true", help="MNIST's training set")
+    parser.add_argument("--train", action="store_true", help="the training part of the data")
     parser.add_argument("--p", nargs="+", default=["2"], help="threat norms, such as 2 inf")
     parser.add_argument(
         "--classes", default="all", help="all, runner_up or a number of nearest classes"
@@ -97,8 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
+    from margin_ext.data import load_part
     from margin_ext.measurement import Sampling, measure, robust_accuracy
-    from margin_ext.measurement.sources import data_source
     from margin_ext.models.checkpoint import load_checkpoint
     from margin_ext.models.named_model import named_model
 
@@ -109,7 +110,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         load_checkpoint(model, arguments.checkpoint)
     if arguments.device is not None:
         model.to(arguments.device)
-    data = data_source(arguments.data, train=arguments.train)
+    data = load_part(arguments.data, "train" if arguments.train else "test")
     out: Path | None = arguments.out
     std = arguments.input_std
     common: dict[str, Any] = {

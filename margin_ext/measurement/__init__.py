@@ -10,13 +10,13 @@ from margin_ext.attacks.minimum_distance import (
 from margin_ext.attacks.pgd import PGDSettings, pgd
 from margin_ext.bounds.certified import Certification, certified_margins
 from margin_ext.bounds.sampled import SampledMargins, Sampling, sampled_margins
+from margin_ext.measurement.margin_summary import MarginSummary
 from margin_ext.measurement.masking import MaskingDiagnosis
 from margin_ext.measurement.measure import measure
 from margin_ext.measurement.monitor import MarginMonitor
 from margin_ext.measurement.report import MarginReport, NormMargins
-from margin_ext.measurement.margin_summary import MarginSummary
-from margin_ext.measurement.robustness_curve import RobustnessCurve
 from margin_ext.measurement.robust_accuracy import RobustAccuracy, robust_accuracy
+from margin_ext.measurement.robustness_curve import RobustnessCurve
 
 __all__ = [
     "Certification",
