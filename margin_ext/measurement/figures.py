@@ -26,13 +26,6 @@ __all__ = ["gap_against_margin", "margin_histogram", "margin_history", "robust_a
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#777777"
 
-_NAMES = {
-    "margin": "first-order margin",
-    "certified": "certified lower bound",
-    "attack": "attack distance (upper bound)",
-    "sampled": "sampled estimate",
-}
-
 
 def new_axes(columns: int = 1, width: float = 5.5, height: float = 3.8) -> tuple[Figure, list[Any]]:
     """A figure with axes side by side.
@@ -75,7 +68,8 @@ def margin_histogram(
         mean = values.mean() if values.size else np.nan
         ax.hist(values, bins=bins.tolist(), histtype="step", color=color, linewidth=1.4)
         ax.axvline(mean, color=color, linewidth=1, linestyle="--")
-        ax.plot([], [], color=color, label=f"{_NAMES[name]}, mean {mean:.3g}")
+        title = report.titles.get(name, "first-order margin")
+        ax.plot([], [], color=color, label=f"{title}, mean {mean:.3g}")
     ax.axvline(0, color=GREY, linewidth=0.8)
     sign = "signed" if report.signed else "unsigned"
     plain(ax, f"{norm_name(norm.p)} margin ({sign})", "samples")

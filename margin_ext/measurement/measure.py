@@ -12,23 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from margin_ext.attacks.minimum_distance import DistanceAttack
-from margin_ext.bounds.bounds import BoundName, Bounds
-from margin_ext.bounds.certified import Certification
+from margin_ext.bounds.bound import Bound, resolve_bounds
 from margin_ext.bounds.first_order import (
     ClassRule,
     check_class_rule,
     first_order_margins,
 )
 from margin_ext.bounds.linear import is_linear
-from margin_ext.bounds.sampled import Sampling
 from margin_ext.data.batches import Batch, Batches, DataRange
 from margin_ext.measurement.memory import samples_that_fit
-from margin_ext.measurement.report import BOUND_NAMES, MarginReport, NormMargins
+from margin_ext.measurement.report import MarginReport, NormMargins
 from margin_ext.measurement.resume import PartialResults, model_digest
 from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.output.progress_bar import progress_bar
+from margin_ext.threat import ThreatModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,10 +55,7 @@ def measure(
     signed: bool = True,
     input_std: float | Sequence[float] | Tensor | None = None,
     data_range: DataRange | None = None,
-    bounds: Sequence[BoundName] = (),
-    attack: DistanceAttack | None = None,
-    sampling: Sampling | None = None,
-    certification: Certification | None = None,
+    bounds: Sequence[str | Bound] = (),
     norm_bound: float | Sequence[float] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -86,15 +81,13 @@ def measure(
         input_std: The loader's standard deviation(s), for margins in pixel units.
         data_range: Lowest and highest input value, in the units that the model gets. Inputs are
             checked against it.
-        bounds: What to measure beside it: "attack" (distance of an adversarial example: an upper
-            bound), "certified" (a lower bound; small networks, needs auto_LiRPA), "sampled" (the
-            authors' estimate).
-        attack: Settings of the attack, which stays in data_range unless its ``box`` is False.
-        sampling: Settings of the sampled estimate.
-        certification: Settings of the certified bound.
+        bounds: What to measure in addition, as objects or by name: "minimum_distance" (distance
+            of an adversarial example: an upper bound), "certified" (a lower bound, for small
+            networks), "sampled" (the authors' estimate). Others can be registered
+            (:func:`margin_ext.bounds.register_bound`).
         norm_bound: An upper bound on the dual norm of every gap's gradient (for each p), such as
             a Lipschitz constant; saves backward passes, changes no answer.
-        seed: Of everything random.
+        seed: Of the random bounds that are given by name; bound objects have their own.
         device: Where to measure; None: the model's device. The model is not moved.
         batch_size: Largest batch; None: the loader's.
         max_memory: Bytes, or such as "2GB", for activations: splits batches that need more.
@@ -114,16 +107,11 @@ def measure(
     norms = threat_norms(p)
     check_class_rule(classes)
     limits = _norm_bounds(norm_bound, norms)
-    beside = Bounds(
-        names=tuple(bounds),
-        attack=attack or DistanceAttack(),
-        sampling=sampling or Sampling(),
-        certification=certification or Certification(),
-        data_range=data_range,
-        input_std=input_std,
-        seed=seed,
-    )
-    beside.check(norms)
+    threats = [ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms]
+    further = resolve_bounds(bounds, seed=seed)
+    for bound in further:
+        for threat in threats:
+            bound.check(threat)
     place = torch.device(device) if device is not None else model_device(model)
     settings: dict[str, Any] = {
         "p": [norm_name(one) for one in norms],
@@ -132,7 +120,7 @@ def measure(
         "input_std": _plain(input_std),
         "data_range": _plain(data_range),
         "seed": seed,
-        **{name: _plain(beside.settings_of(name)) for name in beside.names},
+        **{bound.name: _plain(bound.settings()) for bound in further},
     }
     batches = Batches(data, device=place, batch_size=batch_size, limit=limit, data_range=data_range)
     partial = PartialResults(
@@ -150,12 +138,11 @@ def measure(
                         columns = _measure_batch(
                             model,
                             part,
-                            norms=norms,
+                            threats=threats,
                             classes=classes,
                             signed=signed,
-                            input_std=input_std,
                             norm_bound=limits,
-                            bounds=beside,
+                            bounds=further,
                         )
                         partial.append(part, columns)
                 bar.update(whole.target.shape[0])
@@ -168,6 +155,7 @@ def measure(
         norms=norms,
         classes=classes,
         signed=signed,
+        bounds=further,
         exact=is_linear(model),
         settings=settings,
     )
@@ -211,20 +199,19 @@ def _measure_batch(
     model: Model,
     batch: Batch,
     *,
-    norms: Sequence[float],
+    threats: Sequence[ThreatModel],
     classes: ClassRule,
     signed: bool,
-    input_std: float | Sequence[float] | Tensor | None,
     norm_bound: Sequence[float] | None,
-    bounds: Bounds,
+    bounds: Sequence[Bound],
 ) -> dict[str, NDArray[Any]]:
     found = first_order_margins(
         model,
         batch.inputs,
         batch.target if signed else None,
-        p=norms,
+        p=[threat.p for threat in threats],
         classes=classes,
-        input_std=input_std,
+        input_std=threats[0].input_std,
         norm_bound=norm_bound,
     )
     prediction = found.logits.argmax(dim=1)
@@ -235,15 +222,29 @@ def _measure_batch(
         "gap": found.gap,
         "runner_up": found.runner_up,
     }
-    for row, one in enumerate(norms):
-        columns[f"margin_{norm_name(one)}"] = found.margin[row]
-        columns[f"critical_{norm_name(one)}"] = found.critical[row]
-        columns[f"norm_{norm_name(one)}"] = found.norm[row]
-        further = bounds.columns(
-            model, batch.inputs, label, right=found.gap > 0, first=batch.first, p=one
-        )
-        columns.update({f"{bound}_{norm_name(one)}": v for bound, v in further.items()})
+    right = (found.gap > 0).nonzero().squeeze(1)
+    for row, threat in enumerate(threats):
+        columns[f"margin_{threat.name}"] = found.margin[row]
+        columns[f"critical_{threat.name}"] = found.critical[row]
+        columns[f"norm_{threat.name}"] = found.norm[row]
+        for bound in bounds:
+            columns[f"{bound.name}_{threat.name}"] = _distances(
+                bound, model, batch, label, right, threat
+            )
     return {name: column.cpu().numpy() for name, column in columns.items()}
+
+
+def _distances(
+    bound: Bound, model: Model, batch: Batch, label: Tensor, right: Tensor, threat: ThreatModel
+) -> Tensor:
+    """The bound's distances [B]; 0 where the sample is already on the wrong side."""
+    wide = torch.promote_types(batch.inputs.dtype, torch.float32)
+    values = torch.zeros(label.shape[0], dtype=wide, device=label.device)
+    if right.numel():
+        indices = [batch.first + i for i in right.tolist()]
+        found = bound(model, batch.inputs[right], label[right], threat=threat, indices=indices)
+        values[right] = found.distance.to(wide)
+    return values
 
 
 def _report(
@@ -252,6 +253,7 @@ def _report(
     norms: Sequence[float],
     classes: ClassRule,
     signed: bool,
+    bounds: Sequence[Bound],
     exact: bool,
     settings: dict[str, Any],
 ) -> MarginReport:
@@ -271,16 +273,14 @@ def _report(
                 margin=columns[f"margin_{norm_name(one)}"],
                 critical=columns[f"critical_{norm_name(one)}"],
                 norm=columns[f"norm_{norm_name(one)}"],
-                bounds={
-                    bound: columns[f"{bound}_{norm_name(one)}"]
-                    for bound in BOUND_NAMES
-                    if f"{bound}_{norm_name(one)}" in columns
-                },
+                bounds={bound.name: columns[f"{bound.name}_{norm_name(one)}"] for bound in bounds},
+                kinds={bound.name: bound.kind for bound in bounds},
             )
             for one in norms
         },
         signed=signed,
         classes=classes,
+        titles={bound.name: bound.title for bound in bounds},
         exact=exact and classes == "all",
         settings=settings,
         seconds=partial.elapsed(),

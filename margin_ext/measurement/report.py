@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["BOUND_NAMES", "MarginReport", "MarginSummary", "NormMargins"]
+    from margin_ext.bounds.bound import BoundKind
 
-# In the order in which they bracket the true margin; "sampled" is an estimate and bounds nothing.
-BOUND_NAMES = ("certified", "attack", "sampled")
+__all__ = ["MarginReport", "MarginSummary", "NormMargins"]
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -74,9 +73,9 @@ class NormMargins:
         margin: First-order margin [N], signed or unsigned as the report says.
         critical: The class that attains it [N].
         norm: Dual norm of that class's gap gradient [N].
-        bounds: Further values [N] by name: "certified" (lower bound), "attack" (distance of an
-            adversarial example: upper bound), "sampled" (the authors' estimate). Distances: 0
-            where the sample is already on the wrong side; "attack" is infinite where it failed.
+        bounds: The distances [N] of the bounds that were measured, by name. 0 where the sample
+            is already on the wrong side, infinite where a search found nothing.
+        kinds: Whether each of them is an "upper" bound, a "lower" bound or an "estimate".
     """
 
     p: float
@@ -84,16 +83,25 @@ class NormMargins:
     critical: NDArray[np.int64]
     norm: NDArray[Any]
     bounds: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    kinds: Mapping[str, BoundKind] = field(default_factory=dict)
 
-    def share_above_attack(self, values: NDArray[Any], correct: NDArray[np.bool_]) -> float:
-        """Share of the correct samples on which values [N] exceed the attack distance.
+    @property
+    def nearest(self) -> NDArray[Any] | None:
+        """The smallest upper bound of every sample [N]; None where none was measured."""
+        upper = [values for name, values in self.bounds.items() if self.kinds[name] == "upper"]
+        return np.minimum.reduce(upper) if upper else None
+
+    def share_above_upper(self, values: NDArray[Any], correct: NDArray[np.bool_]) -> float:
+        """Fraction of the correct samples on which values [N] exceed the smallest upper bound.
 
         Such a value is proven not to be a lower bound of that sample's margin.
         """
-        attack = self.bounds["attack"]
-        kept = correct & np.isfinite(attack)
+        upper = self.nearest
+        if upper is None:
+            return math.nan
+        kept = correct & np.isfinite(upper)
         # A rounding above the distance proves nothing.
-        above = values[kept] > attack[kept] * (1 + 1e-4)
+        above = values[kept] > upper[kept] * (1 + 1e-4)
         return float(above.mean()) if above.size else math.nan
 
 
@@ -111,6 +119,7 @@ class MarginReport:
         signed: Measured from the label (negative where misclassified), or unsigned from the
             prediction, as the authors report.
         classes: The class rule, "all", "runner_up" or a number of classes.
+        titles: The line of each bound in the table, by the bound's name.
         exact: The model is linear, so the first-order margins are its exact distances.
         settings: Everything else that the numbers depend on.
         seconds: Time it took, reloaded parts included.
@@ -124,6 +133,7 @@ class MarginReport:
     norms: Mapping[float, NormMargins]
     signed: bool
     classes: str | int
+    titles: Mapping[str, str]
     exact: bool
     settings: Mapping[str, Any]
     seconds: float
@@ -201,9 +211,9 @@ class MarginReport:
                     "average_correct": total.average_correct,
                     "quantiles": {str(q): value for q, value in total.quantiles.items()},
                 }
-                if "attack" in norm.bounds and quantity != "attack":
+                if norm.nearest is not None and norm.kinds.get(quantity) != "upper":
                     values = norm.margin if quantity == "margin" else norm.bounds[quantity]
-                    entry[quantity]["share_above_attack"] = norm.share_above_attack(
+                    entry[quantity]["share_above_upper"] = norm.share_above_upper(
                         values, self.sides
                     )
             out["norms"][norm_name(p)] = entry

@@ -13,13 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["report_table", "text_table"]
 
-_MEANING = {
-    "margin": "first-order margin",
-    "certified": "certified (lower bound)",
-    "attack": "attack distance (upper bound)",
-    "sampled": "sampled estimate",
-}
-
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns padded with spaces; the first one flush left, numbers flush right."""
@@ -50,12 +43,13 @@ def report_table(report: MarginReport) -> str:
         for quantity in ("margin", *norm.bounds):
             total = report.summary(p, quantity)
             above = ""
-            if "attack" in norm.bounds and quantity != "attack":
+            upper = norm.kinds.get(quantity) == "upper"
+            if norm.nearest is not None and not upper:
                 values = norm.margin if quantity == "margin" else norm.bounds[quantity]
-                above = f"{norm.share_above_attack(values, report.sides):.1%}"
+                above = f"{norm.share_above_upper(values, report.sides):.1%}"
             rows.append(
                 [
-                    f"{norm_name(p)} {_MEANING[quantity]}",
+                    f"{norm_name(p)} {report.titles.get(quantity, 'first-order margin')}",
                     f"{total.minimum:.4g}",
                     f"{total.average:.5g}",
                     f"{total.average_correct:.5g}",
@@ -64,11 +58,11 @@ def report_table(report: MarginReport) -> str:
                 ]
             )
             if total.infinite:
-                why = "no adversarial example found" if quantity == "attack" else "no gradient"
+                why = "no adversarial example found" if upper else "no gradient"
                 notes.append(
                     f"{norm_name(p)} {quantity}: {total.infinite} samples left out ({why})"
                 )
-    header = ["", "min", "average", "avg correct", "5%", "median", "95%", "above attack"]
+    header = ["", "min", "average", "avg correct", "5%", "median", "95%", "above upper"]
     if not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     return "\n".join([head, "", text_table(header, rows), *notes])
