@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,7 @@ from torch import nn
 from benchmarks import environment
 from benchmarks.robust_training.evaluation import BOX
 from margin_ext import AverageMarginLoss, FiniteDifference
-from margin_ext.attacks.minimum_distance import DistanceAttack
-from margin_ext.bounds.bounds import BoundName
+from margin_ext.bounds import Bound, Certified, MinimumDistance
 from margin_ext.data import load_data
 from margin_ext.data.image_data import ImageData
 from margin_ext.measurement import measure
@@ -85,7 +84,7 @@ def objectives() -> dict[str, tuple[str, Objective]]:
 
 
 def measured(
-    model: nn.Module, data: ImageData, bounds: tuple[BoundName, ...]
+    model: nn.Module, data: ImageData, bounds: Sequence[Bound]
 ) -> dict[str, dict[str, float]]:
     """Minimum and average of every quantity on both parts."""
     found = {}
@@ -95,7 +94,6 @@ def measured(
             model,
             part,
             bounds=bounds,
-            attack=DistanceAttack(steps=50),
             data_range=BOX,
             progress=False,
             limit=BOUNDED,
@@ -110,9 +108,11 @@ def measured(
             "first_order average": margin.average,
         }
         for bound in bounds:
-            total = bounded.summary(quantity=bound)
-            values[f"{bound} minimum"] = total.minimum
-            values[f"{bound} average"] = total.average
+            total = bounded.summary(quantity=bound.name)
+            # The stored results call the minimum distance "attack".
+            word = "attack" if bound.kind == "upper" else bound.name
+            values[f"{word} minimum"] = total.minimum
+            values[f"{word} average"] = total.average
         found[split] = values
     return found
 
@@ -124,7 +124,8 @@ def _history(network: str, training: Training, data: ImageData, path: Path) -> l
         if epoch in MEASURED_AFTER:
             history = [record for record in history if record["epoch"] < epoch]
             certified = epoch in CERTIFIED_AFTER[network]
-            bounds: tuple[BoundName, ...] = ("certified", "attack") if certified else ("attack",)
+            distance = MinimumDistance(steps=50)
+            bounds: list[Bound] = [Certified(), distance] if certified else [distance]
             history.append({"epoch": epoch, **measured(training.model, data, bounds)})
             text = json.dumps(finite_json(history))
             write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]

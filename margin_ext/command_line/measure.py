@@ -25,7 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
         help="measure the margins and the robust accuracy of a saved model",
         description="Measure first-order margins, bounds on the true margin and robust accuracy.",
         epilog="example: margin-ext measure --model mnist_cnn --checkpoint MNISTCNN_00200.tar "
-        "--data mnist:DIR --data-range 0 1 --bounds attack --attack 1 2 --limit 500 --out results",
+        "--data mnist:DIR --data-range 0 1 --bounds minimum_distance --attack 1 2 --limit 500 "
+        "--out results",
     )
     parser.add_argument(
         "--model",
@@ -48,8 +49,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--unsigned", action="store_true", help="from the predicted class, as the authors report"
     )
     parser.add_argument(
-        "--bounds", nargs="*", default=[], choices=("certified", "attack", "sampled"),
-        help="measure these beside the first-order margin",
+        "--bounds", nargs="*", default=[], metavar="BOUND",
+        help="measure these in addition: minimum_distance, certified, sampled",
     )  # fmt: skip
     parser.add_argument("--points", type=int, default=1024, help="of the sampled estimate")
     parser.add_argument("--radius", type=float, default=5.0, help="of the sampled estimate's ball")
@@ -98,8 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
+    from margin_ext.bounds import Sampled
     from margin_ext.data import load_part
-    from margin_ext.measurement import Sampling, measure, robust_accuracy
+    from margin_ext.measurement import measure, robust_accuracy
     from margin_ext.models.checkpoint import load_checkpoint
     from margin_ext.models.named_model import named_model
 
@@ -121,14 +123,14 @@ def _measure(arguments: argparse.Namespace) -> None:
         "limit": arguments.limit,
     }
     rule = arguments.classes
+    sampled = Sampled(points=arguments.points, radius=arguments.radius, seed=arguments.seed)
     report = measure(
         model,
         data,
         p=arguments.p,
         classes=int(rule) if rule.isdigit() else rule,
         signed=not arguments.unsigned,
-        bounds=arguments.bounds,
-        sampling=Sampling(points=arguments.points, radius=arguments.radius),
+        bounds=[sampled if name == sampled.name else name for name in arguments.bounds],
         max_memory=arguments.max_memory,
         resume=None if out is None else out / "partial.npz",
         **common,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from margin_ext.measurement.report_table import QUANTITY_TITLES
 from margin_ext.norms import norm_name
 from margin_ext.output.figure_style import COLORS, GREY, axes_or_new, new_axes, plain
 
@@ -44,7 +43,7 @@ def margin_histogram(
     bins = np.linspace(float(pooled.min()) if pooled.size else 0.0, top, 61)
     for color, (name, values) in zip(COLORS, finite.items(), strict=False):
         mean = values.mean() if values.size else np.nan
-        title = f"{QUANTITY_TITLES.get(name, name)}, mean {mean:.3g}"
+        title = f"{report.title(name)}, mean {mean:.3g}"
         left_out = norm[name].size - values.size
         if left_out:
             title += f" ({left_out} not found)"
@@ -91,7 +90,7 @@ def robustness_curves(
         curve = report.robustness_curve(p=norm.p, quantity=name)
         ax.step(
             curve.radii, curve.share, where="post", color=color, linewidth=1.4,
-            label=QUANTITY_TITLES.get(name, name),
+            label=report.title(name),
         )  # fmt: skip
         ax.fill_between(curve.radii, curve.low, curve.high, color=color, alpha=0.12, step="post")
     ax.set_ylim(-0.02, 1.02)

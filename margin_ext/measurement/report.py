@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,12 @@ from margin_ext.measurement.robustness_curve import RobustnessCurve
 from margin_ext.norms import norm_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
+
+    from margin_ext.bounds.bound import BoundKind
 
 __all__ = ["MarginReport", "NormMargins"]
 
@@ -34,8 +37,8 @@ def norm_columns(p: float, values: Mapping[str, Any]) -> dict[str, Any]:
     """Columns of one norm by their names in the report.
 
     Example:
-        >>> norm_columns(2.0, {"margin": 0.5, "attack": 0.4})
-        {'margin_l2': 0.5, 'attack_l2': 0.4}
+        >>> norm_columns(2.0, {"margin": 0.5, "certified": 0.4})
+        {'margin_l2': 0.5, 'certified_l2': 0.4}
     """
     return {f"{name}_{norm_name(p)}": column for name, column in values.items()}
 
@@ -49,9 +52,9 @@ class NormMargins:
         margin: First-order margin [N], signed or unsigned as the report says.
         nearest_class: The class that attains it [N].
         norm: Dual norm of that class's gap gradient [N].
-        bounds: Further values [N] by name: "certified" (lower bound), "attack" (distance of an
-            adversarial example: upper bound), "sampled" (the authors' estimate). Distances: 0
-            where the sample is already on the wrong side; "attack" is infinite where it failed.
+        bounds: The distances [N] of the bounds that were measured, by name. 0 where the sample
+            is already on the wrong side, infinite where a search found nothing.
+        kinds: Whether each of them is an "upper" bound, a "lower" bound or an "estimate".
     """
 
     p: float
@@ -59,15 +62,18 @@ class NormMargins:
     nearest_class: NDArray[np.int64]
     norm: NDArray[Any]
     bounds: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    kinds: Mapping[str, BoundKind] = field(default_factory=dict)
 
     @staticmethod
-    def of(p: float, columns: Mapping[str, NDArray[Any]], bounds: Sequence[str]) -> NormMargins:
-        """The margins among the columns of a report."""
+    def of(
+        p: float, columns: Mapping[str, NDArray[Any]], kinds: Mapping[str, BoundKind]
+    ) -> NormMargins:
+        """The margins among the columns of a report, and the bounds of these names and kinds."""
 
-        def of(names: Sequence[str]) -> dict[str, Any]:
+        def of(names: Iterable[str]) -> dict[str, Any]:
             return {name: columns[f"{name}_{norm_name(p)}"] for name in names}
 
-        return NormMargins(p, **of(NORM_COLUMNS), bounds=of(bounds))
+        return NormMargins(p, **of(NORM_COLUMNS), bounds=of(kinds), kinds=kinds)
 
     def __getitem__(self, quantity: str) -> NDArray[Any]:
         """Values [N] of "margin", or of a bound that was measured."""
@@ -87,16 +93,24 @@ class NormMargins:
         own = {name: getattr(self, name) for name in NORM_COLUMNS}
         return norm_columns(self.p, {**own, **self.bounds})
 
-    def share_above_attack(self, values: NDArray[Any], correct: NDArray[np.bool_]) -> float:
-        """Share of the correct samples on which values [N] exceed the attack distance.
+    @property
+    def smallest_upper(self) -> NDArray[Any] | None:
+        """The smallest upper bound of every sample [N]; None where none was measured."""
+        upper = [values for name, values in self.bounds.items() if self.kinds[name] == "upper"]
+        return np.minimum.reduce(upper) if upper else None
+
+    def share_above_upper(self, values: NDArray[Any], correct: NDArray[np.bool_]) -> float:
+        """Fraction of the correct samples on which values [N] exceed the smallest upper bound.
 
         Such a value is proven not to be a lower bound of that sample's margin.
         """
-        attack = self["attack"]
-        kept = correct & np.isfinite(attack)
+        upper = self.smallest_upper
+        if upper is None:
+            return math.nan
+        kept = correct & np.isfinite(upper)
         # A rounding above the distance proves nothing.
-        above = values[kept] > attack[kept] * (1 + 1e-4)
-        return float(above.mean()) if above.size else float("nan")
+        above = values[kept] > upper[kept] * (1 + 1e-4)
+        return float(above.mean()) if above.size else math.nan
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,7 @@ class MarginReport:
         signed: Measured from the label (negative where misclassified), or unsigned from the
             prediction, as the authors report.
         classes: The class rule, "all", "runner_up" or a number of classes.
+        titles: The line of each bound in the table, by the bound's name.
         exact: The model is linear, so the first-order margins are its exact distances.
         settings: Everything else that the numbers depend on.
         seconds: Time it took, reloaded parts included.
@@ -126,6 +141,7 @@ class MarginReport:
     norms: Mapping[float, NormMargins]
     signed: bool
     classes: str | int
+    titles: Mapping[str, str]
     exact: bool
     settings: Mapping[str, Any]
     seconds: float
@@ -187,26 +203,36 @@ class MarginReport:
         norm = self.first if p is None else self[p]
         return MarginSummary.of(norm[quantity], self.correct)
 
+    def title(self, quantity: str) -> str:
+        """What a table or a figure calls a quantity."""
+        return self.titles.get(quantity, "first-order margin")
+
     def robustness_curve(
         self,
         radii: ArrayLike | None = None,
         *,
         p: float | str | None = None,
-        quantity: str = "attack",
+        quantity: str | None = None,
     ) -> RobustnessCurve:
-        """Share of the samples whose distance exceeds each radius, with its band.
+        """Fraction of the samples whose distance exceeds each radius, with its band.
 
-        From attack distances it is an upper bound on the robust accuracy at every radius at once;
-        from certified distances a lower bound.
+        From upper bounds, such as minimum distances, it is an upper bound on the robust accuracy
+        at every radius at once; from certified distances a lower bound.
 
         Args:
             radii: Where to evaluate; None: 101 radii up to the largest finite distance.
             p: Threat norm; None: the first.
-            quantity: The distance: "attack", "certified" or another bound that was measured.
+            quantity: A bound that was measured, by name; None: the smallest upper bound.
+
+        Raises:
+            KeyError: It was not measured.
         """
         norm = self.first if p is None else self[p]
+        distance = norm.smallest_upper if quantity is None else norm[quantity]
+        if distance is None:
+            raise KeyError('no upper bound was measured; ask for bounds=["minimum_distance"]')
         # A misclassified sample withstands nothing, whatever the distance to its predicted class.
-        return RobustnessCurve.of(np.where(self.correct, norm[quantity], 0.0), radii)
+        return RobustnessCurve.of(np.where(self.correct, distance, 0.0), radii)
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Every per-sample value by column name, such as ``margin_l2``."""
@@ -238,8 +264,8 @@ class MarginReport:
 
     def _totals(self, norm: NormMargins, quantity: str) -> dict[str, Any]:
         totals = self.summary(norm.p, quantity).to_dict()
-        if "attack" in norm.bounds and quantity != "attack":
-            totals["share_above_attack"] = norm.share_above_attack(norm[quantity], self.sides)
+        if norm.smallest_upper is not None and norm.kinds.get(quantity) != "upper":
+            totals["share_above_upper"] = norm.share_above_upper(norm[quantity], self.sides)
         return totals
 
     def save(self, path: str | Path) -> Path:

@@ -10,16 +10,9 @@ from margin_ext.output.text_table import text_table
 if TYPE_CHECKING:
     from margin_ext.measurement.report import MarginReport, NormMargins
 
-__all__ = ["QUANTITY_TITLES", "report_table"]
+__all__ = ["report_table"]
 
-QUANTITY_TITLES = {
-    "margin": "first-order margin",
-    "certified": "certified (lower bound)",
-    "attack": "attack distance (upper bound)",
-    "sampled": "sampled estimate",
-}
-
-_HEADER = ("", "min", "average", "avg correct", "5%", "median", "95%", "not found", "above attack")
+_HEADER = ("", "min", "average", "avg correct", "5%", "median", "95%", "not found", "above upper")
 
 
 def report_table(report: MarginReport) -> str:
@@ -45,10 +38,10 @@ def report_table(report: MarginReport) -> str:
 def _row(report: MarginReport, norm: NormMargins, quantity: str) -> list[str]:
     total = report.summary(norm.p, quantity)
     above = ""
-    if "attack" in norm.bounds and quantity != "attack":
-        above = f"{norm.share_above_attack(norm[quantity], report.sides):.1%}"
+    if norm.smallest_upper is not None and norm.kinds.get(quantity) != "upper":
+        above = f"{norm.share_above_upper(norm[quantity], report.sides):.1%}"
     return [
-        f"{norm_name(norm.p)} {QUANTITY_TITLES.get(quantity, quantity)}",
+        f"{norm_name(norm.p)} {report.title(quantity)}",
         f"{total.minimum:.4g}",
         f"{total.average:.5g}",
         f"{total.average_correct:.5g}",
@@ -64,7 +57,8 @@ def _notes(report: MarginReport, wrong: int) -> list[str]:
         for quantity in norm.quantities:
             left_out = report.summary(norm.p, quantity).infinite
             if left_out:
-                why = "no adversarial example found" if quantity == "attack" else "no gradient"
+                upper = norm.kinds.get(quantity) == "upper"
+                why = "no adversarial example found" if upper else "no gradient"
                 notes.append(
                     f"{norm_name(norm.p)} {quantity}: {left_out} samples left out of the averages "
                     f"({why}); quantiles count them as infinite"

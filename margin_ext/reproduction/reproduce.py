@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from margin_ext.attacks.minimum_distance import DistanceAttack, nearest_adversarial
-from margin_ext.bounds.sampled import Sampling, sampled_margins
+from margin_ext.bounds import Bound, MinimumDistance, Sampled
 from margin_ext.data.idx_files import load_mnist
 from margin_ext.measurement.measure import measure
 from margin_ext.measurement.robust_accuracy import robust_accuracy
@@ -24,6 +24,7 @@ from margin_ext.norms import norm_name
 from margin_ext.output.json_file import read_json, write_json
 from margin_ext.output.text_table import text_table
 from margin_ext.reproduction.stated_figures import STATED, Stated
+from margin_ext.threat import ThreatModel
 
 __all__ = ["PARTS", "Row", "compare", "comparison_table", "reproduce"]
 
@@ -139,33 +140,28 @@ def _bounds(experiment: _Experiment, name: str) -> Values:
     index = experiment.subset
     x, y = experiment.some(index)
     tangent = measure(model, (x, y), signed=False).margin
-    free, boxed, targeted, sampled = [], [], [], []
-    with evaluation_mode(model):
-        for start in range(0, len(index), BATCH):
-            part = x[start : start + BATCH]
-            label = model(part).argmax(dim=1)
-            settings = DistanceAttack(steps=100, targets=0)
-            free.append(nearest_adversarial(model, part, label, settings=settings).distance)
-            boxed.append(
-                nearest_adversarial(
-                    model, part, label, settings=settings, data_range=(0.0, 1.0)
-                ).distance
-            )
-            second = DistanceAttack(steps=100, targets=1)
-            targeted.append(nearest_adversarial(model, part, label, settings=second).distance)
-            sampled.append(
-                sampled_margins(
-                    model, part, label, settings=Sampling(points=64, radius=5.0),
-                    indices=range(start, start + part.shape[0]),
-                ).estimate
-            )  # fmt: skip
-    distance = torch.cat(free).double().numpy()
-    estimate = torch.cat(sampled).double().numpy()
+    free, in_range = ThreatModel(p=2), ThreatModel(p=2, data_range=(0.0, 1.0))
+    untargeted = MinimumDistance(steps=100, targets=0)
+
+    def distances(bound: Bound, threat: ThreatModel) -> NDArray[Any]:
+        found = []
+        with evaluation_mode(model):
+            for start in range(0, len(index), BATCH):
+                part = x[start : start + BATCH]
+                label = model(part).argmax(dim=1)
+                numbers = range(start, start + part.shape[0])
+                found.append(bound(model, part, label, threat=threat, indices=numbers).distance)
+        return torch.cat(found).double().numpy()
+
+    distance = distances(untargeted, free)
+    estimate = distances(Sampled(points=64, radius=5.0), free)
     ratio = tangent / distance
     return {
         f"{name}/attack_distance": float(distance.mean()),
-        f"{name}/attack_distance_in_box": float(torch.cat(boxed).double().mean()),
-        f"{name}/attack_distance_with_targets": float(torch.cat(targeted).double().mean()),
+        f"{name}/attack_distance_in_box": float(distances(untargeted, in_range).mean()),
+        f"{name}/attack_distance_with_targets": float(
+            distances(MinimumDistance(steps=100, targets=1), free).mean()
+        ),
         f"{name}/first_order_above_attack": float((ratio > 1 + 1e-4).mean()),
         f"{name}/first_order_over_attack": float(ratio.mean()),
         f"{name}/first_order_over_attack_largest": float(ratio.max()),

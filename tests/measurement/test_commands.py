@@ -64,7 +64,7 @@ def measure(*words: str) -> int:
 def test_measure_prints_and_saves(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--model", "my_models:good", "--data", "my_models:data", "--p", "2", "inf",
-        "--bounds", "attack", "sampled", "--points", "16", "--attack", "0.1", "0.3",
+        "--bounds", "minimum_distance", "sampled", "--points", "16", "--attack", "0.1", "0.3",
         "--steps", "4", "--data-range", "0", "1", "--out", "results",
     ]  # fmt: skip
     assert measure(*words) == 0
@@ -114,7 +114,7 @@ def test_checkpoints_and_npz_data(here: Path, capsys: pytest.CaptureFixture[str]
         (["--checkpoint", "bad.npz"], "no checkpoint of tensors"),
         (["--classes", "most"], "classes must be"),
         (["--p", "0.3"], "p must be"),
-        (["--bounds", "attack", "--p", "1"], "p = 2 and p = inf"),
+        (["--bounds", "minimum_distance", "--p", "1"], "p = 2 and p = inf"),
     ],
 )
 def test_bad_input_gives_one_clear_line(
