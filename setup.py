@@ -8,6 +8,7 @@ Environment (a variable that is empty or blank counts as not set):
     MARGIN_EXT_BUILD=on|off      off: no libraries, a pure Python package that runs on the reference
     MARGIN_EXT_CUDA=auto|on|off  whether to build the CUDA library
                                  (auto: where the environment's torch has CUDA and nvcc is found)
+    MARGIN_EXT_LOCAL_VERSION     what stands after "+" in the version, such as "cuda"
     TORCH_CUDA_ARCH_LIST         CUDA architectures, in torch's notation
     CMAKE_ARGS                   further arguments for CMake
 """
@@ -226,7 +227,10 @@ class AnyPythonWheel(bdist_wheel):
         return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
 
 
+local_version = variable("MARGIN_EXT_LOCAL_VERSION")
+
 setup(
+    options={"egg_info": {"tag_build": f"+{local_version}"}} if local_version else {},
     # CMake knows the sources; setuptools only has to know that there is something to build.
     ext_modules=[Extension(f"{PACKAGE}.lib", sources=[])] if libraries_wanted() else [],
     cmdclass={
