@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import margin_ext
 from margin_ext import functional, reference
-from margin_ext.measurement import Certification, DistanceAttack, PGDSettings, Sampling, pgd
+from margin_ext.bounds import Certified, MinimumDistance, Sampled
+from margin_ext.measurement import PGDSettings, pgd
 
 __all__ = [
     "OPS",
@@ -45,6 +46,15 @@ _STATISTICS = (
     "regularizer",
     "count",
 )
+
+
+# Settings of bounds that have other names since 0.1.0, and quantities of a report.
+_NEW_SETTINGS = {"box": "in_range", "clip": "in_range"}
+_OLD_NAMES = {"minimum_distance": "attack", "nearest_class": "critical"}
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def version() -> str:
@@ -156,22 +166,31 @@ def measured(
     are its arguments in version 0.1.0; those of the bounds are mappings.
     """
     given = dict(settings)
-    for name, kind in (
-        ("attack", DistanceAttack),
-        ("sampling", Sampling),
-        ("certification", Certification),
-    ):
-        if name in given:
-            given[name] = kind(**given[name])
+    seed = given.pop("seed")
+    kinds = {
+        "attack": (MinimumDistance, given.pop("attack", {}), {}),
+        "sampled": (Sampled, given.pop("sampling", {}), {"seed": seed}),
+        "certified": (Certified, given.pop("certification", {}), {}),
+    }
+    bounds = []
+    for name in given.pop("bounds"):
+        kind, words, further = kinds[name]
+        bounds.append(kind(**_renamed(words, _NEW_SETTINGS), **further))
+    given["bounds"] = bounds
     report = margin_ext.measure(model, (inputs, target), progress=False, **given)
     found = report.to_dict(samples=False)
     del found["seconds"], found["settings"]
-    for norm in found["norms"].values():
+    for name, quantities in found["norms"].items():
+        norm = found["norms"][name] = _renamed(quantities, _OLD_NAMES)
         for quantity, totals in norm.items():
-            numbers = {**totals, **totals["quantiles"]}
-            del numbers["quantiles"]
+            new = {"quantiles", "misclassified"}
+            numbers = {k: v for k, v in totals.items() if k not in new} | totals["quantiles"]
             norm[quantity] = list(numbers.values())
-    return {**found, "samples": report.columns()}
+    columns = {
+        "_".join(_OLD_NAMES.get(part, part) for part in name.rsplit("_", 1)): column
+        for name, column in report.columns().items()
+    }
+    return {**found, "samples": columns}
 
 
 def robustness(
