@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from margin_ext.attacks.pgd import PGDSettings, pgd
 from margin_ext.measurement.masking import MaskingDiagnosis
 from margin_ext.measurement.measure import measure
 from margin_ext.measurement.monitor import MarginMonitor
@@ -15,9 +14,7 @@ __all__ = [
     "MarginSummary",
     "MaskingDiagnosis",
     "NormMargins",
-    "PGDSettings",
     "RobustAccuracy",
     "measure",
-    "pgd",
     "robust_accuracy",
 ]

@@ -209,9 +209,8 @@ def _measure_batch(
         model,
         batch.inputs,
         batch.target if signed else None,
-        p=[threat.p for threat in threats],
+        threats=threats,
         classes=classes,
-        input_std=threats[0].input_std,
         norm_bound=norm_bound,
     )
     prediction = found.logits.argmax(dim=1)
@@ -225,7 +224,7 @@ def _measure_batch(
     right = (found.gap > 0).nonzero().squeeze(1)
     for row, threat in enumerate(threats):
         columns[f"margin_{threat.name}"] = found.margin[row]
-        columns[f"critical_{threat.name}"] = found.critical[row]
+        columns[f"critical_{threat.name}"] = found.nearest_class[row]
         columns[f"norm_{threat.name}"] = found.norm[row]
         for bound in bounds:
             columns[f"{bound.name}_{threat.name}"] = _distances(
