@@ -25,11 +25,12 @@ from benchmarks import environment
 from benchmarks.robust_training.evaluation import BOX
 from margin_ext import AverageMarginLoss, FiniteDifference
 from margin_ext.bounds import Bound, Certified, MinimumDistance
-from margin_ext.data.image_data import ImageData, mnist
+from margin_ext.data import load_data
+from margin_ext.data.image_data import ImageData
 from margin_ext.measurement import measure
-from margin_ext.measurement.figures import COLORS, plain
 from margin_ext.models.authors_models import linear_classifier
 from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.figure_style import COLORS, plain
 from margin_ext.output.finite_json import finite_json
 from margin_ext.training.loop import Recipe, Training
 from margin_ext.training.objective import Objective
@@ -133,7 +134,7 @@ def _history(network: str, training: Training, data: ImageData, path: Path) -> l
 
 def run(folder: Path, work: Path) -> None:
     """Train what is not there yet."""
-    data = mnist(folder).limited(train=IMAGES, held_out=None)
+    data = load_data("mnist", folder).limited(train=IMAGES, held_out=None)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     for network, (_, build, recipe) in NETWORKS.items():
         for method, (_, objective) in objectives().items():

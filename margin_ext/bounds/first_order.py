@@ -89,8 +89,8 @@ def first_order_margins(
         label: Class [B] from which the gaps are measured; None: the predicted class.
         threats: Norms and units; the data range is not used.
         classes: "all", "runner_up" or the number of top classes.
-        norm_bound: For each threat model an upper bound on the dual norm of every gap's gradient (a global
-            Lipschitz constant). Since the gaps grow with the rank, the passes end where
+        norm_bound: For each threat model an upper bound on the dual norm of every gap's gradient
+            (a global Lipschitz constant). Since the gaps grow with the rank, the passes end where
             gap / bound exceeds the margins found; the answer is the same.
     """
     inputs = inputs.detach().requires_grad_()

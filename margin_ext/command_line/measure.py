@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from margin_ext.data.data_source import data_forms
+
 if TYPE_CHECKING:
     from margin_ext.command_line import Subparsers
 
@@ -36,10 +38,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help='"mnist:FOLDER" (idx files), "digits", a .npz file with inputs and target, or '
-        "module:callable that returns tensors, a Dataset or a DataLoader",
+        help=f"one of {data_forms()}; a module:callable returns tensors, a Dataset or a DataLoader",
     )
-    parser.add_argument("--train", action="store_true", help="MNIST's training set")
+    parser.add_argument("--train", action="store_true", help="the training part of the data")
     parser.add_argument("--p", nargs="+", default=["2"], help="threat norms, such as 2 inf")
     parser.add_argument(
         "--classes", default="all", help="all, runner_up or a number of nearest classes"
@@ -100,18 +101,19 @@ def _measure(arguments: argparse.Namespace) -> None:
 
     from margin_ext.attacks import PGD, AttackLoss
     from margin_ext.bounds import Sampled
+    from margin_ext.data import load_part
     from margin_ext.measurement import measure, robust_accuracy
-    from margin_ext.measurement.sources import data_source, model_source
     from margin_ext.models.checkpoint import load_checkpoint
+    from margin_ext.models.named_model import named_model
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    model = model_source(arguments.model)
+    model = named_model(arguments.model)
     if arguments.checkpoint is not None:
         load_checkpoint(model, arguments.checkpoint)
     if arguments.device is not None:
         model.to(arguments.device)
-    data = data_source(arguments.data, train=arguments.train)
+    data = load_part(arguments.data, "train" if arguments.train else "test")
     out: Path | None = arguments.out
     std, seed = arguments.input_std, arguments.seed
     common: dict[str, Any] = {

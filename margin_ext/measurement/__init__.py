@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from margin_ext.measurement.margin_summary import MarginSummary
 from margin_ext.measurement.masking import MaskingDiagnosis
 from margin_ext.measurement.measure import measure
 from margin_ext.measurement.monitor import MarginMonitor
-from margin_ext.measurement.report import MarginReport, MarginSummary, NormMargins
+from margin_ext.measurement.report import MarginReport, NormMargins
 from margin_ext.measurement.robust_accuracy import RobustAccuracy, robust_accuracy
+from margin_ext.measurement.robustness_curve import RobustnessCurve
 
 __all__ = [
     "MarginMonitor",
@@ -15,6 +17,7 @@ __all__ = [
     "MaskingDiagnosis",
     "NormMargins",
     "RobustAccuracy",
+    "RobustnessCurve",
     "measure",
     "robust_accuracy",
 ]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from margin_ext.bounds.bound import Bound, resolve_bounds
 from margin_ext.bounds.first_order import (
@@ -21,10 +20,17 @@ from margin_ext.bounds.first_order import (
 from margin_ext.bounds.linear import is_linear
 from margin_ext.data.batches import Batch, Batches, DataRange
 from margin_ext.measurement.memory import samples_that_fit
-from margin_ext.measurement.report import MarginReport, NormMargins
-from margin_ext.measurement.resume import PartialResults, model_digest
+from margin_ext.measurement.report import (
+    NORM_COLUMNS,
+    SAMPLE_COLUMNS,
+    MarginReport,
+    NormMargins,
+    norm_columns,
+)
+from margin_ext.measurement.resume import PartialResults
 from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
-from margin_ext.norms import dual_exponent, norm_name
+from margin_ext.models.model_digest import model_digest
+from margin_ext.norms import dual_exponent
 from margin_ext.output.progress_bar import progress_bar
 from margin_ext.threat import ThreatModel
 
@@ -66,7 +72,7 @@ def measure(
     save_every: float = 10.0,
     progress: bool | None = None,
 ) -> MarginReport:
-    """Measure the first-order margins of a model on data (paper.md section 2).
+    """Measure the first-order margins of a model on data.
 
     The model is put into eval mode and restored. Every sample's value depends on the sample, its
     index and the seed, not on how samples are batched (up to rounding).
@@ -106,27 +112,20 @@ def measure(
     """
     norms = threat_norms(p)
     check_class_rule(classes)
-    limits = _norm_bounds(norm_bound, norms)
-    threats = [ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms]
-    further = resolve_bounds(bounds, seed=seed)
-    for bound in further:
-        for threat in threats:
-            bound.check(threat)
+    measurement = _Measurement(
+        model,
+        threats=[ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms],
+        classes=classes,
+        signed=signed,
+        norm_bound=_norm_bounds(norm_bound, norms),
+        bounds=resolve_bounds(bounds, seed=seed),
+        seed=seed,
+    )
+    measurement.check()
     place = torch.device(device) if device is not None else model_device(model)
-    settings: dict[str, Any] = {
-        "p": [norm_name(one) for one in norms],
-        "classes": classes,
-        "signed": signed,
-        "input_std": _plain(input_std),
-        "data_range": _plain(data_range),
-        "seed": seed,
-        **{bound.name: _plain(bound.settings()) for bound in further},
-    }
     batches = Batches(data, device=place, batch_size=batch_size, limit=limit, data_range=data_range)
     partial = PartialResults(
-        None if resume is None else Path(resume),
-        {**settings, "model": model_digest(model) if resume is not None else ""},
-        save_every,
+        None if resume is None else Path(resume), measurement.identity(), save_every
     )
     bar = progress_bar(batches.total, "margins", progress)
     try:
@@ -135,32 +134,105 @@ def measure(
                 batch = partial.unmeasured(whole)
                 if batch is not None:
                     for part in _within_memory(model, batch, max_memory):
-                        columns = _measure_batch(
-                            model,
-                            part,
-                            threats=threats,
-                            classes=classes,
-                            signed=signed,
-                            norm_bound=limits,
-                            bounds=further,
-                        )
-                        partial.append(part, columns)
+                        partial.append(part, measurement.columns(part))
                 bar.update(whole.target.shape[0])
         partial.require_complete()
     finally:
         bar.close()
         partial.save()
-    report = _report(
-        partial,
-        norms=norms,
-        classes=classes,
-        signed=signed,
-        bounds=further,
-        exact=is_linear(model),
-        settings=settings,
-    )
+    report = measurement.report(partial)
     _warn_without_gradient(report)
     return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measurement:
+    """What is measured of every sample."""
+
+    model: Model = field(kw_only=False)
+    threats: Sequence[ThreatModel]
+    classes: ClassRule
+    signed: bool
+    norm_bound: Sequence[float] | None
+    bounds: Sequence[Bound]
+    seed: int
+
+    def check(self) -> None:
+        """Raise where a bound does not exist for a threat model."""
+        for bound in self.bounds:
+            for threat in self.threats:
+                bound.check(threat)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the numbers depend on but the model and the data, as plain values."""
+        threat = self.threats[0].settings()
+        return {
+            "p": [one.name for one in self.threats],
+            "classes": self.classes,
+            "signed": self.signed,
+            "input_std": threat["input_std"],
+            "data_range": threat["data_range"],
+            "seed": self.seed,
+            **{bound.name: bound.settings() for bound in self.bounds},
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, and what the model has learned."""
+        learned = model_digest(self.model) if isinstance(self.model, nn.Module) else ""
+        return {**self.settings(), "model": learned}
+
+    def columns(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Every value of the batch's samples by its column in the report."""
+        found = first_order_margins(
+            self.model,
+            batch.inputs,
+            batch.target if self.signed else None,
+            threats=self.threats,
+            classes=self.classes,
+            norm_bound=self.norm_bound,
+        )
+        prediction = found.logits.argmax(dim=1)
+        label = batch.target if self.signed else prediction
+        right = found.gap > 0
+        # A tie counts as misclassified: the gap must be positive.
+        values = (batch.target, prediction, right & (label == batch.target), found.gap)
+        columns = dict(zip(SAMPLE_COLUMNS, (*values, found.runner_up), strict=True))
+        for row, threat in enumerate(self.threats):
+            own = (found.margin[row], found.nearest_class[row], found.norm[row])
+            of_norm = dict(zip(NORM_COLUMNS, own, strict=True))
+            for bound in self.bounds:
+                of_norm[bound.name] = self._distances(bound, batch, label, right, threat)
+            columns.update(norm_columns(threat.p, of_norm))
+        return {name: column.cpu().numpy() for name, column in columns.items()}
+
+    def _distances(
+        self, bound: Bound, batch: Batch, label: Tensor, right: Tensor, threat: ThreatModel
+    ) -> Tensor:
+        """The bound's distances [B]; 0 where the sample is already on the wrong side."""
+        wide = torch.promote_types(batch.inputs.dtype, torch.float32)
+        values = torch.zeros(label.shape[0], dtype=wide, device=label.device)
+        chosen = right.nonzero().squeeze(1)
+        if chosen.numel():
+            indices = [batch.first + i for i in chosen.tolist()]
+            inputs = batch.inputs[chosen]
+            found = bound(self.model, inputs, label[chosen], threat=threat, indices=indices)
+            values[chosen] = found.distance.to(wide)
+        return values
+
+    def report(self, partial: PartialResults) -> MarginReport:
+        """The report of everything measured."""
+        columns = partial.columns()
+        kinds = {bound.name: bound.kind for bound in self.bounds}
+        return MarginReport(
+            **{name: columns[name] for name in SAMPLE_COLUMNS},
+            norms={one.p: NormMargins.of(one.p, columns, kinds) for one in self.threats},
+            signed=self.signed,
+            classes=self.classes,
+            titles={bound.name: bound.title for bound in self.bounds},
+            exact=is_linear(self.model) and self.classes == "all",
+            settings=self.settings(),
+            seconds=partial.elapsed(),
+        )
 
 
 def _norm_bounds(
@@ -174,17 +246,6 @@ def _norm_bounds(
     return values
 
 
-def _plain(value: Any) -> Any:
-    """Settings as JSON has them."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {k: _plain(v) for k, v in dataclasses.asdict(value).items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
 def _within_memory(model: Model, batch: Batch, memory: int | str | None) -> list[Batch]:
     if memory is None:
         return [batch]
@@ -193,97 +254,6 @@ def _within_memory(model: Model, batch: Batch, memory: int | str | None) -> list
         Batch(batch.first + start, batch.inputs[start : start + size], batch.target[start:][:size])
         for start in range(0, batch.target.shape[0], size)
     ]
-
-
-def _measure_batch(
-    model: Model,
-    batch: Batch,
-    *,
-    threats: Sequence[ThreatModel],
-    classes: ClassRule,
-    signed: bool,
-    norm_bound: Sequence[float] | None,
-    bounds: Sequence[Bound],
-) -> dict[str, NDArray[Any]]:
-    found = first_order_margins(
-        model,
-        batch.inputs,
-        batch.target if signed else None,
-        threats=threats,
-        classes=classes,
-        norm_bound=norm_bound,
-    )
-    prediction = found.logits.argmax(dim=1)
-    label = batch.target if signed else prediction
-    columns = {
-        "target": batch.target,
-        "prediction": prediction,
-        "gap": found.gap,
-        "runner_up": found.runner_up,
-    }
-    right = (found.gap > 0).nonzero().squeeze(1)
-    for row, threat in enumerate(threats):
-        columns[f"margin_{threat.name}"] = found.margin[row]
-        columns[f"critical_{threat.name}"] = found.nearest_class[row]
-        columns[f"norm_{threat.name}"] = found.norm[row]
-        for bound in bounds:
-            columns[f"{bound.name}_{threat.name}"] = _distances(
-                bound, model, batch, label, right, threat
-            )
-    return {name: column.cpu().numpy() for name, column in columns.items()}
-
-
-def _distances(
-    bound: Bound, model: Model, batch: Batch, label: Tensor, right: Tensor, threat: ThreatModel
-) -> Tensor:
-    """The bound's distances [B]; 0 where the sample is already on the wrong side."""
-    wide = torch.promote_types(batch.inputs.dtype, torch.float32)
-    values = torch.zeros(label.shape[0], dtype=wide, device=label.device)
-    if right.numel():
-        indices = [batch.first + i for i in right.tolist()]
-        found = bound(model, batch.inputs[right], label[right], threat=threat, indices=indices)
-        values[right] = found.distance.to(wide)
-    return values
-
-
-def _report(
-    partial: PartialResults,
-    *,
-    norms: Sequence[float],
-    classes: ClassRule,
-    signed: bool,
-    bounds: Sequence[Bound],
-    exact: bool,
-    settings: dict[str, Any],
-) -> MarginReport:
-    columns = partial.columns()
-    target, prediction, gap = columns["target"], columns["prediction"], columns["gap"]
-    # A tie counts as misclassified: the gap to the label must be positive.
-    correct = gap > 0 if signed else (prediction == target) & (gap > 0)
-    return MarginReport(
-        target=target,
-        prediction=prediction,
-        correct=np.asarray(correct),
-        gap=gap,
-        runner_up=columns["runner_up"],
-        norms={
-            one: NormMargins(
-                p=one,
-                margin=columns[f"margin_{norm_name(one)}"],
-                critical=columns[f"critical_{norm_name(one)}"],
-                norm=columns[f"norm_{norm_name(one)}"],
-                bounds={bound.name: columns[f"{bound.name}_{norm_name(one)}"] for bound in bounds},
-                kinds={bound.name: bound.kind for bound in bounds},
-            )
-            for one in norms
-        },
-        signed=signed,
-        classes=classes,
-        titles={bound.name: bound.title for bound in bounds},
-        exact=exact and classes == "all",
-        settings=settings,
-        seconds=partial.elapsed(),
-    )
 
 
 def _warn_without_gradient(report: MarginReport) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,12 @@ from margin_ext.bounds import Bound, MinimumDistance, Sampled
 from margin_ext.data.idx_files import load_mnist
 from margin_ext.measurement.measure import measure
 from margin_ext.measurement.robust_accuracy import robust_accuracy
-from margin_ext.measurement.table import text_table
 from margin_ext.models.authors_models import linear_classifier, mnist_cnn
 from margin_ext.models.checkpoint import load_checkpoint
 from margin_ext.models.evaluation_mode import evaluation_mode
 from margin_ext.norms import norm_name
-from margin_ext.output.atomic_write import write_atomically
-from margin_ext.output.finite_json import finite_json
+from margin_ext.output.json_file import read_json, write_json
+from margin_ext.output.text_table import text_table
 from margin_ext.reproduction.stated_figures import STATED, Stated
 from margin_ext.threat import ThreatModel
 
@@ -131,7 +129,9 @@ def _first_order(experiment: _Experiment, name: str) -> Values:
         f"{name}/average_margin_sign_by_correctness": float(signed.astype(np.float64).mean()),
         f"{name}/average_gap": float(every.gap.astype(np.float64).mean()),
         f"{name}/smallest_margin": every.minimum_margin,
-        f"{name}/runner_up_is_not_nearest": float((every.first.critical != every.runner_up).mean()),
+        f"{name}/runner_up_is_not_nearest": float(
+            (every.first.nearest_class != every.runner_up).mean()
+        ),
         f"{name}/runner_up_overstates": nearest.average_margin / every.average_margin - 1,
     }
 
@@ -294,17 +294,24 @@ def reproduce(
     for part in chosen:
         path = None if out is None else Path(out) / f"{part}.json"
         if path is not None and path.exists():
-            found = {name: float(value) for name, value in json.loads(path.read_text()).items()}
+            found = _kept_values(path)
         else:
             _log.info("computing %s", part)
             found = PARTS[part](experiment)
             if path is not None:
-                text = json.dumps(finite_json(found), indent=1)
-                write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+                write_json(path, found)
         values.update(found)
         if done is not None:
             done(part, found)
     return values
+
+
+def _kept_values(path: Path) -> Values:
+    """Figures of a part that an earlier call kept."""
+    try:
+        return {name: float(value) for name, value in read_json(path).items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no figures of a part; remove it: {error}") from error
 
 
 def compare(values: Values) -> list[Row]:

@@ -65,7 +65,7 @@ def test_several_norms_in_one_pass_are_those_of_single_passes() -> None:
     for p in (2, "inf", 1):
         alone = measure(model, batch, p=p)
         assert (together[p].margin == alone.margin).all()
-        assert (together[p].critical == alone.first.critical).all()
+        assert (together[p].nearest_class == alone.first.nearest_class).all()
 
 
 def test_unsigned_margins_are_measured_from_the_prediction() -> None:
