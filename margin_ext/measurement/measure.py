@@ -187,9 +187,8 @@ class _Measurement:
             self.model,
             batch.inputs,
             batch.target if self.signed else None,
-            p=[threat.p for threat in self.threats],
+            threats=self.threats,
             classes=self.classes,
-            input_std=self.threats[0].input_std,
             norm_bound=self.norm_bound,
         )
         prediction = found.logits.argmax(dim=1)
@@ -199,7 +198,7 @@ class _Measurement:
         values = (batch.target, prediction, right & (label == batch.target), found.gap)
         columns = dict(zip(SAMPLE_COLUMNS, (*values, found.runner_up), strict=True))
         for row, threat in enumerate(self.threats):
-            own = (found.margin[row], found.critical[row], found.norm[row])
+            own = (found.margin[row], found.nearest_class[row], found.norm[row])
             of_norm = dict(zip(NORM_COLUMNS, own, strict=True))
             for bound in self.bounds:
                 of_norm[bound.name] = self._distances(bound, batch, label, right, threat)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from margin_ext.attacks import PGD
 from margin_ext.bounds import Sampled
 from margin_ext.measurement import MarginMonitor, measure
 from margin_ext.output.atomic_write import write_atomically
@@ -244,7 +245,7 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
         "scatter": report.scatter(),
         "history": monitor.figure(),
         "several": margin_history({"a": monitor, "b": monitor}),
-        "robust": robust_accuracy(model, data(), [0.1, 0.5], steps=3).plot(),
+        "robust": robust_accuracy(model, data(), [0.1, 0.5], attacks=[PGD(steps=3)]).plot(),
     }
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png")
