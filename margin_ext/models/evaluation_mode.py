@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from margin_ext.models.modules_behind import modules_behind
+from margin_ext.models.random_states import keep_random_states
 
-__all__ = ["Model", "evaluation_mode", "model_device"]
+__all__ = ["Model", "evaluation_mode", "model_device", "model_dtype"]
 
 Model = Callable[[Tensor], Tensor]
 _Undo = Callable[[], Any]
@@ -28,6 +28,13 @@ def model_device(model: Model) -> torch.device | None:
         for tensor in (*module.parameters(), *module.buffers()):
             return tensor.device
     return None
+
+
+def model_dtype(model: Model) -> torch.dtype | None:
+    """The floating type of all parameters; None where there are none, or several types."""
+    parameters = (p for module in modules_behind(model) for p in module.parameters())
+    types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+    return types.pop() if len(types) == 1 else None
 
 
 @contextmanager
@@ -57,21 +64,21 @@ def evaluation_mode(model: Model) -> Iterator[None]:
 
 def _changes(modules: list[nn.Module]) -> Iterator[tuple[Any, Callable[[], _Undo]]]:
     """What is to be changed, by a key that tells changes apart, each with how to undo it."""
-    yield "random states", _keep_random_states
+    yield "random states", keep_random_states
     if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled
         yield "eager", _run_eagerly
     for module in modules:
-        yield ("training", id(module)), lambda module=module: _set_eval(module)
-        yield ("buffers", id(module)), lambda module=module: _keep_buffers(module)
+        yield ("training", id(module)), partial(_set_eval, module)
+        yield ("buffers", id(module)), partial(_keep_buffers, module)
         if isinstance(module, DistributedDataParallel):
-            yield ("forward", id(module)), lambda module=module: _bypass(module)
+            yield ("forward", id(module)), partial(_bypass, module)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_inference():
                 raise ValueError(
                     f"the parameter {name} of {type(module).__name__} is an inference tensor, "
                     "which autograd cannot use: make the model outside of inference_mode"
                 )
-            yield ("frozen", id(parameter)), lambda parameter=parameter: _freeze(parameter)
+            yield ("frozen", id(parameter)), partial(_freeze, parameter)
 
 
 def _set_eval(module: nn.Module) -> _Undo:
@@ -105,29 +112,14 @@ def _freeze(parameter: nn.Parameter) -> _Undo:
 
 
 def _bypass(module: DistributedDataParallel) -> _Undo:
-    inner = module.module
     # Through the dictionary: an attribute that is a module would be registered as one.
-    module.__dict__["forward"] = lambda *args, **kwargs: inner(*args, **kwargs)
+    module.__dict__["forward"] = module.module
     return lambda: module.__dict__.pop("forward", None)
 
 
 def _run_eagerly() -> _Undo:
     stance = torch.compiler.set_stance("force_eager")
     return lambda: stance.__exit__(None, None, None)
-
-
-def _keep_random_states() -> _Undo:
-    python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def undo() -> None:
-        random.setstate(python)
-        np.random.set_state(of_numpy)
-        torch.set_rng_state(of_torch)
-        if on_gpu:
-            torch.cuda.set_rng_state_all(on_gpu)
-
-    return undo
 
 
 class _SharedChanges:

@@ -14,6 +14,8 @@ __all__ = ["modules_behind"]
 
 # Their functions use no modules of the user, and have thousands of globals.
 _LIBRARIES = ("torch", "numpy", "margin_ext", "builtins", "functools", "importlib", "typing")
+# Longer containers hold data.
+_LARGEST = 1000
 _PLAIN = (str, bytes, int, float, complex, type(None), type)
 
 
@@ -56,9 +58,9 @@ def _held_by(thing: Any) -> Iterator[Any]:
     elif isinstance(thing, types.FunctionType):
         yield from _held_by_function(thing)
     elif isinstance(thing, Mapping):
-        yield from thing.values()
+        yield from thing.values() if len(thing) <= _LARGEST else ()
     elif isinstance(thing, (list, tuple, set, frozenset)):
-        yield from thing
+        yield from thing if len(thing) <= _LARGEST else ()
     elif isinstance(thing, (weakref.ref, weakref.WeakMethod)):
         yield thing()
     elif isinstance(thing, types.CellType):
@@ -66,7 +68,7 @@ def _held_by(thing: Any) -> Iterator[Any]:
     elif _top_package(type(thing)) not in _LIBRARIES or isinstance(thing, types.SimpleNamespace):
         yield from _attributes(thing)
         # An object that is called runs its class's code.
-        yield getattr(type(thing), "__call__", None)
+        yield from (vars(kind).get("__call__") for kind in type(thing).__mro__)
     # What torch.compile, functools.wraps and the like have made.
     for name in ("__wrapped__", "_torchdynamo_orig_callable", "_orig_mod"):
         yield getattr(thing, "__dict__", {}).get(name)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
+from margin_ext.attacks import PGD, AttackLoss
 from margin_ext.bounds import MinimumDistance
 from margin_ext.measurement import measure, robust_accuracy
 from margin_ext.models.evaluation_mode import evaluation_mode
@@ -88,7 +89,14 @@ class Evaluation:
             distances = MinimumDistance(steps=self.distance_steps)
             on_held_out = measure(model, held_out, bounds=[distances], **common)
         robust = robust_accuracy(
-            model, held_out, self.eps, steps=self.attack_steps, restarts=self.restarts, **common
+            model,
+            held_out,
+            self.eps,
+            attacks=[
+                PGD(loss=loss, steps=self.attack_steps, restarts=self.restarts)
+                for loss in get_args(AttackLoss)
+            ],
+            **common,
         )
         attacked = on_held_out.summary(quantity=distances.name)
         norm = on_held_out.first
