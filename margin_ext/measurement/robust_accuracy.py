@@ -16,21 +16,23 @@ from torch import Tensor
 from margin_ext.attacks.attack import Attack, resolve_attacks
 from margin_ext.attacks.pgd import PGD, AttackLoss, attack_gradient
 from margin_ext.checks import check_labels
-from margin_ext.data.batches import Batch, Batches
+from margin_ext.data.batches import Batch, Batches, BatchFunction
 from margin_ext.functional import logit_gap
 from margin_ext.input_std import InputStd, channel_scale
 from margin_ext.measurement.masking import UNDERFLOW, MaskingDiagnosis, diagnose
+from margin_ext.measurement.measuring import measuring
 from margin_ext.models.checked_logits import checked_logits
-from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.logits_function import logits_function
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.finite_json import finite_json
-from margin_ext.output.progress_bar import progress_bar
 from margin_ext.output.text_table import text_table
+from margin_ext.plain_numbers import real_numbers
 from margin_ext.random_points import ball_noise
 from margin_ext.threat import DataRange, ThreatModel, check_radius
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -167,6 +169,9 @@ def robust_accuracy(
     batch_size: int | None = None,
     limit: int | None = None,
     progress: bool | None = None,
+    call: Callable[[Any, Tensor], Any] | None = None,
+    logits_fn: Callable[[Any], Tensor] | None = None,
+    batch_fn: BatchFunction | None = None,
 ) -> RobustAccuracy:
     """Accuracy under attacks: the fraction of samples that none of them broke.
 
@@ -191,6 +196,10 @@ def robust_accuracy(
         batch_size: Largest batch; None: the loader's.
         limit: Only the first ``limit`` samples.
         progress: Show a bar; None: on a terminal.
+        call: How to call the model, where it is not ``model(inputs)``.
+        logits_fn: Takes the logits from what the model returns, such as
+            ``lambda output: output.logits``.
+        batch_fn: Takes (inputs, target) from what the data yield, where that is something else.
 
     Raises:
         TypeError, ValueError: Arguments, data or the model's output do not fit.
@@ -203,7 +212,7 @@ def robust_accuracy(
         (1.0, 0.5)
     """
     threat = ThreatModel(p=float(p), data_range=data_range, input_std=input_std)
-    radii = (float(eps),) if isinstance(eps, (int, float)) else tuple(sorted(map(float, eps)))
+    radii = tuple(sorted(map(float, real_numbers(eps))))
     if not radii:
         raise ValueError("eps must name at least one radius")
     for radius in radii:
@@ -213,32 +222,25 @@ def robust_accuracy(
         raise ValueError("attacks must name at least one attack")
     for attack in chosen:
         attack.check(threat)
-    run = _Run(model, threat, radii, seed)
+    function = logits_function(model, call, logits_fn)
+    run = _Run(function, threat, radii, seed)
     batches = Batches(
-        data,
-        device=torch.device(device) if device is not None else model_device(model),
-        batch_size=batch_size,
-        limit=limit,
-        data_range=data_range,
+        data, batch_size=batch_size, limit=limit, data_range=data_range, batch_fn=batch_fn
     )
     correct: list[Tensor] = []
     robust: dict[str, list[Tensor]] = {attack.name: [] for attack in chosen}
     random: list[Tensor] = []
     evidence = _Evidence(run)
-    bar = progress_bar(batches.total, "robust accuracy", progress)
-    try:
-        with evaluation_mode(model):
-            for batch in batches:
-                right = run.correct(batch)
-                correct.append(right.cpu())
-                for attack in chosen:
-                    robust[attack.name].append(run.robust(attack, batch, right))
-                random.append(run.robust_at_random(batch, right))
-                if diagnose_masking:
-                    evidence.look_at(batch, right)
-                bar.update(batch.target.shape[0])
-    finally:
-        bar.close()
+    title = "robust accuracy"
+    with measuring(function, batches, device=device, title=title, progress=progress) as samples:
+        for batch in samples:
+            right = run.correct(batch)
+            correct.append(right.cpu())
+            for attack in chosen:
+                robust[attack.name].append(run.robust(attack, batch, right))
+            random.append(run.robust_at_random(batch, right))
+            if diagnose_masking:
+                evidence.look_at(batch, right)
     columns = {name: torch.cat(parts).numpy() for name, parts in robust.items()}
     at_random = torch.cat(random).numpy()
     diagnosis = None

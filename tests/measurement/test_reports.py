@@ -87,10 +87,10 @@ def test_a_killed_run_goes_on_and_ends_equal_bit_for_bit(tmp_path: Path) -> None
     assert 0 < after_kill < 0.6 * model.samples
     for name, column in whole.columns().items():
         assert (resumed.columns()[name] == column).all(), name
-    # Once complete, nothing is measured again.
+    # Once complete, nothing is measured again: the model is looked at with a few samples.
     model.samples = 0
     measure(model, batches(16), resume=tmp_path / "partial.npz", **OPTIONS)  # type: ignore[arg-type]
-    assert model.samples == 0
+    assert model.samples <= 5 * 16
 
 
 def test_results_of_other_runs_are_refused(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_results_of_other_runs_are_refused(tmp_path: Path) -> None:
     assert file.read_bytes() == kept
     assert len(measure(model, (x, y), resume=file)) == 40
     file.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="no partial results"):
+    with pytest.raises(ValueError, match="no whole npz file"):
         measure(model, (x, y), resume=file)
 
 
