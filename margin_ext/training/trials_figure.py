@@ -1,4 +1,4 @@
-"""A comparison in one picture: margins over the epochs, their histograms, robust accuracy."""
+"""Trials in one picture: margins over the epochs, their histograms, robust accuracy."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from margin_ext.norms import norm_name
 from margin_ext.output.figure_style import COLORS, GREY, plain
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from margin_ext.training.comparison_report import Outcomes
-    from margin_ext.training.outcome import Outcome
+    from margin_ext.training.trial import Trial
 
-__all__ = ["comparison_figure", "save_figure"]
+__all__ = ["trials_figure"]
 
 _DOTTED = (0, (1.5, 1.5))
 
@@ -27,7 +26,7 @@ _DOTTED = (0, (1.5, 1.5))
 _EARLY = 1 / 3
 
 
-def comparison_figure(comparison: Outcomes) -> Figure:
+def trials_figure(trials: Sequence[Trial]) -> Figure:
     """Four panels; what is not there yet is left out.
 
     Raises:
@@ -39,9 +38,9 @@ def comparison_figure(comparison: Outcomes) -> Figure:
         raise ImportError("the figure needs matplotlib: pip install 'margin_ext[plot]'") from error
     figure = Figure(figsize=(10, 7.4), dpi=150, layout="constrained")
     panels = figure.subplots(2, 2)
-    held_out = comparison.evaluation.part
-    norm = norm_name(comparison.evaluation.p)
-    colored = list(zip(comparison.outcomes, COLORS, strict=False))
+    held_out = trials[0].evaluation.part
+    norm = norm_name(trials[0].evaluation.measure_p)
+    colored = list(zip(trials, COLORS, strict=False))
     _history(panels[0, 0], colored, "average_margin", norm)
     panels[0, 0].set_title("Average margin over training", loc="left", fontsize=11)
     _history(panels[0, 1], colored, "minimum_margin", norm)
@@ -55,22 +54,15 @@ def comparison_figure(comparison: Outcomes) -> Figure:
     return figure
 
 
-def save_figure(comparison: Outcomes, name: str = "figure.png") -> Path:
-    """Draw it into the folder of the outcomes."""
-    path = comparison.out / name
-    comparison_figure(comparison).savefig(path)
-    return path
-
-
-def _history(ax: Axes, colored: list[tuple[Outcome, str]], quantity: str, norm: str) -> None:
+def _history(ax: Axes, colored: list[tuple[Trial, str]], quantity: str, norm: str) -> None:
     later: list[float] = []
     earlier: list[float] = []
-    for outcome, color in colored:
+    for trial, color in colored:
         for split, style in (("train", _DOTTED), ("held_out", "-")):
-            epochs, values = outcome.monitor.series(split, quantity)
+            epochs, values = trial.monitor.series(split, quantity)
             ax.plot(epochs, values, color=color, linestyle=style, linewidth=1.6)
             for epoch, value in zip(epochs, values, strict=True):
-                early = epoch < _EARLY * outcome.training.recipe.epochs
+                early = epoch < _EARLY * trial.loop.recipe.epochs
                 (earlier if early else later).append(value)
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.locator_params(axis="x", integer=True)
@@ -83,11 +75,9 @@ def _history(ax: Axes, colored: list[tuple[Outcome, str]], quantity: str, norm: 
             ax.set_xlabel("epoch (the first ones lie far below the frame)")
 
 
-def _histograms(ax: Axes, colored: list[tuple[Outcome, str]], held_out: str, norm: str) -> None:
+def _histograms(ax: Axes, colored: list[tuple[Trial, str]], held_out: str, norm: str) -> None:
     series = [
-        (outcome.measured["margins"], color)
-        for outcome, color in colored
-        if outcome.measured is not None
+        (trial.measured["margins"], color) for trial, color in colored if trial.measured is not None
     ]
     plain(ax, f"first-order {norm} margin", f"{held_out} images")
     if not series:
@@ -109,13 +99,13 @@ def _histograms(ax: Axes, colored: list[tuple[Outcome, str]], held_out: str, nor
     )  # fmt: skip
 
 
-def _robust_accuracy(ax: Axes, colored: list[tuple[Outcome, str]], norm: str) -> None:
+def _robust_accuracy(ax: Axes, colored: list[tuple[Trial, str]], norm: str) -> None:
     plain(ax, f"{norm} radius eps of the attack", "accuracy under attack")
     ax.set_ylim(-0.02, 1.02)
-    for outcome, color in colored:
-        if outcome.measured is None:
+    for trial, color in colored:
+        if trial.measured is None:
             continue
-        robust: dict[str, Any] = outcome.measured["robust_accuracy"]
+        robust: dict[str, Any] = trial.measured["robust_accuracy"]
         radii = [0.0, *robust["eps"]]
         for attack, style in (("gap", "-"), ("cross_entropy", _DOTTED)):
             shares = np.array([robust["accuracy"], *robust["robust_accuracy"][attack]])
@@ -142,12 +132,11 @@ def _line_styles(
     ax.legend(handles=handles, fontsize=9, loc=place, edgecolor="none", framealpha=0.8)
 
 
-def _legend(figure: Figure, colored: list[tuple[Outcome, str]]) -> None:
+def _legend(figure: Figure, colored: list[tuple[Trial, str]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=color, linewidth=3, label=outcome.contender.title)
-        for outcome, color in colored
+        Line2D([], [], color=color, linewidth=3, label=trial.title) for trial, color in colored
     ]
     figure.legend(
         handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=12

@@ -7,12 +7,12 @@ import warnings
 from typing import Any, get_args
 
 import torch
-from margin_ext.attacks.foolbox_attacks import foolbox_adversarial
 from torch import Tensor, nn
 
 from margin_ext.attacks import PGD, AttackLoss
-from margin_ext.bounds import MinimumDistance
+from margin_ext.bounds import FoolboxDistance, MinimumDistance
 from margin_ext.measurement import measure, robust_accuracy
+from margin_ext.threat import ThreatModel
 
 __all__ = ["accuracy", "evaluate", "robust_at"]
 
@@ -111,8 +111,8 @@ def _library(
     model.eval()
     with torch.no_grad():
         right = model(images).argmax(1) == labels
-    nearest = foolbox_adversarial(
-        model, images, labels, p=2, steps=LIBRARY_STEPS, data_range=BOX
+    nearest = FoolboxDistance(steps=LIBRARY_STEPS)(
+        model, images, labels, threat=ThreatModel(p=2, data_range=BOX)
     ).distance
     distance = torch.where(right, nearest, 0.0)
     found = distance[distance.isfinite()]

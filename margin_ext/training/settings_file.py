@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
 from margin_ext.data.data_source import find_data_source
-from margin_ext.training.options import OPTIONS, SECTIONS, defaults
+from margin_ext.output.regular_file import require_regular_file
+from margin_ext.training.setting_table import OPTIONS, SECTIONS, defaults
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,7 +20,7 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SettingsError", "completed", "read_settings", "settings_text"]
+__all__ = ["SettingsError", "complete_settings", "read_settings", "settings_text"]
 
 _RATES: Final = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
 
@@ -37,10 +36,14 @@ def read_settings(path: Path) -> dict[str, Any]:
         SettingsError: It is missing or no TOML, or a key or value is none of a run's.
     """
     try:
+        require_regular_file(path, "settings file")
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot read {path}: {error}") from error
+    try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is no TOML: {error}") from error
     settings: dict[str, Any] = {}
     for key, value in content.items():
@@ -74,12 +77,17 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
-def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings, those that were not given too: what a run really does on this machine.
+def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, including those that were not given: what a run does on this machine.
 
     Raises:
         SettingsError: A setting is out of its range.
+
+    >>> complete_settings({"data": "mnist", "optimizer": "adam"})["learning_rate"]
+    0.001
     """
+    import torch
+
     full = {**defaults(), **settings}
     if full["data_dir"] is not None:
         full["data_dir"] = str(Path(full["data_dir"]).expanduser().resolve())

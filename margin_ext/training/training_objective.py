@@ -17,17 +17,18 @@ __all__ = ["Objective", "TrainingObjective"]
 
 
 class TrainingObjective(Protocol):
-    """What `Training` asks of an objective.
+    """What a trial asks of an objective.
 
-    One that changes from step to step also has ``state_dict()`` and ``load_state_dict(state)``,
-    with tensors and plain values, so that a continued training takes it up where it was.
+    An objective that changes from step to step also has ``state_dict()`` and
+    ``load_state_dict(state)``, with tensors and plain values, so that a continued training goes on
+    from the same state.
     """
 
     def loss(self, model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
-        """The scalar to differentiate, a mean over the samples [B, ...] and target [B]."""
+        """The scalar to differentiate: a mean over the samples, inputs [B, ...] and target [B]."""
 
     def settings(self) -> dict[str, Any]:
-        """In words and numbers, for a report and to recognise a checkpoint."""
+        """Words and numbers for a report, by which a checkpoint is recognised too."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,16 @@ class Objective:
         return total + self.beta * orthogonality_penalty(model) if self.beta else total
 
     def settings(self) -> dict[str, Any]:
-        """In words and numbers, for a report and to recognise a checkpoint."""
+        """Words and numbers for a report, by which a checkpoint is recognised too."""
         return {"criterion": repr(self.criterion), "beta": self.beta}
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes from step to step: the count that the criterion's ``every`` goes by."""
+        """What changes from step to step: the criterion's count of steps, for ``every``."""
         if isinstance(self.criterion, AverageMarginLoss):
             return {"steps": self.criterion.steps}
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up such a state."""
+        """Go on from such a state."""
         if isinstance(self.criterion, AverageMarginLoss):
             self.criterion.steps = int(state["steps"])
