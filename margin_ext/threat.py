@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -16,7 +16,7 @@ from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.random_points import ball_noise
 
-__all__ = ["DataRange", "ThreatModel"]
+__all__ = ["DataRange", "ThreatModel", "require_attackable"]
 
 # Lowest and highest value, numbers or one value a channel, in the units that the model gets.
 DataRange: TypeAlias = tuple[float | Tensor | Sequence[float], float | Tensor | Sequence[float]]
@@ -74,6 +74,10 @@ class ThreatModel:
             "input_std": _plain(self.input_std),
         }
 
+    def without_range(self) -> ThreatModel:
+        """The same norm, with perturbed inputs that may lie anywhere."""
+        return replace(self, data_range=None)
+
     def dual_norm(self, grad: Tensor) -> Tensor:
         """||grad_i||_q of every sample [B]."""
         one = grad.new_ones(grad.shape[0])
@@ -129,8 +133,7 @@ class ThreatModel:
                 and not on its batch.
         """
         noise = ball_noise(center, self.p, seed=seed, stream=stream, indices=indices)
-        scale = 1.0 if self.input_std is None else channel_scale(self.input_std, center)
-        start = center + (radius * noise * scale).to(center.dtype)
+        start = center + (radius * self.in_input_units(noise)).to(center.dtype)
         return self.project(start, center, center.new_full((center.shape[0],), radius))
 
     def bounds(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -140,8 +143,18 @@ class ThreatModel:
         low, high = (_end(end, inputs) for end in self.data_range)
         return low, high
 
+    def in_input_units(self, offset: Tensor) -> Tensor:
+        """An offset [B, ...] in pixel units as one in the units that the model gets."""
+        return offset if self.input_std is None else offset * channel_scale(self.input_std, offset)
+
     def _to_pixels(self, inputs: Tensor) -> Tensor | float:
         return 1.0 if self.input_std is None else 1 / channel_scale(self.input_std, inputs)
+
+
+def require_attackable(threat: ThreatModel) -> None:
+    """Raise ValueError where the attacks do not exist for the norm."""
+    if threat.p not in (2.0, math.inf):
+        raise ValueError(f"attacks are for p = 2 and p = inf, got {threat.p:g}")
 
 
 def _check_range(data_range: DataRange) -> None:

@@ -219,7 +219,7 @@ def test_mnist_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "damaged" in said
     assert images.name in said
     assert demo(tmp_path / "out", "--data-dir", str(tmp_path / "nowhere")) == 2
-    assert "--data-dir must hold" in capsys.readouterr().err
+    assert "must hold MNIST" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_rest_is_written(

@@ -23,6 +23,7 @@ from benchmarks.robust_training.objectives import (  # noqa: E402
 )
 from benchmarks.robust_training.problems import PROBLEMS, Problem, Tuning  # noqa: E402
 from benchmarks.robust_training.tables import tables  # noqa: E402
+from margin_ext.data import DataSource, register_data_source  # noqa: E402
 from margin_ext.data.image_data import ImageData  # noqa: E402
 from margin_ext.training.loop import Recipe  # noqa: E402
 
@@ -116,11 +117,15 @@ def test_where_none_keeps_it_the_most_accurate_is_chosen():
 def small_problem(monkeypatch):
     """Everything of the comparison on sixteen pixels."""
 
-    def data(folder: Path) -> ImageData:
-        return ImageData("tiny", images(60, 0), images(30, 1), images(30, 2), CLASSES)
+    class Tiny(DataSource):
+        name, summary, place = "tiny", "sixteen pixels", "FOLDER"
 
+        def load(self, place: str) -> ImageData:
+            return ImageData("tiny", images(60, 0), images(30, 1), images(30, 2), CLASSES)
+
+    register_data_source(Tiny)
     problem = Problem(
-        "tiny", data, network, Recipe(2, 20, 0.1), None, Tuning(40, 1), (0.2, 0.4), 0.4, (0.05,)
+        "tiny", "tiny", network, Recipe(2, 20, 0.1), None, Tuning(40, 1), (0.2, 0.4), 0.4, (0.05,)
     )
     monkeypatch.setitem(PROBLEMS, "tiny", problem)
     for name, value in (("STEPS", 3), ("RESTARTS", 1), ("ATTACKED", 20), ("MEASURED", 10)):

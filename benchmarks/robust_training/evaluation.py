@@ -7,10 +7,10 @@ import warnings
 from typing import Any
 
 import torch
+from margin_ext.attacks.foolbox_attacks import foolbox_adversarial
 from torch import Tensor, nn
 
-from margin_ext.attacks.foolbox_attacks import foolbox_adversarial
-from margin_ext.attacks.minimum_distance import DistanceAttack
+from margin_ext.bounds import MinimumDistance
 from margin_ext.measurement import measure, robust_accuracy
 
 __all__ = ["accuracy", "evaluate", "robust_at"]
@@ -71,20 +71,19 @@ def evaluate(
         report = measure(
             model,
             few,
-            bounds=("attack",),
-            attack=DistanceAttack(steps=100),
+            bounds=[MinimumDistance(steps=100)],
             data_range=BOX,
             progress=False,
             batch_size=250,
         )
-    first, attack = report.summary(), report.summary(quantity="attack")
+    first, attack = report.summary(), report.summary(quantity="minimum_distance")
     return {
         "accuracy": accuracy(model, *part),
         "first_order": {
             "minimum": first.minimum,
             "average": first.average,
             "infinite": first.infinite,
-            "share_above_attack": report.first.share_above_attack(
+            "share_above_upper": report.first.share_above_upper(
                 report.first.margin, report.correct
             ),
         },

@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> logit_gap(const Tensor& logits, const Tensor& target,
                                      const MaybeTensor& critical, int64_t ignore_index) {
   LogitInput input = logit_input(logits, target, critical, ignore_index);
   const int64_t batch = logits.size(0);
-  Tensor gap = empty_vector(logits, wide_type(is_wide(logits)), batch);
+  Tensor gap = empty_vector(logits, accumulation_dtype(logits), batch);
   Tensor runner_up = empty_vector(target, ScalarType::Long, batch);
   if (batch > 0) {
     Backend backend(logits);
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> first_order_margin(const Tensor& gap, const Tensor& g
   check(grad.dim() >= 1, "grad must be [B, ...], got ", shape(grad));
   const int64_t batch = grad.size(0);
   GradInput input = grad_input(grad, input_scale, batch);
-  const ScalarType type = wide_type(is_wide(grad));
+  const ScalarType type = accumulation_dtype(grad);
   check_vector("gap", gap, type, batch);
   check_same_device("gap", gap, grad);
   const Tensor dense_gap = contiguous_vector(gap);
@@ -57,7 +57,7 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   check(grad.dim() >= 1, "grad must be [B, ...], got ", shape(grad));
   const int64_t batch = grad.size(0);
   GradInput input = grad_input(grad, input_scale, batch);
-  check_vector("factor", factor, wide_type(is_wide(grad)), batch);
+  check_vector("factor", factor, accumulation_dtype(grad), batch);
   check_same_device("factor", factor, grad);
   const Tensor dense_factor = contiguous_vector(factor);
   Tensor out = empty_like_samples(input.grad);
@@ -182,20 +182,19 @@ inline ScaleArguments::Block scale_block(const char* name, const Tensor& tensor)
 template <typename Backend>
 void scale_gradients_(Tensor grad_logits, Tensor grad_grad, const Tensor& upstream,
                       const Tensor& statistics) {
-  const bool wide = is_wide(statistics);
-  const ScalarType type = wide_type(wide);
+  const ScalarType type = accumulation_dtype(statistics);
   check(upstream.numel() == 1 && upstream.scalar_type() == type,
         "upstream must be one number of the type of statistics, got ", shape(upstream));
   check_vector("statistics", statistics, type, kStatisticCount);
   check(statistics.stride(0) == 1, "statistics must be contiguous");
   for (const Tensor* gradient : {&grad_logits, &grad_grad}) {
-    check(gradient->numel() == 0 || is_wide(*gradient) == wide,
+    check(gradient->numel() == 0 || is_double(*gradient) == is_double(statistics),
           "grad_logits, grad_grad and statistics must all be float64, or none of them");
   }
   check_same_device("grad_grad", grad_grad, grad_logits);
   check_same_device("upstream", upstream, grad_logits);
   check_same_device("statistics", statistics, grad_logits);
-  const size_t element = wide ? sizeof(double) : sizeof(float);
+  const size_t element = is_double(statistics) ? sizeof(double) : sizeof(float);
   const ScaleArguments arguments{
       {scale_block("grad_logits", grad_logits), scale_block("grad_grad", grad_grad)},
       upstream.const_data_ptr(),

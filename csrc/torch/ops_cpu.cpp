@@ -33,8 +33,8 @@ struct CpuBackend {
       if (label == rows.ignore_index) continue;
       check(label >= 0 && label < rows.classes, "target must lie in 0..", rows.classes - 1,
             " or equal ignore_index = ", rows.ignore_index, ", got ", label, " at index ", i);
-      if (rows.critical == nullptr) continue;
-      const int64_t critical = rows.critical[i];
+      if (rows.nearest == nullptr) continue;
+      const int64_t critical = rows.nearest[i];  // the op's name for it
       check(critical >= 0 && critical < rows.classes, "critical must lie in 0..", rows.classes - 1,
             ", got ", critical, " at index ", i);
       check(critical != label, "critical must differ from target in every sample, both are ", label,

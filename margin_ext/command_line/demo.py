@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, measure, and write what came of it, whole or not."""
     import torch
 
-    from margin_ext.data.image_data import DataError
+    from margin_ext.data import DataError
     from margin_ext.training.checkpoint import OtherSettingsError
     from margin_ext.training.loop import DivergedError
 
@@ -118,13 +118,13 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
 def _data_and_settings(arguments: argparse.Namespace) -> tuple[ImageData, DemoSettings]:
     from dataclasses import replace
 
-    from margin_ext.data.image_data import digits, mnist
+    from margin_ext.data import load_data
     from margin_ext.training.demo import DIGITS, MNIST
 
     if arguments.data_dir is None:
-        data, settings = digits(), DIGITS
+        data, settings = load_data("digits"), DIGITS
     else:
-        data, settings = mnist(arguments.data_dir), MNIST
+        data, settings = load_data("mnist", arguments.data_dir), MNIST
     if arguments.quick:
         data = data.limited(train=200, held_out=100)
         settings = replace(settings, epochs=3, batch_size=20, samples=50)

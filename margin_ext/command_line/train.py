@@ -58,7 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:
-    shown = option.help
+    shown = option.help() if callable(option.help) else option.help
     if option.default is not None:
         shown += f" (default: {_shown(option.default)})"
     # What is not given is absent, so that it does not override the file.
@@ -80,7 +80,7 @@ def _shown(value: Any) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, measure, and write what came of it, whole or not."""
-    from margin_ext.data.image_data import DataError
+    from margin_ext.data import DataError
     from margin_ext.training.checkpoint import OtherSettingsError
     from margin_ext.training.ranks import started_ranks
     from margin_ext.training.run import RunExistsError

@@ -8,40 +8,21 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from margin_ext.data.batches import Batch
+from margin_ext.models.model_digest import tensor_bytes
 from margin_ext.output.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from margin_ext.models.evaluation_mode import Model
+    from torch import Tensor
 
-__all__ = ["PartialResults", "model_digest"]
+__all__ = ["PartialResults"]
 
 Columns = dict[str, NDArray[Any]]
-
-
-def model_digest(model: Model) -> str:
-    """Hash of a module's parameters and buffers; empty for other callables."""
-    if not isinstance(model, nn.Module):
-        return ""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            digest.update(name.encode())
-            digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    # Through uint8, because numpy has no bfloat16.
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(dtype=torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 class PartialResults:
@@ -126,8 +107,8 @@ class PartialResults:
 
     def _add_to_chain(self, x: Tensor, y: Tensor) -> None:
         digest = hashlib.blake2b(self._chain.encode(), digest_size=16)
-        digest.update(_bytes(x))
-        digest.update(_bytes(y.reshape(1)))
+        digest.update(tensor_bytes(x))
+        digest.update(tensor_bytes(y.reshape(1)))
         self._chain = digest.hexdigest()
         self._seen += 1
 

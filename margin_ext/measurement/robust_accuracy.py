@@ -25,13 +25,13 @@ from margin_ext.data.batches import Batch, Batches
 from margin_ext.functional import logit_gap
 from margin_ext.input_std import channel_scale
 from margin_ext.measurement.masking import UNDERFLOW, MaskingDiagnosis, diagnose
-from margin_ext.measurement.table import text_table
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
 from margin_ext.norms import norm_name
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.finite_json import finite_json
 from margin_ext.output.progress_bar import progress_bar
+from margin_ext.output.text_table import text_table
 from margin_ext.random_points import ball_noise
 from margin_ext.threat import DataRange, ThreatModel
 

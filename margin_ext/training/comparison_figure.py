@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from margin_ext.measurement.figures import COLORS, GREY, plain
 from margin_ext.norms import norm_name
+from margin_ext.output.figure_style import COLORS, GREY, plain
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 import margin_ext
-from margin_ext.measurement.table import text_table
 from margin_ext.norms import norm_name
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.finite_json import finite_json
+from margin_ext.output.text_table import text_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from margin_ext.attacks.minimum_distance import DistanceAttack
+from margin_ext.bounds import MinimumDistance
 from margin_ext.measurement import measure, robust_accuracy
 from margin_ext.models.evaluation_mode import evaluation_mode
 from margin_ext.training.checkpoint import told_fields
@@ -85,12 +85,12 @@ class Evaluation:
             # Samples without a gradient are counted in the totals ("infinite").
             warnings.filterwarnings("ignore", ".*no input gradient.*", UserWarning)
             on_train = measure(model, train, **common)
-            distances = DistanceAttack(steps=self.distance_steps)
-            on_held_out = measure(model, held_out, bounds=("attack",), attack=distances, **common)
+            distances = MinimumDistance(steps=self.distance_steps)
+            on_held_out = measure(model, held_out, bounds=[distances], **common)
         robust = robust_accuracy(
             model, held_out, self.eps, steps=self.attack_steps, restarts=self.restarts, **common
         )
-        attacked = on_held_out.summary(quantity="attack")
+        attacked = on_held_out.summary(quantity=distances.name)
         norm = on_held_out.first
         return {
             "train": margin_totals(on_train),
@@ -100,7 +100,7 @@ class Evaluation:
                     "minimum": attacked.minimum,
                     "average": attacked.average,
                     "not_found": attacked.infinite,
-                    "first_order_above_it": norm.share_above_attack(
+                    "first_order_above_it": norm.share_above_upper(
                         norm.margin, on_held_out.correct
                     ),
                 },

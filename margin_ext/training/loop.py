@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from margin_ext.measurement.resume import model_digest
+from margin_ext.models.model_digest import model_digest
 from margin_ext.training.checkpoint import read_state, write_state
 from margin_ext.training.ranks import ALONE, Ranks
 from margin_ext.training.recipe import PRECISIONS, Recipe

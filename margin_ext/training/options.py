@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from margin_ext.data.augmentation import Augmentation
+from margin_ext.data.data_source import data_forms, find_data_source
 from margin_ext.gradient_modes import FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.objective import Objective
 from margin_ext.training.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe
-from margin_ext.training.sources import DATA
 
 __all__ = ["DIFFERENCE", "LOSSES", "OPTIONS", "SECANT", "SECTIONS", "Option", "defaults"]
 
@@ -62,7 +62,7 @@ class Option:
     name: str
     section: str
     read: Callable[[Any], Any]
-    help: str
+    help: str | Callable[[], str]
     default: Any = None
     count: int | str = 1
     choices: tuple[str, ...] | None = None
@@ -92,6 +92,11 @@ def _word(given: Any) -> str:
     if not isinstance(given, str) or not given:
         raise ValueError("a word")
     return given
+
+
+def _data(given: Any) -> str:
+    find_data_source(_word(given))
+    return str(given)
 
 
 def _truth(given: Any) -> bool:
@@ -192,14 +197,14 @@ def _measure(
 
 
 _ALL: Final = (
-    Option("data", "data", _word, "data set", "digits", choices=DATA),
+    Option("data", "data", _data, lambda: f"data set: {data_forms()}", "digits"),
     Option(
-        "data_dir", "data", _word, "folder of MNIST's or CIFAR-10's files; for npz the file",
+        "data_dir", "data", _word, "where the data set's files are, if data does not say so",
         resumable=True,
     ),
     Option(
         "data_range", "data", _range,
-        "lowest and highest value of an npz file's images, where they are no bytes",
+        "lowest and highest value of the images, where they are not bytes",
         [0.0, 1.0], count=2,
     ),
     Option("limit", "data", _at_least(1), "only the first so many training images"),

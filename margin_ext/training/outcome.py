@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margin_ext.measurement.resume import model_digest
+from margin_ext.models.model_digest import model_digest
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.progress_bar import progress_bar
 from margin_ext.training.checkpoint import require_same_settings

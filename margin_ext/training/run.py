@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from margin_ext.data.augmentation import Augmentation
+from margin_ext.data.data_source import load_data
 from margin_ext.data.image_data import data_digest
 from margin_ext.gradient_modes import FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
@@ -29,7 +30,7 @@ from margin_ext.training.outcome import MEASURED, Contender, Outcome
 from margin_ext.training.ranks import ALONE
 from margin_ext.training.recipe import Recipe
 from margin_ext.training.settings import SettingsError, settings_text
-from margin_ext.training.sources import image_data, image_model
+from margin_ext.training.sources import image_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -101,7 +102,7 @@ class Run:
         objective = _objective(settings, self.device)
         self.evaluation = _evaluation(settings)
         low, high = settings["data_range"]
-        data = image_data(settings["data"], settings["data_dir"], (low, high))
+        data = load_data(settings["data"], settings["data_dir"], (low, high))
         self.data = data.limited(train=settings["limit"], held_out=None)
         held_out = data.validation if settings["part"] == "validation" else data.test
         self.train = self._on_device(self.data.train)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from margin_ext.data.data_source import find_data_source
 from margin_ext.training.options import OPTIONS, SECTIONS, defaults
 
 if sys.version_info >= (3, 11):
@@ -22,17 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SettingsError", "completed", "read_settings", "settings_text"]
 
-# Radii at which a well trained small network loses part of its accuracy, by data and norm.
-_RADII: Final = {
-    ("digits", 2): [0.3, 0.6, 0.9],
-    ("mnist", 2): [0.5, 1.0, 2.0],
-    ("cifar10", 2): [0.25, 0.5, 1.0],
-    ("npz", 2): [0.25, 0.5, 1.0],
-    ("digits", "inf"): [0.05, 0.1, 0.2],
-    ("mnist", "inf"): [0.1, 0.2, 0.3],
-    ("cifar10", "inf"): [2 / 255, 4 / 255, 8 / 255],
-    ("npz", "inf"): [2 / 255, 4 / 255, 8 / 255],
-}
 _RATES: Final = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
 
 
@@ -104,7 +94,8 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     if full["measure_p"] not in (2, "inf"):
         raise SettingsError(f"measure_p must be 2 or inf, got {full['measure_p']}")
     if full["eps_attack"] is None:
-        full["eps_attack"] = _RADII[full["data"], full["measure_p"]]
+        source, _ = find_data_source(full["data"])
+        full["eps_attack"] = list(source.radii[full["measure_p"]])
     return full
 
 

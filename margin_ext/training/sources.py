@@ -1,77 +1,32 @@
-"""Data and models for training by name, as a command line or a settings file gives them."""
+"""Models for training by name, as a command line or a settings file gives them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from margin_ext.data.image_data import DataError, digits, mnist
-from margin_ext.data.image_files import cifar10, npz
-from margin_ext.measurement.sources import model_source
-from margin_ext.models.authors_models import AUTHORS_MODELS
 from margin_ext.models.evaluation_mode import evaluation_mode
-from margin_ext.models.resnet import resnet
-from margin_ext.models.small_cnn import small_cnn
+from margin_ext.models.named_model import named_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from margin_ext.data.image_data import ImageData
 
-__all__ = ["DATA", "MODELS", "image_data", "image_model"]
-
-DATA: Final = ("digits", "mnist", "cifar10", "npz")
-# Functions of the images' shape and the number of classes.
-MODELS: Final[dict[str, Callable[..., nn.Module]]] = {"small_cnn": small_cnn, "resnet": resnet}
-
-
-def image_data(
-    name: str, folder: str | Path | None, value_range: tuple[float, float] = (0.0, 1.0)
-) -> ImageData:
-    """The data set of a name.
-
-    Args:
-        name: One of `DATA`.
-        folder: Where its files are; the digits have none.
-        value_range: What the floating values of an npz file must lie in.
-
-    Raises:
-        DataError: It is unknown, missing or damaged.
-    """
-    if name not in DATA:
-        raise DataError(f"--data must be one of {', '.join(DATA)}, got {name!r}")
-    if value_range != (0.0, 1.0) and name != "npz":
-        raise DataError(f"the values of {name} lie in 0 to 1: leave out --data-range")
-    if name == "digits":
-        return digits()
-    if folder is None:
-        raise DataError(f"--data {name} needs --data-dir, where its files are")
-    if name == "mnist":
-        return mnist(folder)
-    return cifar10(folder) if name == "cifar10" else npz(folder, value_range)
+__all__ = ["image_model"]
 
 
 def image_model(name: str, data: ImageData) -> nn.Module:
     """A model for the data, with weights from torch's random numbers.
 
     Args:
-        name: One of `MODELS`, of the authors' models, or module:callable; the callable gets the
-            images' ``shape`` and the number of ``classes`` if it has parameters of these names.
+        name: As `margin_ext.models.named_model` reads it.
         data: It is tried on two images.
 
     Raises:
         ValueError: There is no such model, or it does not fit the data.
     """
-    if name in MODELS:
-        model = MODELS[name](data.shape, data.classes)
-    elif name in AUTHORS_MODELS or ":" in name:
-        model = model_source(name, shape=data.shape, classes=data.classes)
-    else:
-        known = ", ".join((*MODELS, *AUTHORS_MODELS))
-        raise ValueError(f"model must be module:callable or one of {known}, got {name!r}")
+    model = named_model(name, shape=data.shape, classes=data.classes)
     _require_fit(name, model, data)
     return model
 

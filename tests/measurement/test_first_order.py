@@ -65,7 +65,7 @@ def test_several_norms_in_one_pass_are_those_of_single_passes() -> None:
     for p in (2, "inf", 1):
         alone = measure(model, batch, p=p)
         assert (together[p].margin == alone.margin).all()
-        assert (together[p].critical == alone.first.critical).all()
+        assert (together[p].nearest_class == alone.first.nearest_class).all()
 
 
 def test_unsigned_margins_are_measured_from_the_prediction() -> None:
@@ -216,7 +216,7 @@ def test_models_that_do_not_fit(output: object, error: type[Exception], message:
         ({"limit": 0}, ValueError, "limit"),
         ({"norm_bound": -1.0}, ValueError, "norm_bound"),
         ({"bounds": ["magic"]}, ValueError, "bounds must be"),
-        ({"bounds": ["attack"], "p": 1}, ValueError, "p = 2 and p = inf"),
+        ({"bounds": ["minimum_distance"], "p": 1}, ValueError, "p = 2 and p = inf"),
     ],
 )
 def test_arguments_that_do_not_fit(
@@ -253,7 +253,7 @@ def test_the_model_is_left_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
     with torch.no_grad():
-        measure(model, (x, y), bounds=["sampled", "attack"])
+        measure(model, (x, y), bounds=["sampled", "minimum_distance"])
     with pytest.raises(ValueError, match="NaN"):
         measure(model, [(x, y), (x * math.nan, y)])
     assert torch.equal(torch.random.get_rng_state(), state)

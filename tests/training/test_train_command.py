@@ -178,7 +178,7 @@ def test_resume_refuses_other_settings_and_other_data(
     said = capsys.readouterr().err
     assert "epochs: 4 there, 9 here" in said
     assert "mu: 1.0 there, 2.0 here" in said
-    write_images(tmp_path / "other.npz", train_labels=torch.arange(60).remainder(3).numpy())
+    write_images(tmp_path / "other.npz", train_target=torch.arange(60).remainder(3).numpy())
     assert train(out, "--resume", "--data-dir", str(tmp_path / "other.npz")) == 2
     assert "images:" in capsys.readouterr().err
     assert (out / "settings.toml").read_text() == settings
@@ -293,12 +293,12 @@ MNIST = ("--data", "mnist", "--data-dir")
     ("words", "message"),
     [
         ((*MNIST, "nowhere"), "has neither train-images"),
-        (("--data", "npz", "--data-dir", "nowhere.npz"), "there is nothing at"),
+        (("--data", "npz", "--data-dir", "nowhere.npz"), "no data at /"),
         (("--data", "npz", "--data-dir", "bad.npz"), "no whole npz file"),
         (("--data", "cifar10", "--data-dir", "nowhere"), "holds no CIFAR-10"),
         (("--data", "cifar10"), "not CIFAR-10's [3, 32, 32]"),
         (("--data-range", "0", "2"), "leave out --data-range"),
-        (("--data", "imagenet"), "must be one of digits, mnist"),
+        (("--data", "imagenet"), "data must be one of cifar10:FOLDER, digits,"),
         (("--model", "small_models:too_few_classes"), "must return logits [B, 3], got [2, 2]"),
         (("--model", "mnist_cnn"), "mnist_cnn gets images [B, 1, 6, 6] and fails"),
         (("--model", "vgg"), "one of small_cnn, resnet, mnist_linear"),

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from measurement.networks import linear_model, relu_network
 from torch import Tensor, nn
 
 from margin_ext.measurement import PGDSettings, pgd, robust_accuracy
 from margin_ext.reference import linear_margin
 from margin_ext.threat import ThreatModel
-from measurement.networks import linear_model, relu_network
 
 
 def samples(model: nn.Module, count: int, dims: int) -> tuple[Tensor, Tensor]:

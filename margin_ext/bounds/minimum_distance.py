@@ -1,41 +1,56 @@
-"""How far the nearest adversarial example that an attack finds lies: an upper bound on the margin.
+"""How far the nearest adversarial example that a search finds lies: an upper bound on the margin.
 
 The radius around each sample shrinks while the point on it is adversarial and grows while it is
-not, as in DDN (Rony et al., 2019) and FMN (Pintor et al., 2021); here for the logit gap, with the
-first-order distance as the first radius and a bisection of the way to the best point at the end.
+not, as in DDN (Rony et al., arXiv 1811.09600) and FMN (Pintor et al., arXiv 2102.12827); here the
+search lowers the logit gap, starts at the first-order distance, and ends with a bisection of the
+line from the sample to the best point.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from margin_ext.attacks.pgd import attack_gradient, check_ball
+from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
 from margin_ext.functional import logit_gap
-from margin_ext.models.checked_logits import checked_logits, class_order
+from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
 from margin_ext.models.evaluation_mode import Model
-from margin_ext.threat import DataRange, ThreatModel
+from margin_ext.threat import ThreatModel, require_attackable
 
-__all__ = ["DistanceAttack", "NearestAdversarial", "nearest_adversarial"]
+__all__ = ["MinimumDistance"]
 
 
-@dataclass(frozen=True)
-class DistanceAttack:
-    """How the attack searches.
+@register_bound
+@dataclass(frozen=True, kw_only=True)
+class MinimumDistance:
+    """The distance of the nearest adversarial example that a gradient search finds.
+
+    The search is deterministic, and a sample's result does not depend on its batch (up to
+    rounding). A found point has a logit gap of at most 0.
 
     Attributes:
         steps: Gradient steps of each search.
         targets: Searches toward single classes, those with the smallest first-order margins, in
             addition to the one that follows the runner-up of the moment. The runner-up is often
             not the nearest class, even for a linear model.
-        radius_change: By which share the radius first changes in a step; falls to a hundredth.
+        radius_change: By which fraction the radius first changes in a step; falls to a hundredth.
         step: Length of the first step relative to the radius; falls to a hundredth.
         bisections: Forward passes that shorten the best point found.
-        box: Keep adversarial examples in the data range, where one is given.
+        in_range: Keep adversarial examples in the data range, where the threat model has one.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> x, label = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> found = MinimumDistance(steps=50)(model, x, label, threat=ThreatModel(p=2))
+        >>> round(float(found.distance), 3)  # (3 - 1) / sqrt(2)
+        1.414
     """
 
     steps: int = 100
@@ -43,7 +58,11 @@ class DistanceAttack:
     radius_change: float = 0.1
     step: float = 1.0
     bisections: int = 16
-    box: bool = True
+    in_range: bool = True
+
+    name: ClassVar[str] = "minimum_distance"
+    title: ClassVar[str] = "minimum distance (upper bound)"
+    kind: ClassVar[BoundKind] = "upper"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.bisections < 0 or self.targets < 0:
@@ -51,56 +70,55 @@ class DistanceAttack:
         if not 0 < self.radius_change < 1 or not self.step > 0:
             raise ValueError("radius_change must lie in (0, 1) and step be positive")
 
+    def check(self, threat: ThreatModel) -> None:
+        """Raise ValueError where the search does not exist for this norm."""
+        require_attackable(threat)
 
-@dataclass(frozen=True)
-class NearestAdversarial:
-    """What the attack found.
+    def settings(self) -> dict[str, Any]:
+        """Everything that the distances depend on."""
+        return dataclasses.asdict(self)
 
-    Attributes:
-        distance: l_p distance [B] of a point with a gap of at most 0 (pixel units with
-            input_std): 0 where the sample itself is one, infinite where none was found.
-        point: That point [B, ...]; the sample where none was found.
-    """
+    def __call__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        label: Tensor,
+        *,
+        threat: ThreatModel,
+        indices: Sequence[int] | None = None,
+    ) -> BoundResult:
+        """Search for the nearest points that are not classified as label.
 
-    distance: Tensor
-    point: Tensor
+        Args:
+            model: In eval mode.
+            inputs: [B, ...].
+            label: [B].
+            threat: The norm and the data range.
+            indices: Not used: nothing is random.
+
+        Returns:
+            Distances [B]: 0 where the sample itself is misclassified, infinite where nothing was
+            found. Points [B, ...]: the sample where nothing was found.
+        """
+        self.check(threat)
+        search = _Search(model, threat if self.in_range else threat.without_range(), self)
+        found = search.run(inputs.detach(), label, None)
+        if self.targets:
+            for target in _nearest_classes(model, inputs, label, threat, self.targets):
+                found = nearer_of(found, search.run(inputs.detach(), label, target))
+        return found
 
 
-def nearest_adversarial(
-    model: Model,
-    inputs: Tensor,
-    label: Tensor,
-    *,
-    p: float = 2,
-    settings: DistanceAttack | None = None,
-    data_range: DataRange | None = None,
-    input_std: float | Sequence[float] | Tensor | None = None,
-) -> NearestAdversarial:
-    """Search for the nearest point that is not classified as ``label``; deterministic.
-
-    Args:
-        model: In eval mode.
-        inputs: [B, ...].
-        label: [B].
-        p: 2 or infinity.
-        settings: Steps and so on.
-        data_range: As in `pgd`; used where settings.box.
-        input_std: Standard deviation(s) of the loader's normalisation.
-    """
-    settings = settings or DistanceAttack()
-    check_ball(p, 0.0)
-    threat = ThreatModel(
-        p=float(p), data_range=data_range if settings.box else None, input_std=input_std
+def nearer_of(one: BoundResult, other: BoundResult) -> BoundResult:
+    """The nearer point of two results, sample by sample."""
+    if one.point is None or other.point is None:
+        raise ValueError("only results with points can be joined")
+    nearer = other.distance < one.distance
+    rows = nearer.reshape(-1, *[1] * (one.point.dim() - 1))
+    return BoundResult(
+        torch.where(nearer, other.distance, one.distance),
+        torch.where(rows, other.point, one.point),
     )
-    search = _Search(model, threat, settings)
-    found = search.run(inputs.detach(), label, None)
-    if settings.targets:
-        for target in _nearest_classes(model, inputs, label, threat, settings.targets):
-            other = search.run(inputs.detach(), label, target)
-            nearer = other.distance < found.distance
-            found.distance[nearer] = other.distance[nearer]
-            found.point[nearer] = other.point[nearer]
-    return found
 
 
 def _nearest_classes(
@@ -125,9 +143,9 @@ def _nearest_classes(
 class _Search:
     model: Model
     threat: ThreatModel
-    settings: DistanceAttack
+    settings: MinimumDistance
 
-    def run(self, center: Tensor, label: Tensor, target: Tensor | None) -> NearestAdversarial:
+    def run(self, center: Tensor, label: Tensor, target: Tensor | None) -> BoundResult:
         """One search, toward one class [B] or after the runner-up of the moment."""
         settings = self.settings
         threat = self.threat
@@ -139,21 +157,21 @@ class _Search:
         radius = torch.zeros_like(best)
         for step in range(settings.steps):
             decay = 0.01 + 0.99 * (1 + math.cos(math.pi * step / settings.steps)) / 2
-            gap, way, grad = self._gaps(x, label, target)
+            gap, chosen, grad = self._gaps(x, label, target)
             distance = threat.distance(x, center)
             adversarial = gap <= 0
             nearer = adversarial & (distance < best)
             best = torch.where(nearer, distance.to(best.dtype), best)
             best_point[nearer] = x[nearer]
             if bounds is not None:
-                # Directions that lead out of the box from its faces are of no use.
+                # Directions that lead out of the range from its faces are of no use.
                 low, high = bounds
                 grad = grad.masked_fill(((x <= low) & (grad < 0)) | ((x >= high) & (grad > 0)), 0.0)
             norm = threat.dual_norm(grad)
-            to_boundary = way / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+            to_boundary = chosen / norm.clamp_min(torch.finfo(norm.dtype).tiny)
             change = settings.radius_change * decay
             # Until something is found the tangent tells how far to go, and at least a tenth
-            # farther, since the box may hold the point back.
+            # farther, since the range may hold the point back.
             onward = torch.maximum(distance + 1.02 * to_boundary.clamp(0, 1e6), 1.1 * radius)
             radius = torch.where(
                 adversarial,
@@ -168,29 +186,29 @@ class _Search:
         self, x: Tensor, label: Tensor, target: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gap to the runner-up, gap to the target, and the gradient that lowers the latter."""
-        if target is None:
-            gap, grad = attack_gradient(self.model, x, label, "gap")
-            return gap, gap, grad
         x = x.detach().requires_grad_()
         logits = checked_logits(self.model, x)
-        way = logit_gap(logits, label, critical=target).gap
-        (grad,) = torch.autograd.grad(-way.sum(), x)
-        return logit_gap(logits.detach(), label).gap, way.detach(), grad
+        chosen = logit_gap(logits, label, critical=target).gap
+        require_graph(chosen)
+        (grad,) = torch.autograd.grad(-chosen.sum(), x)
+        gap = chosen if target is None else logit_gap(logits.detach(), label).gap
+        return gap.detach(), chosen.detach(), grad
 
 
 def _shorten(
     model: Model, center: Tensor, label: Tensor, best: Tensor, point: Tensor, bisections: int
-) -> NearestAdversarial:
-    """Bisect the way from the sample to the point for the end of the adversarial part."""
+) -> BoundResult:
+    """Bisect the line from the sample to the point for the end of its adversarial part."""
     shape = (-1, *[1] * (center.dim() - 1))
     low, high = torch.zeros_like(best), torch.ones_like(best)
-    way = point - center
+    offset = point - center
     with torch.no_grad():
         for _ in range(bisections):
             middle = (low + high) / 2
-            x = center + way * middle.reshape(shape).to(way.dtype)
+            x = center + offset * middle.reshape(shape).to(offset.dtype)
             gap = logit_gap(checked_logits(model, x), label).gap
             high = torch.where(gap <= 0, middle, high)
             low = torch.where(gap <= 0, low, middle)
-    share = torch.where(torch.isfinite(best) & (best > 0), high, torch.ones_like(high))
-    return NearestAdversarial(best * share, center + way * share.reshape(shape).to(way.dtype))
+    fraction = torch.where(torch.isfinite(best) & (best > 0), high, torch.ones_like(high))
+    shortened = center + offset * fraction.reshape(shape).to(offset.dtype)
+    return BoundResult(best * fraction, shortened)
