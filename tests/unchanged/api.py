@@ -7,6 +7,7 @@ arguments, and results become plain tensors and numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 import margin_ext
 from margin_ext import functional, reference
+from margin_ext.attacks import PGD
 from margin_ext.bounds import Certified, MinimumDistance, Sampled
-from margin_ext.measurement import PGDSettings, pgd
+from margin_ext.threat import ThreatModel
 
 __all__ = [
     "OPS",
@@ -200,7 +202,14 @@ def robustness(
 
     Settings are its arguments in version 0.1.0. The findings are counted: their words may change.
     """
-    report = margin_ext.robust_accuracy(model, (inputs, target), progress=False, **settings)
+    given = dict(settings)
+    losses = given.pop("losses")
+    seed = given["seed"]
+    plain = _pgd(given)
+    attacks = [replace(plain, loss=loss) for loss in losses]
+    report = margin_ext.robust_accuracy(
+        model, (inputs, target), progress=False, attacks=attacks, seed=seed, **given
+    )
     found = {k: v for k, v in report.to_dict().items() if k != "settings"}
     if found["diagnosis"] is not None:
         findings = found["diagnosis"].pop("findings")
@@ -221,10 +230,19 @@ def attacked(
     Settings are those of ``pgd`` and PGDSettings in version 0.1.0, in one mapping.
     """
     given = dict(settings)
-    names = ("steps", "restarts", "relative_step", "random_start", "norm_floor", "seed")
-    search = PGDSettings(**{name: given.pop(name) for name in names})
-    held, points = pgd(model, inputs, target, given.pop("eps"), settings=search, **given)
-    return {"held": held, "points": points}
+    eps = given.pop("eps")
+    found = _pgd(given)(model, inputs, target, eps, threat=_threat(given))
+    return {"held": found.robust, "points": found.point}
+
+
+def _pgd(given: dict[str, Any], **further: Any) -> PGD:
+    """Take the attack's settings out of the mapping."""
+    names = ("loss", "steps", "restarts", "relative_step", "random_start", "norm_floor", "seed")
+    return PGD(**{name: given.pop(name) for name in names if name in given}, **further)
+
+
+def _threat(given: Mapping[str, Any]) -> ThreatModel:
+    return ThreatModel(**given)
 
 
 def monitor_history(
