@@ -7,7 +7,8 @@
 // be combined in any grouping.
 //
 // To add a norm, add an enumerator to Norm and build: the compiler names every switch of this file
-// that lacks it (no switch over Norm has a default). No other file of csrc/cpu or csrc/cuda changes.
+// that lacks it (no switch over Norm has a default). No other file of csrc/cpu or csrc/cuda
+// changes.
 #pragma once
 
 #include <type_traits>

@@ -1,6 +1,6 @@
-// Compiled once for each instruction set, whose name is MARGIN_ISA. Only the table is visible outside
-// this file. Nothing in it may call a template of the standard library, because the linker would keep
-// one instruction set's copy of it for all.
+// Compiled once for each instruction set, whose name is MARGIN_ISA. Only the table is visible
+// outside this file. Nothing in it may call a template of the standard library, because the linker
+// would keep one instruction set's copy of it for all.
 #include "cpu/row_kernels.h"
 
 #include "cpu/dispatch.h"
@@ -88,8 +88,9 @@ template <typename T>
 void accumulate(Norm norm, const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
                 NormState<Acc<T>>& state) {
   visit_norm(norm, [&](auto which) {
-    with_flags([&](auto scaled) { accumulate_row<which.value, scaled.value>(x, scale, n, q, state); },
-               scale != nullptr);
+    with_flags(
+        [&](auto scaled) { accumulate_row<which.value, scaled.value>(x, scale, n, q, state); },
+        scale != nullptr);
   });
 }
 

@@ -51,8 +51,8 @@ struct KernelSet {
 // Rows of logits are padded to a whole number of the widest vectors.
 inline int64_t padded_classes(int64_t classes) { return (classes + 15) / 16 * 16; }
 
-// The best set that this processor can run, or the one that MARGIN_EXT_INSTRUCTION_SET names. Throws
-// std::invalid_argument where that one was not built or cannot run.
+// The best set that this processor can run, or the one that MARGIN_EXT_INSTRUCTION_SET names.
+// Throws std::invalid_argument where that one was not built or cannot run.
 const KernelSet& kernel_set();
 
 template <typename T>

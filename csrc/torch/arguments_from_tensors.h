@@ -1,5 +1,5 @@
-// From tensors to the plain arguments of csrc/core/arguments.h. Checks everything that can be checked
-// without reading device memory.
+// From tensors to the plain arguments of csrc/core/arguments.h. Checks everything that can be
+// checked without reading device memory.
 #pragma once
 
 #include <optional>

@@ -1,11 +1,9 @@
-// Launching the fused loss: from the op's arguments to the kernel's task.
-#pragma once
-
+// average_margin_loss: from the op's arguments to the kernel's task, and its launch.
 #include "cuda/launch.h"
-#include "cuda/launchers.h"
 #include "cuda/loss_kernel.h"
 
 namespace margin::cuda {
+namespace {
 
 template <typename Acc>
 cudaError_t make_loss_task(const LossArguments& arguments, void* partials, cudaStream_t stream,
@@ -27,7 +25,7 @@ cudaError_t make_loss_task(const LossArguments& arguments, void* partials, cudaS
   const GradientRows& grad = arguments.grad;
   task.plain = grad.channels.scale == nullptr &&
                (arguments.grad_grad == nullptr ||
-                lie_alike(grad, arguments.grad_grad, arguments.grad_grad_stride));
+                same_alignment(grad, arguments.grad_grad, arguments.grad_grad_stride));
   task.q = static_cast<Acc>(arguments.norm.q);
   task.scale =
       arguments.reduction == Reduction::kMean ? Acc(1) / static_cast<Acc>(arguments.batch) : Acc(1);
@@ -40,7 +38,7 @@ cudaError_t make_loss_task(const LossArguments& arguments, void* partials, cudaS
   return wants_totals ? next_ticket(stream, &task.totals.ticket) : cudaSuccess;
 }
 
-// An empty batch has totals all the same.
+// An empty batch has totals too.
 template <typename Acc>
 bool has_work(const LossTask<Acc>& task) {
   return task.arguments.batch > 0 || task.totals.partials != nullptr;
@@ -54,10 +52,13 @@ cudaError_t launch_loss(const LossArguments& arguments, void* partials,
   Task task;
   const cudaError_t error = make_loss_task(arguments, partials, stream, task);
   if (error != cudaSuccess || !has_work(task)) return error;
-  KernelSet<Task> kernels{"average_margin_loss", nullptr,
-                          loss_kernel<T, Storage::kOnChip, BlockGroup>,
-                          loss_kernel<T, Storage::kReread, BlockGroup>, memory};
-  if constexpr (kHasWarp<T>) kernels.warp = loss_kernel<T, Storage::kRegisters, WarpGroup>;
+  const auto kernels =
+      kernels_of<Task>("average_margin_loss", memory, [](auto variant) -> Kernel<Task> {
+        if constexpr (!has_kernel<T>(variant.value, RowUse::kReadWrite))
+          return nullptr;
+        else
+          return loss_kernel<T, variant.value, RowUse::kReadWrite>;
+      });
   SampleShape shape = shape_of<T>(arguments.batch, arguments.grad, arguments.norm.norm, task.plain);
   shape.classes = arguments.logits.classes;
   return launch_samples(kernels, task, shape, options, stream);
@@ -71,13 +72,35 @@ cudaError_t launch_gap_loss(const LossArguments& arguments, void* partials,
   Task task;
   const cudaError_t error = make_loss_task(arguments, partials, stream, task);
   if (error != cudaSuccess || !has_work(task)) return error;
-  const KernelSet<Task> kernels{"average_margin_loss without grad",
-                                loss_kernel<Acc, Storage::kAbsent, WarpGroup>,
-                                loss_kernel<Acc, Storage::kAbsent, BlockGroup>, nullptr, memory};
+  const auto kernels = kernels_of<Task>("average_margin_loss without grad", memory,
+                                        [](auto variant) -> Kernel<Task> {
+                                          if constexpr (variant.value == Variant::kReread)
+                                            return nullptr;
+                                          else
+                                            return loss_kernel<Acc, variant.value, RowUse::kAbsent>;
+                                        });
   SampleShape shape;
   shape.batch = arguments.batch;
   shape.classes = arguments.logits.classes;
   return launch_samples(kernels, task, shape, options, stream);
+}
+
+}  // namespace
+
+size_t average_margin_loss_partials(int64_t batch) {
+  return static_cast<size_t>(std::clamp<int64_t>(batch, 1, Limits::kGroups)) * sizeof(BatchTotals);
+}
+
+cudaError_t average_margin_loss(const LossArguments& arguments, void* partials,
+                                const LaunchOptions& options, cudaStream_t stream) {
+  if (arguments.grad.data == nullptr) {
+    return arguments.logits.dtype == Dtype::kFloat64
+               ? launch_gap_loss<double>(arguments, partials, options, stream)
+               : launch_gap_loss<float>(arguments, partials, options, stream);
+  }
+  return for_type(arguments.grad.dtype, [&](auto type) {
+    return launch_loss<typename decltype(type)::type>(arguments, partials, options, stream);
+  });
 }
 
 }  // namespace margin::cuda

@@ -1,17 +1,15 @@
-// data *= upstream * gradient_scale for the stored gradients, in place and in one launch; where the
-// product is exactly 1 nothing but these two numbers is read.
-#pragma once
-
-#include "core/arguments.h"
-#include "cuda/path.h"
+// scale: data *= upstream * gradient_scale for both stored gradients, in place and in one launch.
+// Where the product is exactly 1, only these two numbers are read.
+#include "cuda/launch.h"
 #include "cuda/row.h"
 
 namespace margin::cuda {
+namespace {
 
 inline constexpr unsigned kScaleThreads = 256;
-inline constexpr int kScaleUnroll = 4;  // packs under way at a time
+inline constexpr int kScaleUnroll = 4;  // packs in flight at a time
 
-// The grid's threads over one dense array.
+// All threads of the grid share one dense array.
 template <typename T>
 MARGIN_DEVICE void scale_array(const ScaleArguments::Block& block, AccOf<T> factor) {
   using Acc = AccOf<T>;
@@ -40,8 +38,8 @@ MARGIN_DEVICE void scale_array(const ScaleArguments::Block& block, AccOf<T> fact
       output.template store_pack<PlainPath>(i, x, {});
     }
   }
-  if (thread < row.edges) {
-    const int64_t offset = row.offset_of_edge(static_cast<int>(thread));
+  if (thread < row.ends) {
+    const int64_t offset = row.offset_of_end(static_cast<int>(thread));
     output.store_element(offset, output.format.widen(row.first[offset]) * factor);
   }
 }
@@ -64,6 +62,43 @@ __global__ void __launch_bounds__(kScaleThreads)
       scale_array<SixteenBit>(block, factor);
     }
   }
+}
+
+template <typename Acc>
+cudaError_t launch_scale(const ScaleArguments& arguments, const LaunchOptions& options,
+                         cudaStream_t stream) {
+  int64_t packs = 0;
+  for (const ScaleArguments::Block& block : arguments.blocks) {
+    if (block.data != nullptr) packs += ceil_div(block.size * size_of(block.dtype), 16);
+  }
+  if (packs == 0) return cudaSuccess;
+  int device = 0;
+  DeviceTraits traits;
+  const cudaError_t error = current_device(&device, &traits);
+  if (error != cudaSuccess) return error;
+  // One round of loads for each thread, and at most as many blocks as can be resident.
+  const int64_t resident = static_cast<int64_t>(traits.multiprocessors) *
+                           (traits.threads_per_multiprocessor / static_cast<int>(kScaleThreads));
+  const unsigned blocks = static_cast<unsigned>(
+      std::min(ceil_div(packs, kScaleUnroll * static_cast<int64_t>(kScaleThreads)), resident));
+  if (options.report != nullptr) {
+    *options.report = {"scale_gradients", Variant::kBlock, 1, kScaleThreads, blocks, 0};
+  }
+  return simt::launch(
+      scale_kernel<Acc>,
+      simt::Config{dim3(blocks), dim3(kScaleThreads), 0, 1, stream, "scale_gradients"}, arguments);
+}
+
+}  // namespace
+
+cudaError_t scale(const ScaleArguments& arguments, const LaunchOptions& options,
+                  cudaStream_t stream) {
+  bool any_double = false;
+  for (const ScaleArguments::Block& block : arguments.blocks) {
+    any_double |= block.data != nullptr && block.dtype == Dtype::kFloat64;
+  }
+  return any_double ? launch_scale<double>(arguments, options, stream)
+                    : launch_scale<float>(arguments, options, stream);
 }
 
 }  // namespace margin::cuda
