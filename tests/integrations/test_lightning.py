@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +15,8 @@ lightning = pytest.importorskip("lightning", reason="needs lightning: extra ligh
 from margin_ext import AverageMarginLoss, measure, robust_accuracy
 from margin_ext.integrations.lightning import MarginCallback, MarginTraining
 from tests.integrations.networks import small_data, small_network
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
@@ -102,3 +109,49 @@ def test_the_gradients_are_those_of_a_plain_loop(tmp_path):
 def test_every_must_be_positive():
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         MarginCallback(every=0)
+
+
+RANKS = """
+import sys
+import lightning, torch
+from tests.integrations.test_lightning import Classifier, loader
+from margin_ext.integrations.lightning import MarginCallback
+
+if __name__ == "__main__":
+    module = Classifier("finite_difference")
+    run = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", default_root_dir=sys.argv[1],
+        callbacks=[MarginCallback(eps=(0.2,))], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )
+    run.fit(module, loader(), loader())
+    if run.global_rank == 0:
+        figures = {name: float(value) for name, value in run.callback_metrics.items()}
+        torch.save({"figures": figures, "state": module.state_dict()}, sys.argv[1] + "/found.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_log_what_all_samples_have(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "found.pt")
+    module = Classifier("finite_difference")
+    module.load_state_dict(found["state"])
+    report = measure(module, small_data())
+    robust = robust_accuracy(module, small_data(), 0.2)
+    assert found["figures"]["margin/average"] == pytest.approx(report.summary().average, rel=1e-4)
+    assert found["figures"]["margin/minimum"] == pytest.approx(report.summary().minimum, rel=1e-4)
+    assert found["figures"]["margin/robust_accuracy_0.2"] == pytest.approx(
+        robust.curve()[0], abs=1.5 / 24
+    )
