@@ -15,7 +15,9 @@ FIRST_ORDER_MODES = ("double_backward", "finite_difference", "detached")
 
 
 def criterion(mode: str, **settings) -> AverageMarginLoss:
-    return AverageMarginLoss(gradient=mode, difference=SHORT, regularizer="softplus", **settings)
+    return AverageMarginLoss(
+        gradient=SHORT if mode == "finite_difference" else mode, regularizer="softplus", **settings
+    )
 
 
 def step(loss: AverageMarginLoss, model: nn.Module, x: Tensor, y: Tensor, **settings):
