@@ -49,6 +49,7 @@ class GradientMode(Protocol):
 
     def check(self, options: LossOptions) -> None:
         """Raise ValueError where the mode cannot serve the options."""
+        del options  # all are served
 
     def __call__(self, step: Step) -> MarginLoss:
         """The loss of a step, to be differentiated by the parameters."""
@@ -128,7 +129,7 @@ def gradient_mode(word: str | GradientMode) -> GradientMode:
 
 
 def margin(word: str | GradientMode) -> str | GradientMode:
-    """ "first_order", "logit_gap" or the mode that finds the margins.
+    """The mode that finds the margins; "first_order" and "logit_gap" are returned as they are.
 
     Raises:
         ValueError: There is no such margin.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,11 @@ from margin_ext.statistics import BatchStatistics, without_margins
 __all__ = ["AverageMarginLoss", "RunOutput"]
 
 _Options = ParamSpec("_Options")
-_Criterion = TypeVar("_Criterion")
 
 
 def _takes(
     options: Callable[_Options, LossOptions],
-) -> Callable[[Callable[..., None]], Callable[Concatenate[_Criterion, _Options], None]]:
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _Options], None]]:
     """Give a constructor the parameters of the options, for type checkers, editors and help()."""
     return shows_fields_of(options)  # type: ignore[arg-type]
 

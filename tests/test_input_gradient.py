@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from margin_ext import linear_margin
-from margin_ext.input_gradient import nearest_class, input_gradient
+from margin_ext.input_gradient import input_gradient, nearest_class
 
 W = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-3.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
 

@@ -36,6 +36,7 @@ def logit_gap(
             gradient.
         validate: On CPU labels are always checked. On CUDA a label out of range makes its sample
             NaN; ``validate=True`` checks there too, and synchronises.
+        **renamed: None; keywords of version 0.1 get an error that names the new one.
 
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or a label is out of range.

@@ -44,6 +44,7 @@ def sample_gap(
         aggregation: "mean" or "worst", the smallest gap (ties: the first position).
         fixed: Take classes and positions from here in place of those of these logits.
         validate: Check the labels on CUDA too, and synchronise; on CPU they always are.
+        **renamed: None; keywords of version 0.1 get an error that names the new one.
 
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or labels are out of range.

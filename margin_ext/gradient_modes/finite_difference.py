@@ -107,7 +107,7 @@ class FiniteDifference(GradientMode):
         """See :class:`GradientMode`."""
         if self.unit in ("margin", "tau"):
             options.check_length(
-                f'finite differences with unit="{self.unit}" need',
+                f'finite differences with unit="{self.unit}" step by',
                 ': take FiniteDifference(unit="absolute", step=...)',
             )
 
@@ -252,9 +252,9 @@ def _separate(slope: Tensor, gap: Tensor, length: float | Tensor) -> tuple[Tenso
 def _joint(slope: Tensor, length: float | Tensor) -> tuple[Tensor, Tensor]:
     """The weights are folded into the direction: the sample with the largest one steps farthest.
 
-    Where samples depend on each other, shifting one changes the gaps of all, and only the difference of
-    the plain sum of the gaps along the weighted direction has the right derivative. The slopes have
-    the sign of the gap, so that +1 leads away from the boundary here too.
+    Where samples depend on each other, shifting one changes the gaps of all, and only the
+    difference of the plain sum of the gaps along the weighted direction has the right derivative.
+    The slopes have the sign of the gap, so that +1 leads away from the boundary here too.
     """
     largest = slope.abs().amax() if slope.numel() else slope.sum()
     unit = slope / torch.where(largest > 0, largest, 1.0)

@@ -1,4 +1,4 @@
-"""Margins in the space of hidden activations, several layers at once (Elsayed et al., arXiv 1803.05598)."""
+"""Margins in the space of hidden activations, several layers at once (arXiv 1803.05598)."""
 
 from __future__ import annotations
 

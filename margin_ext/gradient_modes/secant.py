@@ -1,10 +1,10 @@
 """The secant margin: what the gap loses on the way to an attack's point, in place of a tangent.
 
 A tangent can be fooled: in a network that is trained on it, the gradient at the inputs tells less
-and less of the way to the boundary (docs/results.md). The secant looks where an attack has gone. With a and a' the
-gaps at the input and at the attack's point, h the distance between them, it falls by
-s = (a - a') / h per unit, and the margin is a / s: where the straight way there would cross the
-boundary if the gap fell evenly. On a linear classifier that is the exact distance.
+and less of the way to the boundary (docs/results.md). The secant looks where an attack has gone.
+With a and a' the gaps at the input and at the attack's point and h the distance between them, the
+gap falls by s = (a - a') / h per unit, and the margin is a / s: where the straight way there would
+cross the boundary if the gap fell evenly. On a linear classifier that is the exact distance.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def demo_comparison(
                     mu=settings.gap_mu,
                     tau=settings.gap_tau,
                     margin="logit_gap",
-                    regularizer="authors_code",
+                    regularizer="negative_ramp",
                 ),
                 beta=settings.gap_beta,
             ),

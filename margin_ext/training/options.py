@@ -33,7 +33,7 @@ LOSSES: Final = ("average_margin", "cross_entropy")
 
 # FiniteDifference's fields are options of their own, with these names.
 DIFFERENCE: Final = {
-    "difference_side": "side",
+    "difference_scheme": "scheme",
     "difference_step": "step",
     "difference_unit": "unit",
 }
@@ -222,11 +222,11 @@ _ALL: Final = (
     _loss("mu", _number, "weight of the regularizer"),
     _loss("tau", _number, "how far margins are pushed, in the unit of the margin"),
     _loss(
-        "regularizer", _word, "ramp, authors_code, hinge, linear, softplus or exponential"
+        "regularizer", _word, "ramp, negative_ramp, hinge, linear, softplus or exponential"
     ),
     _loss("margin", _word, "first_order, secant or logit_gap"),
     _loss("gradient", _word, "double_backward, finite_difference, detached or auto"),
-    _difference("difference_side", _word, "of finite differences: toward, away or central"),
+    _difference("difference_scheme", _word, "of finite differences: backward, forward or central"),
     _difference("difference_step", _number, "their length"),
     _difference("difference_unit", _word, "its unit: margin, tau, inputs or absolute"),
     _secant("secant_steps", _at_least(1), "of the attack that secant margins look along"),

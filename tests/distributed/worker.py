@@ -15,7 +15,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from margin_ext import AverageMarginLoss, Auto, FiniteDifference
+from margin_ext import Auto, AverageMarginLoss, FiniteDifference
 from margin_ext.distributed import reduce_statistics
 
 MODES = ("double_backward", "finite_difference", "detached", "auto", "secant")

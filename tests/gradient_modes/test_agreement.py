@@ -14,10 +14,7 @@ STEPS = {"central": (2e-4, 1e-5), "backward": (1e-5, 1e-3), "forward": (1e-5, 1e
 
 
 def differences(side: str) -> dict:
-    return {
-        "gradient": "finite_difference",
-        "difference": FiniteDifference(side, STEPS[side][0], "absolute"),
-    }
+    return {"gradient": FiniteDifference(side, STEPS[side][0], "absolute")}
 
 
 def disagreement(model, settings, criterion_settings, *args) -> float:
@@ -173,7 +170,8 @@ def test_constant_inputs_have_a_step():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"side": "left"}, "side must be one of toward, away, central"),
+        ({"scheme": "left"}, "scheme must be one of backward, forward, central"),
+        ({"scheme": "toward"}, 'scheme "toward" is now called "backward"'),
         ({"unit": "meters"}, "unit must be one of"),
         ({"step": 0.0}, "step must be above 0"),
         ({"step": float("nan")}, "step must be above 0"),
@@ -191,10 +189,10 @@ def test_forward_says_that_finite_differences_need_run():
         AverageMarginLoss(gradient="finite_difference")(smooth_cnn()(x), y, x)
 
 
-def test_coupled_samples_and_per_sample_losses_are_refused():
+def test_batch_dependent_samples_and_per_sample_losses_are_refused():
     x, y = images()
     criterion = AverageMarginLoss(gradient=FiniteDifference(unit="tau"), reduction="none")
-    with pytest.raises(ValueError, match="BatchNorm couples the samples"):
+    with pytest.raises(ValueError, match="BatchNorm makes samples depend on each other"):
         criterion.run(smooth_cnn(batchnorm=True), x, y)
 
 
