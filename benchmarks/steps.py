@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from margin_ext import AverageMarginLoss
 from margin_ext.attacks.pgd import attack_gradient
 from margin_ext.functional import dispatch
+from margin_ext.gradient_modes import gradient_mode_names
 from margin_ext.threat import ThreatModel
 
 PLAIN = "plain"

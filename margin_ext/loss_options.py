@@ -133,4 +133,5 @@ class LossOptions(LossSettings):
     def check_length(self, what: str, advice: str = "") -> None:
         """Require a tau that makes a length, for modes that step by it."""
         if not 0 < self.tau < math.inf:
-            raise ValueError(f"{what} tau, which must be above 0 and finite, got {self.tau}{advice}")
+            problem = f"{what} tau, which must be above 0 and finite, got {self.tau}"
+            raise ValueError(problem + advice)
