@@ -87,7 +87,9 @@ def test_only_the_dispatch_imports_the_reference():
 def test_the_reference_shares_no_formula_with_the_functional_layer():
     for name, others in IMPORTS.items():
         if part(name) == "reference":
-            assert not any(part(other) in ("functional", "gradient_modes") for other in others), name
+            assert not any(part(other) in ("functional", "gradient_modes") for other in others), (
+                name
+            )
 
 
 def test_there_is_no_circle():

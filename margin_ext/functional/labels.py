@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -39,67 +39,13 @@ __all__ = ["ClassLabels", "DenseLabels", "Labels", "SoftLabels", "labels_of", "s
 _BOUNDED = Regularizer.ramp(0.0, 1.0)
 
 
-class Labels(Protocol):
-    """What the loss and the gradient modes ask of the labels of a batch.
-
-    ``nearest`` is what gaps are measured to; only the labels that made it look into it. It holds no
-    graph.
-    """
-
-    @property
-    def target(self) -> Tensor:
-        """As the user gave them."""
-
-    @property
-    def single(self) -> bool:
-        """Whether every sample has one class: only then other classes can be searched."""
-
-    def nearest(self, logits: Tensor) -> Any:
-        """The nearest class of every sample or position."""
-
-    def gap(self, logits: Tensor, nearest: Any) -> Tensor:
-        """The samples' gaps [B], differentiable; NaN for ignored samples."""
-
-    def gap_cotangent(self, logits: Tensor, nearest: Any) -> tuple[Tensor, Tensor | None]:
-        """Gradient of the sum of the gaps by the logits, and the power of two that scales it."""
-
-    def logit_gap(self, logits: Tensor, nearest: Tensor | None) -> LogitGap:
-        """See :func:`margin_ext.logit_gap`."""
-
-    def loss(
-        self, logits: Tensor, grad: Tensor | None, nearest: Any, settings: LossSettings
-    ) -> MarginLoss:
-        """See :func:`margin_ext.average_margin_loss`."""
-
-    def plain_loss(self, logits: Tensor, settings: LossSettings) -> MarginLoss:
-        """The loss without its regularizer, and the gap of each sample."""
-
-    def cross_entropy(
-        self, logits: Tensor, settings: LossSettings, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """The cross-entropy alone, reduced as the loss is."""
-
-    def weight(self, dtype: torch.dtype) -> Tensor:
-        """Class weight of each position, 0 where ignored."""
-
-    def total(self, weight: Tensor) -> Tensor:
-        """The divisor of the mean."""
-
-    def counted(self) -> Tensor:
-        """Whether a sample counts, bool [B]."""
-
-    def weighted_slope(self, slope: Tensor, mu: float, per_sample: bool) -> Tensor:
-        """mu * slope [B] times the weight of each sample; see :meth:`spread`."""
-
-    def spread(self, term: Tensor) -> Tensor:
-        """A term [B] of a per-sample loss in the shape of that loss, with its weights."""
-
-
 @dataclass(frozen=True)
 class DenseLabels:
     """Class labels of positions, int64 [B, d1, ...].
 
     A sample has one gap, joined from those of its positions, and each position carries its margin.
+    The other kinds of labels are subclasses. ``nearest`` is what gaps are measured to, without a
+    graph; only the labels that made it look into it.
 
     Attributes:
         target: The labels.
@@ -115,6 +61,7 @@ class DenseLabels:
     aggregation: Aggregation = "mean"
     validate: bool = False
 
+    # Whether every sample has one class: only then other classes can be searched.
     single = False
 
     def __post_init__(self) -> None:
@@ -227,15 +174,15 @@ class DenseLabels:
         total = w.sum(1, keepdim=True)
         return (w / torch.where(total > 0, total, 1.0)).reshape(gaps.shape)
 
-    def nearest(self, logits: Tensor) -> SampleGap:
+    def nearest(self, logits: Tensor) -> Any:
         """The classes and positions that the margin of each sample is taken to."""
         return self.sample_gap(logits.detach())
 
-    def gap(self, logits: Tensor, nearest: SampleGap) -> Tensor:
+    def gap(self, logits: Tensor, nearest: Any) -> Tensor:
         """The samples' gaps [B], differentiable; NaN for ignored samples."""
         return self.sample_gap(logits, nearest).gap
 
-    def gap_cotangent(self, logits: Tensor, nearest: SampleGap) -> tuple[Tensor, Tensor | None]:
+    def gap_cotangent(self, logits: Tensor, nearest: Any) -> tuple[Tensor, Tensor | None]:
         """Gradient of the sum of the gaps by the logits, and the power of two that scales it."""
         if logits.dtype != torch.float16 or nearest.fraction.numel() == 0:
             return self.cotangent(logits, nearest), None
@@ -278,15 +225,8 @@ class DenseLabels:
     ) -> MarginLoss:
         """The loss of the margins of samples; see ``functional.sample_margin_loss``."""
         found = self.sample_gap(logits, fixed)
-        gap = margin = found.of_positions
-        norm = gap.new_empty(0)
-        if grad is not None:
-            check_same_device("logits", logits, grad=grad)
-            check_grad(grad, logits.shape[0])
-            gap = found.gap
-            margin, norm = first_order_margin(
-                gap, grad, p=settings.p, eps=settings.eps, input_std=settings.input_std
-            )
+        gap = found.of_positions if grad is None else found.gap
+        margin, norm = _margin(logits, gap, grad, settings)
         correct = self.correct(logits, found.of_positions)
         return composed_loss(self, logits, margin, gap, norm, correct, settings)
 
@@ -391,17 +331,15 @@ class ClassLabels(DenseLabels):
         """The gap of every sample [B]."""
         return class_gap(logits, self.target, nearest, self.ignore_index, self.validate)
 
-    def nearest(self, logits: Tensor) -> Tensor:  # type: ignore[override]
+    def nearest(self, logits: Tensor) -> Tensor:
         """The runner-up of every sample, int64 [B]; -1 where ignored."""
         return class_gap(logits.detach(), self.target, None, self.ignore_index, False).runner_up
 
-    def gap(self, logits: Tensor, nearest: Tensor) -> Tensor:  # type: ignore[override]
+    def gap(self, logits: Tensor, nearest: Tensor) -> Tensor:
         """The gaps [B] to the nearest classes, differentiable; NaN for ignored samples."""
         return class_gap(logits, self.target, nearest, self.ignore_index, False).gap
 
-    def gap_cotangent(  # type: ignore[override]
-        self, logits: Tensor, nearest: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def gap_cotangent(self, logits: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor | None]:
         """Gradient of the sum of the gaps by the logits."""
         ones = logits.new_ones(logits.shape[0]).detach()
         return gap_cotangent(logits, self.target, nearest, ones), None
@@ -412,15 +350,9 @@ class ClassLabels(DenseLabels):
         """The fused loss; for regularizers that the op lacks, the same composed of ops."""
         if settings.phi.code is not None:
             return fused_loss(logits, self.target, grad, nearest, settings, self.validate)
-        gap = margin = self.logit_gap(logits, nearest).gap
+        gap = self.logit_gap(logits, nearest).gap
         correct = self.correct(logits, gap if nearest is None else self.logit_gap(logits).gap)
-        norm = gap.new_empty(0)
-        if grad is not None:
-            check_same_device("logits", logits, grad=grad)
-            check_grad(grad, logits.shape[0])
-            margin, norm = first_order_margin(
-                gap, grad, p=settings.p, eps=settings.eps, input_std=settings.input_std
-            )
+        margin, norm = _margin(logits, gap, grad, settings)
         if self.class_weight is not None:
             check_class_weight(self.class_weight, logits)
         return composed_loss(self, logits, margin, gap, norm, correct, settings)
@@ -436,6 +368,9 @@ class ClassLabels(DenseLabels):
     def spread(self, term: Tensor) -> Tensor:
         """The term as it is: it has its weights."""
         return term
+
+
+Labels: TypeAlias = DenseLabels
 
 
 def labels_of(
@@ -462,6 +397,18 @@ def sample_labels_of(
     """The same, but with labels [B] as those of samples with one position."""
     kind = SoftLabels if target.is_floating_point() else DenseLabels
     return kind(target, class_weight, ignore_index, aggregation, validate)
+
+
+def _margin(
+    logits: Tensor, gap: Tensor, grad: Tensor | None, settings: LossSettings
+) -> tuple[Tensor, Tensor]:
+    """Margin and norm; without grad the margin is the gap."""
+    if grad is None:
+        return gap, gap.new_empty(0)
+    check_same_device("logits", logits, grad=grad)
+    check_grad(grad, logits.shape[0])
+    std = settings.input_std
+    return first_order_margin(gap, grad, p=settings.p, eps=settings.eps, input_std=std)
 
 
 def _per_position(rows: Tensor, logits: Tensor) -> Tensor:
