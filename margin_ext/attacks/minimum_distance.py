@@ -113,7 +113,7 @@ def _nearest_classes(
     ranks = order.shape[1]
     margins = []
     for rank in range(ranks):
-        gap = logit_gap(logits, label, critical=order[:, rank]).gap
+        gap = logit_gap(logits, label, nearest=order[:, rank]).gap
         (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=rank + 1 < ranks)
         norm = threat.dual_norm(grad)
         margins.append(gap.detach() / norm.clamp_min(torch.finfo(norm.dtype).tiny))
@@ -173,7 +173,7 @@ class _Search:
             return gap, gap, grad
         x = x.detach().requires_grad_()
         logits = checked_logits(self.model, x)
-        way = logit_gap(logits, label, critical=target).gap
+        way = logit_gap(logits, label, nearest=target).gap
         (grad,) = torch.autograd.grad(-way.sum(), x)
         return logit_gap(logits.detach(), label).gap, way.detach(), grad
 
