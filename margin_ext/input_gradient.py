@@ -131,13 +131,9 @@ def nearest_class(
         candidate = torch.where(valid, rivals[:, k], -1)
         gap = z.gather(1, label).squeeze(1) - z.gather(1, rivals[:, k : k + 1]).squeeze(1)
         grad = input_gradient(logits, inputs, target, candidate, create_graph=False)
-        margin = first_order_margin(
-            gap.to(torch.promote_types(gap.dtype, torch.float32)),
-            grad,
-            p=p,
-            eps=eps,
-            input_std=input_std,
-        ).margin.to(torch.float64)
+        gap = gap.to(torch.promote_types(gap.dtype, torch.float32))
+        found = first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)
+        margin = found.margin.to(torch.float64)
         # Where other classes are masked with -inf too, topk may name the label itself.
         closer = valid & (candidate != target) & ((margin < smallest) | (best < 0))
         best = torch.where(closer, candidate, best)

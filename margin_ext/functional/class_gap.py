@@ -52,12 +52,9 @@ def class_gap(
 ) -> LogitGap:
     """:func:`margin_ext.logit_gap` for logits [B, C] and target int64 [B]."""
     if not compiled_for(logits):
+        validate = validate or labels_readable(logits)
         return fallback.logit_gap(
-            logits,
-            target,
-            nearest=nearest,
-            ignore_index=ignore_index,
-            validate=validate or labels_readable(logits),
+            logits, target, nearest=nearest, ignore_index=ignore_index, validate=validate
         )
     check_class_labels(logits, target, nearest, ignore_index, validate)
     try:
