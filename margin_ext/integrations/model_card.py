@@ -99,7 +99,7 @@ def _figures(
             ),
         ]
     for one in robust:
-        norm = norm_name(one.p)
+        norm = one.threat.name
         for eps, share in zip(one.eps, one.curve("worst"), strict=True):
             title = f"Robust accuracy ({norm}, eps {eps:g})"
             found.append((f"robust_accuracy_{norm}_{eps:g}", title, float(share)))

@@ -52,6 +52,9 @@ _STATISTICS = (
 
 # Settings of bounds that have other names since 0.1.0, and quantities of a report.
 _NEW_SETTINGS = {"box": "in_range", "clip": "in_range"}
+_NEW_OPTIONS = {"positions": "aggregation", "critical": "nearest"}
+_NEW_SCHEMES = {"toward": "backward", "away": "forward", "central": "central"}
+_OLD_RESULTS = {"fraction": "share", "nearest": "critical"}
 _OLD_NAMES = {"minimum_distance": "attack", "nearest_class": "critical"}
 
 
@@ -83,13 +86,15 @@ def regularizer(kind: str, *values: float) -> Any:
 
 def op(by: str, name: str, *tensors: Tensor | None, **settings: Any) -> dict[str, Any]:
     """The results of an op by name; settings are its arguments in version 0.1.0."""
-    given = dict(settings)
+    given = _renamed(settings, _NEW_OPTIONS)
     if isinstance(given.get("regularizer"), tuple):
         given["regularizer"] = regularizer(*given["regularizer"])
     found = getattr(functional if by == "compiled" else reference, name)(*tensors, **given)
     if isinstance(found, Tensor):
         return {"result": found}
     results = found._asdict()
+    if name in ("sample_gap", "soft_gap"):
+        results = _renamed(results, _OLD_RESULTS)
     if "statistics" in results:
         results["statistics"] = _statistics_of(results["statistics"])
     return results
@@ -103,11 +108,19 @@ class Criterion:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        given = dict(settings)
-        if "difference" in given:
-            given["difference"] = margin_ext.FiniteDifference(**given["difference"])
-        if "secant" in given:
-            given["secant"] = margin_ext.Secant(**given["secant"])
+        given = _renamed(settings, _NEW_OPTIONS)
+        words = dict(given.pop("difference", {}))
+        if "side" in words:
+            words["scheme"] = _NEW_SCHEMES[words.pop("side")]
+        difference = margin_ext.FiniteDifference(**words)
+        modes = {"finite_difference": difference, "auto": margin_ext.Auto(difference)}
+        if given.get("gradient") in modes:
+            given["gradient"] = modes[given["gradient"]]
+        secant = margin_ext.Secant(**given.pop("secant", {}))
+        if given.get("margin") == "secant":
+            given["margin"] = secant
+        if given.get("regularizer") == "authors_code":
+            given["regularizer"] = "negative_ramp"
         if isinstance(given.get("regularizer"), tuple):
             given["regularizer"] = regularizer(*given["regularizer"])
         self.loss = margin_ext.AverageMarginLoss(**given)

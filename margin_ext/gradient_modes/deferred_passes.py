@@ -1,8 +1,8 @@
 """Passes that are made in the backward, when the graph of the step's own pass is gone.
 
-Of a pass at moved inputs only the gradient counts, so it can wait. Of the nodes that are ready,
-autograd runs the one created last: a node created before a pass is run after all of the pass's
-nodes, each of which has freed what it had saved. So the graphs of these two passes never live at
+The extra passes contribute only gradients, so they run during backward. Among the nodes that are
+ready, autograd runs the one created last: a node created before a pass runs after all nodes of the
+pass, each of which has freed what it had saved. So the graphs of these two passes never live at
 once. (A cross-entropy with a pass of its own, under fraction < 1 or batchnorm="running", is made
 before and keeps its graph meanwhile.)
 """
@@ -22,7 +22,7 @@ from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
 from margin_ext.gradient_modes.snapshot import Snapshot
 
-__all__ = ["Deferral", "deferral_for"]
+__all__ = ["DeferredPasses", "deferred_passes"]
 
 
 @dataclass
@@ -90,7 +90,7 @@ class _Node(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Deferral:
+class DeferredPasses:
     """Places in the graph for passes to come; made before the step's own pass.
 
     Each has a node of its own, so that autograd adds up the gradients of one before the next.
@@ -124,10 +124,10 @@ class Deferral:
         return sum(self.terms[1:], self.terms[0])
 
 
-def deferral_for(
+def deferred_passes(
     model: object, inputs: Tensor, batchnorm: str, shape: tuple[int, ...], count: int
-) -> Deferral | None:
-    """A deferral, or None where passes have to be made at once.
+) -> DeferredPasses | None:
+    """Places for passes, or None where passes have to be made at once.
 
     Args:
         model: What will be run.
@@ -159,4 +159,4 @@ def deferral_for(
         return None
     works = [_Work(parameters) for _ in range(count)]
     terms = [_Node.apply(work, shape, inputs, *parameters) for work in works]  # type: ignore[no-untyped-call]
-    return Deferral(inner, inputs, batchnorm, works, terms)
+    return DeferredPasses(inner, inputs, batchnorm, works, terms)

@@ -16,13 +16,13 @@ from torch.nn.utils import parametrizations
 from gradient_modes.networks import CLASSES, gradient, images, smooth_cnn, smooth_mlp
 from margin_ext import AverageMarginLoss, FiniteDifference
 
-SIDES = ("toward", "away", "central")
+SIDES = ("backward", "forward", "central")
 
 
-def criterion(side: str = "toward", *, deferred: bool = True, **settings) -> AverageMarginLoss:
+def criterion(side: str = "backward", *, deferred: bool = True, **settings) -> AverageMarginLoss:
     difference = FiniteDifference(side, 0.3, "absolute", deferred=deferred)
-    settings = {"regularizer": "softplus", "difference": difference, **settings}
-    return AverageMarginLoss(gradient="finite_difference", **settings)
+    settings = {"regularizer": "softplus", "gradient": difference, **settings}
+    return AverageMarginLoss(**settings)
 
 
 class Counted(nn.Module):
@@ -136,7 +136,7 @@ def test_upstream_factors(side, fraction):
         torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("side", "passes"), [("toward", 2), ("away", 2), ("central", 3)])
+@pytest.mark.parametrize(("side", "passes"), [("backward", 2), ("forward", 2), ("central", 3)])
 def test_passes_are_made_when_and_as_often_as_they_are_needed(side, passes):
     model, (x, y) = Counted(smooth_mlp()), vectors()
     out = criterion(side).run(model, x, y)
@@ -315,6 +315,6 @@ def test_check_agrees(name):
     model, (x, y) = make(), data()
     before = copy.deepcopy(model.state_dict())
     one = criterion("central")
-    one = criterion(difference=replace(one.difference, side="central", step=1e-3))
+    one.gradient = replace(one.gradient, step=1e-3)
     assert one.check(model, x, y).agrees
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
