@@ -17,7 +17,7 @@ from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.random_points import ball_noise
 
-__all__ = ["DataRange", "ThreatModel", "check_radius", "require_attackable"]
+__all__ = ["DataRange", "ThreatModel", "check_data_range", "check_radius", "require_attackable"]
 
 # Lowest and highest value, numbers or one value a channel, in the units that the model gets.
 DataRange: TypeAlias = tuple[float | Tensor | Sequence[float], float | Tensor | Sequence[float]]
@@ -55,7 +55,7 @@ class ThreatModel:
         object.__setattr__(self, "p", float(self.p))
         checked_std(self.input_std)
         if self.data_range is not None:
-            _check_range(self.data_range)
+            check_data_range(self.data_range)
 
     @property
     def q(self) -> float:
@@ -187,7 +187,8 @@ def check_radius(eps: float) -> None:
         raise ValueError(f"eps must be a number >= 0, got {eps}")
 
 
-def _check_range(data_range: DataRange) -> None:
+def check_data_range(data_range: DataRange) -> None:
+    """Require (lowest, highest) with lowest < highest and both finite."""
     try:
         low, high = (torch.as_tensor(end, dtype=torch.float64) for end in data_range)
     except (TypeError, ValueError) as error:
