@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,14 +16,14 @@ from margin_ext.second_derivative import require_path
 __all__ = ["check_inputs", "gradient_by_inputs", "input_gradient", "nearest_class"]
 
 
-def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
+def check_inputs(logits: Tensor, inputs: Any) -> Tensor:
     """Require inputs [B, ...] that logits were computed from, with the graph still there."""
     if inputs is None:
         raise ValueError(
             "the first-order margin needs the inputs: call criterion(logits, target, inputs), "
             'or use margin="logit_gap"'
         )
-    require_movable(inputs)
+    inputs = require_movable(inputs)
     if not inputs.requires_grad:
         raise ValueError(
             "inputs must require grad before the model sees them: call inputs.requires_grad_() "
