@@ -9,6 +9,7 @@ from margin_ext.attacks.attack import (
     register_attack,
     resolve_attacks,
 )
+from margin_ext.attacks.nearest import Nearest
 from margin_ext.attacks.pgd import PGD, AttackLoss
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Attack",
     "AttackLoss",
     "AttackResult",
+    "Nearest",
     "register_attack",
     "resolve_attacks",
 ]

@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from margin_ext.data.data_source import data_forms
 
@@ -56,7 +56,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--radius", type=float, default=5.0, help="of the sampled estimate's ball")
     parser.add_argument(
         "--attack", nargs="+", type=float, metavar="EPS", default=[],
-        help="robust accuracy at these radii, under PGD on the gap and on the cross-entropy",
+        help="robust accuracy at these radii, under the search for the nearest adversarial example "
+        "and under PGD on the gap and on the cross-entropy",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=40, help="of PGD")
     parser.add_argument("--restarts", type=int, default=1, help="of PGD")
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
-    from margin_ext.attacks import PGD, AttackLoss
+    from margin_ext.attacks import PGD
     from margin_ext.bounds import Sampled
     from margin_ext.data import load_part
     from margin_ext.measurement import measure, robust_accuracy
@@ -142,6 +143,7 @@ def _measure(arguments: argparse.Namespace) -> None:
             report.save(out / f"report.{suffix}")
         _save_figures(report, out)
     if arguments.attack:
+        pgd = {"steps": arguments.steps, "restarts": arguments.restarts, "seed": seed}
         for p in arguments.p:
             robust = robust_accuracy(
                 model,
@@ -149,9 +151,11 @@ def _measure(arguments: argparse.Namespace) -> None:
                 arguments.attack,
                 p=p,
                 attacks=[
-                    PGD(loss=loss, steps=arguments.steps, restarts=arguments.restarts, seed=seed)
-                    for loss in get_args(AttackLoss)
+                    "nearest",
+                    PGD(loss="gap", **pgd),
+                    PGD(loss="cross_entropy", **pgd),
                 ],
+                report=report,
                 **common,
             )
             sys.stdout.write(f"\n{robust}\n")
