@@ -9,6 +9,7 @@ from margin_ext.attacks.attack import (
     register_attack,
     resolve_attacks,
 )
+from margin_ext.attacks.autoattack import AutoAttack
 from margin_ext.attacks.nearest import Nearest
 from margin_ext.attacks.pgd import PGD, AttackLoss
 
@@ -18,6 +19,7 @@ __all__ = [
     "Attack",
     "AttackLoss",
     "AttackResult",
+    "AutoAttack",
     "Nearest",
     "register_attack",
     "resolve_attacks",
