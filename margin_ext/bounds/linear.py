@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from margin_ext.bounds.plain_layers import why_not_plain
+
 if TYPE_CHECKING:
     from margin_ext.models.evaluation_mode import Model
 
@@ -20,10 +22,9 @@ def is_linear(model: Model) -> bool:
 
     A module with a forward of its own may do anything, so it is never counted as linear.
     """
+    if not isinstance(model, nn.Module) or why_not_plain(model) is not None:
+        return False
     if type(model) is nn.Sequential:
         return all(is_linear(layer) for layer in model)
-    if not isinstance(model, _AFFINE) or type(model) not in _AFFINE:
-        return False
-    hooked = model._forward_hooks or model._forward_pre_hooks
     # Without running statistics BatchNorm couples the samples, in eval mode too.
-    return not hooked and getattr(model, "running_mean", 0) is not None
+    return type(model) in _AFFINE and getattr(model, "running_mean", 0) is not None
