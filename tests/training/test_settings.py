@@ -20,8 +20,7 @@ from margin_ext.training.settings import (
 
 # Not for training by mean loss over a batch of plain labels; the last two are given field by field.
 LEFT_OUT = {
-    *("weight", "ignore_index", "reduction", "positions", "validate"),
-    *("difference", "secant"),
+    *("weight", "ignore_index", "reduction", "aggregation", "validate"),
 }
 
 
