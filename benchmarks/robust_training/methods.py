@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.robust_training.objectives import AdversarialTraining, InputGradientPenalty
 from margin_ext import AverageMarginLoss, FiniteDifference, Secant
-from margin_ext.training.objective import Objective
+from margin_ext.training import Objective
 
 __all__ = ["METHODS", "Method"]
 

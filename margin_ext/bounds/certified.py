@@ -2,24 +2,28 @@
 
 Within a ball around the sample every ReLU lies between two lines; carried backward through the
 network's affine layers they bound each logit gap from below by an affine function of the input,
-whose minimum over an l_p ball is known in closed form (CROWN: Zhang et al., 2018). The largest
-radius at which all bounds stay positive, found by bisection, is a lower bound on the margin.
+whose minimum over an l_p ball is known in closed form (CROWN: Zhang et al., arXiv 1811.00866). The
+largest radius at which all bounds stay positive, found by bisection, is a lower bound on the
+margin.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from margin_ext.input_std import channel_scale
+from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model
-from margin_ext.norms import dual_exponent
+from margin_ext.models.plain_layers import plain_layers
+from margin_ext.threat import ThreatModel
 
-__all__ = ["Certification", "certified_margins"]
+__all__ = ["Certified"]
 
 _AFFINE = (
     nn.Linear,
@@ -35,60 +39,78 @@ _AFFINE = (
 )
 
 
-@dataclass(frozen=True)
-class Certification:
-    """How to search for the radius.
+@register_bound
+@dataclass(frozen=True, kw_only=True)
+class Certified:
+    """A radius within which every input is classified as the label.
+
+    Exact for linear models; for networks the looser the deeper and wider they are. The data range
+    is not used: the whole ball is certified.
 
     Attributes:
         bisections: Halvings of the bracket; 10 leave a thousandth of it.
         rows: Relaxation rows (samples x units) carried backward at a time: bounds the memory.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> x, label = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> found = Certified(bisections=20)(model, x, label, threat=ThreatModel(p=2))
+        >>> round(float(found.distance), 3)  # (3 - 1) / sqrt(2)
+        1.414
     """
 
     bisections: int = 10
     rows: int = 4096
 
+    name: ClassVar[str] = "certified"
+    title: ClassVar[str] = "certified (lower bound)"
+    kind: ClassVar[BoundKind] = "lower"
+
     def __post_init__(self) -> None:
         if self.bisections < 1 or self.rows < 1:
             raise ValueError("bisections and rows must be at least 1")
 
+    def check(self, threat: ThreatModel) -> None:
+        """Any norm will do."""
 
-def certified_margins(
-    model: Model,
-    inputs: Tensor,
-    label: Tensor,
-    *,
-    p: float = 2,
-    settings: Certification | None = None,
-    input_std: float | Sequence[float] | Tensor | None = None,
-) -> Tensor:
-    """A radius [B] within which every input is classified as the label (up to rounding).
+    def settings(self) -> dict[str, Any]:
+        """Everything that the radii depend on."""
+        return dataclasses.asdict(self)
 
-    Exact for linear models; for networks the looser the deeper and wider they are.
+    def __call__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        label: Tensor,
+        *,
+        threat: ThreatModel,
+        indices: Sequence[int] | None = None,
+    ) -> BoundResult:
+        """Certify a radius for each sample.
 
-    Args:
-        model: A Sequential (nested ones too) of affine layers and ReLUs.
-        inputs: [B, ...].
-        label: [B].
-        p: Threat norm.
-        settings: Search and memory.
-        input_std: Standard deviation(s) of the loader's normalisation: radius in pixel units.
+        Args:
+            model: A Sequential (nested ones too) of affine layers and ReLUs, in eval mode.
+            inputs: [B, ...].
+            label: [B].
+            threat: The norm; radii are in pixel units with its input_std.
+            indices: Not used: nothing is random.
 
-    Raises:
-        TypeError: The model has a layer of another kind.
-    """
-    settings = settings or Certification()
-    network = _Relaxation(_stages(model), p, settings.rows, input_std)
-    with torch.no_grad():
-        logits = checked_logits(model, inputs)
-        radii = [
-            _radius(network, inputs[i : i + 1], label[i : i + 1], logits[i : i + 1], settings)
-            for i in range(inputs.shape[0])
-        ]
-    return torch.cat(radii) if radii else inputs.new_empty(0)
+        Raises:
+            TypeError: The model has a layer of another kind.
+        """
+        network = _Relaxation(_stages(model), threat, self.rows)
+        with torch.no_grad():
+            logits = checked_logits(model, inputs)
+            radii = [
+                _radius(network, x, y, z, self.bisections)
+                for x, y, z in zip(inputs.split(1), label, logits.split(1), strict=True)
+            ]
+        return BoundResult(torch.cat(radii) if radii else inputs.new_empty(0))
 
 
 def _radius(
-    network: _Relaxation, x: Tensor, label: Tensor, logits: Tensor, settings: Certification
+    network: _Relaxation, x: Tensor, label: Tensor, logits: Tensor, bisections: int
 ) -> Tensor:
     classes = logits.shape[1]
     # [1, C - 1, C]: rows e_label - e_k.
@@ -118,7 +140,7 @@ def _radius(
         # Ever farther, or nowhere beyond rounding.
         return x.new_full((1,), low)
     high = min(high, 2 * low)
-    for _ in range(settings.bisections):
+    for _ in range(bisections):
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return x.new_full((1,), low)
@@ -127,7 +149,7 @@ def _radius(
 def _stages(model: Model) -> list[list[nn.Module]]:
     """Affine layers between the ReLUs; the last stage gives the logits."""
     stages: list[list[nn.Module]] = [[]]
-    for layer in _layers(model):
+    for layer in plain_layers(model):
         if type(layer) is nn.ReLU:
             stages.append([])
         elif type(layer) in _AFFINE and getattr(layer, "running_mean", 0) is not None:
@@ -140,28 +162,13 @@ def _stages(model: Model) -> list[list[nn.Module]]:
     return stages
 
 
-def _layers(model: Model) -> list[nn.Module]:
-    if type(model) is nn.Sequential:
-        return [layer for child in model for layer in _layers(child)]
-    if not isinstance(model, nn.Module):
-        raise TypeError("certified bounds are for modules, whose layers can be walked through")
-    return [model]
-
-
 class _Relaxation:
     """Linear bounds of a stack of affine stages with ReLUs in between, around one sample."""
 
-    def __init__(
-        self,
-        stages: list[list[nn.Module]],
-        p: float,
-        rows: int,
-        input_std: float | Sequence[float] | Tensor | None,
-    ) -> None:
+    def __init__(self, stages: list[list[nn.Module]], threat: ThreatModel, rows: int) -> None:
         self.stages = stages
-        self.q = dual_exponent(p)
+        self.threat = threat
         self.rows = rows
-        self.input_std = input_std
 
     def lower(self, spec: Tensor, x: Tensor, eps: float) -> Tensor:
         """Lower bounds [S] of spec @ logits over the ball of radius eps around x [1, ...]."""
@@ -187,13 +194,7 @@ class _Relaxation:
             for number, stage in enumerate(self.stages):
                 h = _run(stage, h.relu() if number else h)
             (grad,) = torch.autograd.grad((h * spec).sum(), points)
-        return self._dual_norm(grad)
-
-    def _dual_norm(self, rows: Tensor) -> Tensor:
-        if self.input_std is not None:
-            rows = rows * channel_scale(self.input_std, rows)
-        norm: Tensor = torch.linalg.vector_norm(rows.flatten(1), self.q, dim=1)
-        return norm
+        return self.threat.dual_norm(grad)
 
     def _shapes(self, x: Tensor) -> list[torch.Size]:
         shapes = []
@@ -222,7 +223,7 @@ class _Relaxation:
                 rows, offset = _relu_lines(rows.flatten(1), *bounds[number - 1])
                 constant = constant + offset
         center = (rows.flatten(1) * x.flatten(1)).sum(dim=1)
-        return constant + center - eps * self._dual_norm(rows)
+        return constant + center - eps * self.threat.dual_norm(rows)
 
 
 def _run(stage: list[nn.Module], h: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from margin_ext.data.data_source import data_forms
 
 if TYPE_CHECKING:
     from margin_ext.command_line import Subparsers
@@ -23,7 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
         help="measure the margins and the robust accuracy of a saved model",
         description="Measure first-order margins, bounds on the true margin and robust accuracy.",
         epilog="example: margin-ext measure --model mnist_cnn --checkpoint MNISTCNN_00200.tar "
-        "--data mnist:DIR --data-range 0 1 --bounds attack --attack 1 2 --limit 500 --out results",
+        "--data mnist:DIR --data-range 0 1 --bounds minimum_distance --attack 1 2 --limit 500 "
+        "--out results",
     )
     parser.add_argument(
         "--model",
@@ -35,10 +38,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help='"mnist:FOLDER" (idx files), "digits", a .npz file with inputs and target, or '
-        "module:callable that returns tensors, a Dataset or a DataLoader",
+        help=f"one of {data_forms()}; a module:callable returns tensors, a Dataset or a DataLoader",
     )
-    parser.add_argument("--train", action="store_true", help="MNIST's training set")
+    parser.add_argument("--train", action="store_true", help="the training part of the data")
     parser.add_argument("--p", nargs="+", default=["2"], help="threat norms, such as 2 inf")
     parser.add_argument(
         "--classes", default="all", help="all, runner_up or a number of nearest classes"
@@ -47,8 +49,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--unsigned", action="store_true", help="from the predicted class, as the authors report"
     )
     parser.add_argument(
-        "--bounds", nargs="*", default=[], choices=("certified", "attack", "sampled"),
-        help="measure these beside the first-order margin",
+        "--bounds", nargs="*", default=[], metavar="BOUND",
+        help="measure these in addition: minimum_distance, certified, sampled",
     )  # fmt: skip
     parser.add_argument("--points", type=int, default=1024, help="of the sampled estimate")
     parser.add_argument("--radius", type=float, default=5.0, help="of the sampled estimate's ball")
@@ -97,36 +99,39 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
-    from margin_ext.measurement import Sampling, measure, robust_accuracy
-    from margin_ext.measurement.sources import data_source, model_source
+    from margin_ext.attacks import PGD, AttackLoss
+    from margin_ext.bounds import Sampled
+    from margin_ext.data import load_part
+    from margin_ext.measurement import measure, robust_accuracy
     from margin_ext.models.checkpoint import load_checkpoint
+    from margin_ext.models.named_model import named_model
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    model = model_source(arguments.model)
+    model = named_model(arguments.model)
     if arguments.checkpoint is not None:
         load_checkpoint(model, arguments.checkpoint)
     if arguments.device is not None:
         model.to(arguments.device)
-    data = data_source(arguments.data, train=arguments.train)
+    data = load_part(arguments.data, "train" if arguments.train else "test")
     out: Path | None = arguments.out
-    std = arguments.input_std
+    std, seed = arguments.input_std, arguments.seed
     common: dict[str, Any] = {
         "data_range": tuple(arguments.data_range) if arguments.data_range else None,
         "input_std": std[0] if std is not None and len(std) == 1 else std,
-        "seed": arguments.seed,
+        "seed": seed,
         "batch_size": arguments.batch_size,
         "limit": arguments.limit,
     }
     rule = arguments.classes
+    sampled = Sampled(points=arguments.points, radius=arguments.radius, seed=seed)
     report = measure(
         model,
         data,
         p=arguments.p,
         classes=int(rule) if rule.isdigit() else rule,
         signed=not arguments.unsigned,
-        bounds=arguments.bounds,
-        sampling=Sampling(points=arguments.points, radius=arguments.radius),
+        bounds=[sampled if name == sampled.name else name for name in arguments.bounds],
         max_memory=arguments.max_memory,
         resume=None if out is None else out / "partial.npz",
         **common,
@@ -143,8 +148,10 @@ def _measure(arguments: argparse.Namespace) -> None:
                 data,
                 arguments.attack,
                 p=p,
-                steps=arguments.steps,
-                restarts=arguments.restarts,
+                attacks=[
+                    PGD(loss=loss, steps=arguments.steps, restarts=arguments.restarts, seed=seed)
+                    for loss in get_args(AttackLoss)
+                ],
                 **common,
             )
             sys.stdout.write(f"\n{robust}\n")

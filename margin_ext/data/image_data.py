@@ -1,38 +1,28 @@
-"""Labelled images in memory, split for training, tuning and reporting.
-
-Files of other forms than MNIST's: `margin_ext.data.image_files`.
-"""
+"""Labelled images in memory, split for training, tuning and reporting."""
 
 from __future__ import annotations
 
 import hashlib
-import struct
-import zlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from margin_ext.data.idx_files import load_mnist
+from margin_ext.data.data_source import PARTS, DataError
 
-__all__ = ["DataError", "ImageData", "data_digest", "digits", "mnist"]
+__all__ = ["ImageData", "Labelled", "data_digest", "without_last"]
 
 Labelled = tuple[Tensor, Tensor]
 
-# The split must be the same whatever the training's seed: what was tuned on stays out of the test.
-_SPLIT_SEED = 0
-_DIGITS_TRAIN, _DIGITS_VALIDATION = 1000, 297
-_MNIST_VALIDATION = 5000
+# Where there are no validation images, the last tenth of the training images are.
+_VALIDATION_FRACTION = 10
 
-
-class DataError(Exception):
-    """The data are missing, damaged or do not fit together; the message says what to do."""
+_TITLES = {"train": "training", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images with labels; their values lie in [0, 1], or in the range that a file was read with.
+    """Images with labels, in three parts.
 
     Attributes:
         name: For titles.
@@ -40,6 +30,14 @@ class ImageData:
         validation: For choosing settings; never trained on.
         test: For the reported figures.
         classes: Number of classes.
+        unit_range: The values lie in [0, 1] by construction: bytes divided by 255, for instance.
+
+    Raises:
+        DataError: The parts do not fit together.
+
+    >>> part = torch.rand(6, 1, 4, 4), torch.arange(6) % 3
+    >>> ImageData("noise", part, part, part, classes=3).shape
+    (1, 4, 4)
     """
 
     name: str
@@ -47,6 +45,35 @@ class ImageData:
     validation: Labelled
     test: Labelled
     classes: int = 10
+    unit_range: bool = False
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            images, labels = getattr(self, part)
+            title = f"the {_TITLES[part]} images of {self.name}"
+            if images.dim() != 4 or labels.dim() != 1:
+                raise DataError(
+                    f"{title} must be [N, channels, height, width] with labels [N], got "
+                    f"{list(images.shape)} and {list(labels.shape)}"
+                )
+            if images.dtype != torch.float32 or labels.dtype != torch.int64:
+                raise DataError(
+                    f"{title} must be float32 with labels int64, got {images.dtype} and "
+                    f"{labels.dtype}"
+                )
+            if len(images) != len(labels) or not len(labels):
+                raise DataError(f"{title} are {len(images)}, with {len(labels)} labels")
+            if images.shape[1:] != self.train[0].shape[1:]:
+                raise DataError(
+                    f"{title} are {list(images.shape[1:])}, the training images "
+                    f"{list(self.train[0].shape[1:])}"
+                )
+            lowest, highest = int(labels.min()), int(labels.max())
+            if lowest < 0 or highest >= self.classes:
+                raise DataError(
+                    f"the {_TITLES[part]} labels of {self.name} must lie in 0 to "
+                    f"{self.classes - 1}, they go from {lowest} to {highest}"
+                )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,9 +90,47 @@ class ImageData:
             test=_first(self.test, held_out),
         )
 
+    def require_range(self, value_range: tuple[float, float]) -> None:
+        """Raise DataError unless all images are finite and lie in the range."""
+        low, high = value_range
+        if self.unit_range:
+            if (low, high) != (0.0, 1.0):
+                raise DataError(f"the images of {self.name} lie in 0 to 1: leave out --data-range")
+            return
+        # A rounding of the normalisation is no fault.
+        slack = 1e-5 * (high - low)
+        for part in PARTS:
+            images = getattr(self, part)[0]
+            if not bool(images.isfinite().all()):
+                raise DataError(f"the {_TITLES[part]} images of {self.name} hold NaN or infinity")
+            found = float(images.min()), float(images.max())
+            if found[0] < low - slack or found[1] > high + slack:
+                raise DataError(
+                    f"the {_TITLES[part]} images of {self.name} lie in [{found[0]:g}, "
+                    f"{found[1]:g}], outside [{low:g}, {high:g}]: say with --data-range what "
+                    "values they can have"
+                )
+
 
 def _first(part: Labelled, count: int | None) -> Labelled:
     return part[0][:count], part[1][:count]
+
+
+def without_last(train: Labelled, count: int | None = None) -> tuple[Labelled, Labelled]:
+    """Training images without the last ones, and the last ones for validation.
+
+    Args:
+        train: All training images and their labels.
+        count: How many to set aside, but at most half; None: a tenth.
+
+    Raises:
+        DataError: There are too few images to set some aside.
+    """
+    images, labels = train
+    last = len(labels) // _VALIDATION_FRACTION if count is None else min(count, len(labels) // 2)
+    if not last:
+        raise DataError(f"{len(labels)} training images are too few to set some aside")
+    return (images[:-last], labels[:-last]), (images[-last:], labels[-last:])
 
 
 def data_digest(part: Labelled) -> str:
@@ -75,66 +140,3 @@ def data_digest(part: Labelled) -> str:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def digits() -> ImageData:
-    """The 1797 handwritten digits (8 x 8) that come with scikit-learn: 1000, 297 and 500.
-
-    Raises:
-        DataError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            "the digits come with scikit-learn, which is not installed: "
-            "pip install 'margin_ext[demo]'"
-        ) from error
-    raw = load_digits()
-    images = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(raw.target, dtype=torch.int64)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    train, validation, test = (
-        (images[part], labels[part])
-        for part in order.tensor_split([_DIGITS_TRAIN, _DIGITS_TRAIN + _DIGITS_VALIDATION])
-    )
-    return ImageData("scikit-learn digits", train, validation, test)
-
-
-def mnist(folder: str | Path) -> ImageData:
-    """MNIST from its four idx files, gzipped or not: 55,000, 5,000 and 10,000.
-
-    Raises:
-        DataError: A file is missing or damaged.
-    """
-    images, labels = _mnist_part(folder, train=True)
-    kept = max(len(labels) - _MNIST_VALIDATION, len(labels) // 2)
-    return ImageData(
-        "MNIST",
-        (images[:kept], labels[:kept]),
-        (images[kept:], labels[kept:]),
-        _mnist_part(folder, train=False),
-    )
-
-
-def _mnist_part(folder: str | Path, *, train: bool) -> Labelled:
-    part = "training" if train else "test"
-    try:
-        images, labels = load_mnist(folder, train=train)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{error}: --data-dir must hold MNIST's four idx files "
-            "(train-images-idx3-ubyte and so on, gzipped or not)"
-        ) from error
-    except (OSError, ValueError, zlib.error, struct.error) as error:
-        raise DataError(f"the {part} files in {folder} are damaged: {error}") from error
-    if images.dim() != 4 or labels.dim() != 1:
-        raise DataError(f"the {part} files in {folder} hold no images with labels")
-    if len(images) != len(labels) or not len(labels):
-        raise DataError(
-            f"the {part} files in {folder} do not fit together: {len(images)} images, "
-            f"{len(labels)} labels"
-        )
-    if int(labels.max()) > 9:
-        raise DataError(f"the {part} labels in {folder} go up to {int(labels.max())}, not 9")
-    return images, labels

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from margin_ext.attacks.minimum_distance import DistanceAttack
-from margin_ext.bounds.bounds import BoundName, Bounds
-from margin_ext.bounds.certified import Certification
+from margin_ext.bounds.bound import Bound, resolve_bounds
 from margin_ext.bounds.first_order import (
     ClassRule,
+    FirstOrderMargins,
     check_class_rule,
     first_order_margins,
 )
 from margin_ext.bounds.linear import is_linear
-from margin_ext.bounds.sampled import Sampling
-from margin_ext.data.batches import Batch, Batches, DataRange
+from margin_ext.data.batches import Batch, Batches, BatchFunction
+from margin_ext.measurement.measuring import measuring
 from margin_ext.measurement.memory import samples_that_fit
-from margin_ext.measurement.report import BOUND_NAMES, MarginReport, NormMargins
-from margin_ext.measurement.resume import PartialResults, model_digest
-from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
-from margin_ext.norms import dual_exponent, norm_name
-from margin_ext.output.progress_bar import progress_bar
+from margin_ext.measurement.report import (
+    NORM_COLUMNS,
+    SAMPLE_COLUMNS,
+    MarginReport,
+    NormMargins,
+    norm_columns,
+)
+from margin_ext.measurement.resume import FINGERPRINTED, PartialResults
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.logits_function import logits_function
+from margin_ext.models.model_digest import model_digest
+from margin_ext.models.modules_behind import modules_behind
+from margin_ext.norms import dual_exponent
+from margin_ext.output.exclusive import exclusive
+from margin_ext.plain_numbers import real_numbers
+from margin_ext.threat import DataRange, ThreatModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,7 +50,7 @@ __all__ = ["measure", "threat_norms"]
 
 def threat_norms(p: float | str | Sequence[float | str]) -> tuple[float, ...]:
     """One or several threat norms as numbers, checked, without repetition."""
-    several = [p] if isinstance(p, (int, float, str)) else list(p)
+    several = real_numbers(p)
     if not several:
         raise ValueError("p must name at least one norm")
     for one in several:
@@ -57,10 +67,7 @@ def measure(
     signed: bool = True,
     input_std: float | Sequence[float] | Tensor | None = None,
     data_range: DataRange | None = None,
-    bounds: Sequence[BoundName] = (),
-    attack: DistanceAttack | None = None,
-    sampling: Sampling | None = None,
-    certification: Certification | None = None,
+    bounds: Sequence[str | Bound] = (),
     norm_bound: float | Sequence[float] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -70,8 +77,11 @@ def measure(
     resume: str | Path | None = None,
     save_every: float = 10.0,
     progress: bool | None = None,
+    call: Callable[[Any, Tensor], Any] | None = None,
+    logits_fn: Callable[[Any], Tensor] | None = None,
+    batch_fn: BatchFunction | None = None,
 ) -> MarginReport:
-    """Measure the first-order margins of a model on data (paper.md section 2).
+    """Measure the first-order margins of a model on data.
 
     The model is put into eval mode and restored. Every sample's value depends on the sample, its
     index and the seed, not on how samples are batched (up to rounding).
@@ -86,15 +96,13 @@ def measure(
         input_std: The loader's standard deviation(s), for margins in pixel units.
         data_range: Lowest and highest input value, in the units that the model gets. Inputs are
             checked against it.
-        bounds: What to measure beside it: "attack" (distance of an adversarial example: an upper
-            bound), "certified" (a lower bound; small networks, needs auto_LiRPA), "sampled" (the
-            authors' estimate).
-        attack: Settings of the attack, which stays in data_range unless its ``box`` is False.
-        sampling: Settings of the sampled estimate.
-        certification: Settings of the certified bound.
+        bounds: What to measure in addition, as objects or by name: "minimum_distance" (distance
+            of an adversarial example: an upper bound), "certified" (a lower bound, for small
+            networks), "sampled" (the authors' estimate). Others can be registered
+            (:func:`margin_ext.bounds.register_bound`).
         norm_bound: An upper bound on the dual norm of every gap's gradient (for each p), such as
             a Lipschitz constant; saves backward passes, changes no answer.
-        seed: Of everything random.
+        seed: Of the random bounds that are given by name; bound objects have their own.
         device: Where to measure; None: the model's device. The model is not moved.
         batch_size: Largest batch; None: the loader's.
         max_memory: Bytes, or such as "2GB", for activations: splits batches that need more.
@@ -103,6 +111,10 @@ def measure(
             on from it.
         save_every: Seconds between two savings.
         progress: Show a bar; None: on a terminal.
+        call: How to call the model, where it is not ``model(inputs)``.
+        logits_fn: Takes the logits from what the model returns, such as
+            ``lambda output: output.logits``.
+        batch_fn: Takes (inputs, target) from what the data yield, where that is something else.
 
     Returns:
         The report; print it, save it, or read its arrays.
@@ -113,66 +125,143 @@ def measure(
     """
     norms = threat_norms(p)
     check_class_rule(classes)
-    limits = _norm_bounds(norm_bound, norms)
-    beside = Bounds(
-        names=tuple(bounds),
-        attack=attack or DistanceAttack(),
-        sampling=sampling or Sampling(),
-        certification=certification or Certification(),
-        data_range=data_range,
-        input_std=input_std,
-        seed=seed,
-    )
-    beside.check(norms)
-    place = torch.device(device) if device is not None else model_device(model)
-    settings: dict[str, Any] = {
-        "p": [norm_name(one) for one in norms],
-        "classes": classes,
-        "signed": signed,
-        "input_std": _plain(input_std),
-        "data_range": _plain(data_range),
-        "seed": seed,
-        **{name: _plain(beside.settings_of(name)) for name in beside.names},
-    }
-    batches = Batches(data, device=place, batch_size=batch_size, limit=limit, data_range=data_range)
-    partial = PartialResults(
-        None if resume is None else Path(resume),
-        {**settings, "model": model_digest(model) if resume is not None else ""},
-        save_every,
-    )
-    bar = progress_bar(batches.total, "margins", progress)
-    try:
-        with evaluation_mode(model):
-            for whole in batches:
-                batch = partial.unmeasured(whole)
-                if batch is not None:
-                    for part in _within_memory(model, batch, max_memory):
-                        columns = _measure_batch(
-                            model,
-                            part,
-                            norms=norms,
-                            classes=classes,
-                            signed=signed,
-                            input_std=input_std,
-                            norm_bound=limits,
-                            bounds=beside,
-                        )
-                        partial.append(part, columns)
-                bar.update(whole.target.shape[0])
-        partial.require_complete()
-    finally:
-        bar.close()
-        partial.save()
-    report = _report(
-        partial,
-        norms=norms,
+    function = logits_function(model, call, logits_fn)
+    measurement = _Measurement(
+        function,
+        threats=[ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms],
         classes=classes,
         signed=signed,
-        exact=is_linear(model),
-        settings=settings,
+        norm_bound=_norm_bounds(norm_bound, norms),
+        bounds=resolve_bounds(bounds, seed=seed),
+        seed=seed,
     )
+    measurement.check()
+    batches = Batches(
+        data, batch_size=batch_size, limit=limit, data_range=data_range, batch_fn=batch_fn
+    )
+    path = None if resume is None else Path(resume)
+    with nullcontext() if path is None else exclusive(path):
+        partial = PartialResults(path, measurement.identity(), save_every)
+        try:
+            with measuring(function, batches, device=device, progress=progress) as samples:
+                for whole in samples:
+                    if path is not None and whole.first == 0:
+                        first = whole.part(0, FINGERPRINTED)
+                        partial.require_same_model(first, measurement.fingerprint(first))
+                    batch = partial.unmeasured(whole)
+                    if batch is not None:
+                        for part in _within_memory(function, batch, max_memory):
+                            partial.append(part, measurement.columns(part))
+            partial.require_complete()
+        finally:
+            partial.save()
+    report = measurement.report(partial)
     _warn_without_gradient(report)
     return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measurement:
+    """What is measured of every sample."""
+
+    model: Model = field(kw_only=False)
+    threats: Sequence[ThreatModel]
+    classes: ClassRule
+    signed: bool
+    norm_bound: Sequence[float] | None
+    bounds: Sequence[Bound]
+    seed: int
+
+    def check(self) -> None:
+        """Raise where a bound does not exist for a threat model."""
+        for bound in self.bounds:
+            for threat in self.threats:
+                bound.check(threat)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the numbers depend on but the model and the data, as plain values."""
+        threat = self.threats[0].settings()
+        return {
+            "p": [one.name for one in self.threats],
+            "classes": self.classes,
+            "signed": self.signed,
+            "input_std": threat["input_std"],
+            "data_range": threat["data_range"],
+            "seed": self.seed,
+            **{bound.name: bound.settings() for bound in self.bounds},
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, and what the model has learned."""
+        learned = model_digest(*modules_behind(self.model))
+        return {**self.settings(), "model": learned}
+
+    def first_order(self, batch: Batch) -> FirstOrderMargins:
+        """First-order margins of the batch's samples."""
+        return first_order_margins(
+            self.model,
+            batch.inputs,
+            batch.target if self.signed else None,
+            threats=self.threats,
+            classes=self.classes,
+            norm_bound=self.norm_bound,
+        )
+
+    def fingerprint(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """What tells this model from others on a few samples."""
+        found = self.first_order(batch)
+        values = {
+            "logits": found.logits,
+            "first-order margins": found.margin.T,
+            "gradient norms": found.norm.T,
+        }
+        return {name: value.double().cpu().numpy() for name, value in values.items()}
+
+    def columns(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Every value of the batch's samples by its column in the report."""
+        found = self.first_order(batch)
+        prediction = found.logits.argmax(dim=1)
+        label = batch.target if self.signed else prediction
+        right = found.gap > 0
+        # A tie counts as misclassified: the gap must be positive.
+        values = (batch.target, prediction, right & (label == batch.target), found.gap)
+        columns = dict(zip(SAMPLE_COLUMNS, (*values, found.runner_up), strict=True))
+        for row, threat in enumerate(self.threats):
+            own = (found.margin[row], found.nearest_class[row], found.norm[row])
+            of_norm = dict(zip(NORM_COLUMNS, own, strict=True))
+            for bound in self.bounds:
+                of_norm[bound.name] = self._distances(bound, batch, label, right, threat)
+            columns.update(norm_columns(threat.p, of_norm))
+        return {name: column.cpu().numpy() for name, column in columns.items()}
+
+    def _distances(
+        self, bound: Bound, batch: Batch, label: Tensor, right: Tensor, threat: ThreatModel
+    ) -> Tensor:
+        """The bound's distances [B]; 0 where the sample is already on the wrong side."""
+        wide = torch.promote_types(batch.inputs.dtype, torch.float32)
+        values = torch.zeros(label.shape[0], dtype=wide, device=label.device)
+        chosen = right.nonzero().squeeze(1)
+        if chosen.numel():
+            indices = [batch.first + i for i in chosen.tolist()]
+            inputs = batch.inputs[chosen]
+            found = bound(self.model, inputs, label[chosen], threat=threat, indices=indices)
+            values[chosen] = found.distance.to(wide)
+        return values
+
+    def report(self, partial: PartialResults) -> MarginReport:
+        """The report of everything measured."""
+        columns = partial.columns()
+        kinds = {bound.name: bound.kind for bound in self.bounds}
+        return MarginReport(
+            **{name: columns[name] for name in SAMPLE_COLUMNS},
+            norms={one.p: NormMargins.of(one.p, columns, kinds) for one in self.threats},
+            signed=self.signed,
+            classes=self.classes,
+            titles={bound.name: bound.title for bound in self.bounds},
+            exact=is_linear(self.model) and self.classes == "all",
+            settings=self.settings(),
+            seconds=partial.elapsed(),
+        )
 
 
 def _norm_bounds(
@@ -180,111 +269,17 @@ def _norm_bounds(
 ) -> tuple[float, ...] | None:
     if bound is None:
         return None
-    values = (float(bound),) if isinstance(bound, (int, float)) else tuple(map(float, bound))
+    values = tuple(map(float, real_numbers(bound)))
     if len(values) != len(norms) or not all(value > 0 for value in values):
         raise ValueError(f"norm_bound must be positive, one for each of {len(norms)} norms")
     return values
-
-
-def _plain(value: Any) -> Any:
-    """Settings as JSON has them."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {k: _plain(v) for k, v in dataclasses.asdict(value).items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _within_memory(model: Model, batch: Batch, memory: int | str | None) -> list[Batch]:
     if memory is None:
         return [batch]
     size = samples_that_fit(model, batch.inputs, memory)
-    return [
-        Batch(batch.first + start, batch.inputs[start : start + size], batch.target[start:][:size])
-        for start in range(0, batch.target.shape[0], size)
-    ]
-
-
-def _measure_batch(
-    model: Model,
-    batch: Batch,
-    *,
-    norms: Sequence[float],
-    classes: ClassRule,
-    signed: bool,
-    input_std: float | Sequence[float] | Tensor | None,
-    norm_bound: Sequence[float] | None,
-    bounds: Bounds,
-) -> dict[str, NDArray[Any]]:
-    found = first_order_margins(
-        model,
-        batch.inputs,
-        batch.target if signed else None,
-        p=norms,
-        classes=classes,
-        input_std=input_std,
-        norm_bound=norm_bound,
-    )
-    prediction = found.logits.argmax(dim=1)
-    label = batch.target if signed else prediction
-    columns = {
-        "target": batch.target,
-        "prediction": prediction,
-        "gap": found.gap,
-        "runner_up": found.runner_up,
-    }
-    for row, one in enumerate(norms):
-        columns[f"margin_{norm_name(one)}"] = found.margin[row]
-        columns[f"critical_{norm_name(one)}"] = found.critical[row]
-        columns[f"norm_{norm_name(one)}"] = found.norm[row]
-        further = bounds.columns(
-            model, batch.inputs, label, right=found.gap > 0, first=batch.first, p=one
-        )
-        columns.update({f"{bound}_{norm_name(one)}": v for bound, v in further.items()})
-    return {name: column.cpu().numpy() for name, column in columns.items()}
-
-
-def _report(
-    partial: PartialResults,
-    *,
-    norms: Sequence[float],
-    classes: ClassRule,
-    signed: bool,
-    exact: bool,
-    settings: dict[str, Any],
-) -> MarginReport:
-    columns = partial.columns()
-    target, prediction, gap = columns["target"], columns["prediction"], columns["gap"]
-    # A tie counts as misclassified: the gap to the label must be positive.
-    correct = gap > 0 if signed else (prediction == target) & (gap > 0)
-    return MarginReport(
-        target=target,
-        prediction=prediction,
-        correct=np.asarray(correct),
-        gap=gap,
-        runner_up=columns["runner_up"],
-        norms={
-            one: NormMargins(
-                p=one,
-                margin=columns[f"margin_{norm_name(one)}"],
-                critical=columns[f"critical_{norm_name(one)}"],
-                norm=columns[f"norm_{norm_name(one)}"],
-                bounds={
-                    bound: columns[f"{bound}_{norm_name(one)}"]
-                    for bound in BOUND_NAMES
-                    if f"{bound}_{norm_name(one)}" in columns
-                },
-            )
-            for one in norms
-        },
-        signed=signed,
-        classes=classes,
-        exact=exact and classes == "all",
-        settings=settings,
-        seconds=partial.elapsed(),
-    )
+    return [batch.part(start, size) for start in range(0, batch.target.shape[0], size)]
 
 
 def _warn_without_gradient(report: MarginReport) -> None:

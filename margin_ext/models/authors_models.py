@@ -1,4 +1,4 @@
-"""The authors' architectures (paper.md section 3), with their checkpoints' parameter names.
+"""The architectures of Wu and Yu (2019), with the parameter names of their checkpoints.
 
 All take inputs in [0, 1] and have no forward of their own, so that tools that walk through layers
 (certification, Lipschitz bounds, the test for linearity) understand them.
@@ -91,7 +91,7 @@ def cifar_cnn(dropout: float | None = 0.5) -> nn.Sequential:
 
 
 AUTHORS_MODELS: dict[str, Callable[[], nn.Module]] = {
-    "mnist_linear": linear_classifier,
+    "mnist_linear": lambda: linear_classifier(784),
     "mnist_mlp": mnist_mlp,
     "mnist_cnn": mnist_cnn,
     "cifar_linear": lambda: linear_classifier(3072),

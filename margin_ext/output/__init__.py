@@ -1,1 +1,1 @@
-"""Files that are whole or absent, progress bars, tables of text."""
+"""Files that are whole or absent, what is wrong with a file, progress bars, tables, figures."""

@@ -10,7 +10,12 @@ __all__ = ["finite_json"]
 
 
 def finite_json(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: they become strings that Python's float() reads."""
+    """JSON knows neither NaN nor infinity: they become strings that Python's float() reads.
+
+    Example:
+        >>> finite_json({"margins": [0.5, float("inf")]})
+        {'margins': [0.5, 'inf']}
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

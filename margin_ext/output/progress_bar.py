@@ -33,13 +33,21 @@ def progress_bar(total: int | None, title: str, show: bool | None) -> Progress:
     Args:
         total: Number of samples, None where unknown.
         title: What is measured.
-        show: True or False; None: where standard error is a terminal and tqdm is installed.
+        show: True or False; None: where standard error is a terminal and tqdm is installed. A
+            process without standard error (a daemon, pythonw) shows nothing.
     """
     if show is None:
-        show = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
-    if not show:
+        show = _is_terminal() and importlib.util.find_spec("tqdm") is not None
+    if not show or sys.stderr is None:
         return _Silent()
     from tqdm import tqdm
 
     bar: Progress = tqdm(total=total, desc=title, unit="sample", leave=False)
     return bar
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except (ValueError, AttributeError):  # closed, or replaced by something else
+        return False

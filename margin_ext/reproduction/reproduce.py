@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from margin_ext.attacks.minimum_distance import DistanceAttack, nearest_adversarial
-from margin_ext.bounds.sampled import Sampling, sampled_margins
+from margin_ext.attacks import PGD, AttackLoss
+from margin_ext.bounds import Bound, MinimumDistance, Sampled
 from margin_ext.data.idx_files import load_mnist
 from margin_ext.measurement.measure import measure
 from margin_ext.measurement.robust_accuracy import robust_accuracy
-from margin_ext.measurement.table import text_table
 from margin_ext.models.authors_models import linear_classifier, mnist_cnn
 from margin_ext.models.checkpoint import load_checkpoint
 from margin_ext.models.evaluation_mode import evaluation_mode
 from margin_ext.norms import norm_name
-from margin_ext.output.atomic_write import write_atomically
-from margin_ext.output.finite_json import finite_json
+from margin_ext.output.json_file import read_json, write_json
+from margin_ext.output.text_table import text_table
 from margin_ext.reproduction.stated_figures import STATED, Stated
+from margin_ext.threat import ThreatModel
 
 __all__ = ["PARTS", "Row", "compare", "comparison_table", "reproduce"]
 
@@ -39,6 +39,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "regularized": ("MNISTCNN_reg_00200.tar", mnist_cnn),
 }
 
+LOSSES: tuple[AttackLoss, ...] = get_args(AttackLoss)
 CNNS = ("plain", "regularized")
 
 BATCH = 100
@@ -128,7 +129,9 @@ def _first_order(experiment: _Experiment, name: str) -> Values:
         f"{name}/average_margin_sign_by_correctness": float(signed.astype(np.float64).mean()),
         f"{name}/average_gap": float(every.gap.astype(np.float64).mean()),
         f"{name}/smallest_margin": every.minimum_margin,
-        f"{name}/runner_up_is_not_nearest": float((every.first.critical != every.runner_up).mean()),
+        f"{name}/runner_up_is_not_nearest": float(
+            (every.first.nearest_class != every.runner_up).mean()
+        ),
         f"{name}/runner_up_overstates": nearest.average_margin / every.average_margin - 1,
     }
 
@@ -139,33 +142,28 @@ def _bounds(experiment: _Experiment, name: str) -> Values:
     index = experiment.subset
     x, y = experiment.some(index)
     tangent = measure(model, (x, y), signed=False).margin
-    free, boxed, targeted, sampled = [], [], [], []
-    with evaluation_mode(model):
-        for start in range(0, len(index), BATCH):
-            part = x[start : start + BATCH]
-            label = model(part).argmax(dim=1)
-            settings = DistanceAttack(steps=100, targets=0)
-            free.append(nearest_adversarial(model, part, label, settings=settings).distance)
-            boxed.append(
-                nearest_adversarial(
-                    model, part, label, settings=settings, data_range=(0.0, 1.0)
-                ).distance
-            )
-            second = DistanceAttack(steps=100, targets=1)
-            targeted.append(nearest_adversarial(model, part, label, settings=second).distance)
-            sampled.append(
-                sampled_margins(
-                    model, part, label, settings=Sampling(points=64, radius=5.0),
-                    indices=range(start, start + part.shape[0]),
-                ).estimate
-            )  # fmt: skip
-    distance = torch.cat(free).double().numpy()
-    estimate = torch.cat(sampled).double().numpy()
+    free, in_range = ThreatModel(p=2), ThreatModel(p=2, data_range=(0.0, 1.0))
+    untargeted = MinimumDistance(steps=100, targets=0)
+
+    def distances(bound: Bound, threat: ThreatModel) -> NDArray[Any]:
+        found = []
+        with evaluation_mode(model):
+            for start in range(0, len(index), BATCH):
+                part = x[start : start + BATCH]
+                label = model(part).argmax(dim=1)
+                numbers = range(start, start + part.shape[0])
+                found.append(bound(model, part, label, threat=threat, indices=numbers).distance)
+        return torch.cat(found).double().numpy()
+
+    distance = distances(untargeted, free)
+    estimate = distances(Sampled(points=64, radius=5.0), free)
     ratio = tangent / distance
     return {
         f"{name}/attack_distance": float(distance.mean()),
-        f"{name}/attack_distance_in_box": float(torch.cat(boxed).double().mean()),
-        f"{name}/attack_distance_with_targets": float(torch.cat(targeted).double().mean()),
+        f"{name}/attack_distance_in_box": float(distances(untargeted, in_range).mean()),
+        f"{name}/attack_distance_with_targets": float(
+            distances(MinimumDistance(steps=100, targets=1), free).mean()
+        ),
         f"{name}/first_order_above_attack": float((ratio > 1 + 1e-4).mean()),
         f"{name}/first_order_over_attack": float(ratio.mean()),
         f"{name}/first_order_over_attack_largest": float(ratio.max()),
@@ -181,12 +179,11 @@ def _robust(experiment: _Experiment, name: str) -> Values:
         experiment.models[name],
         experiment.some(slice(0, 1000)),
         [1.0, 2.0],
-        steps=100,
-        random_start=False,
+        attacks=[PGD(loss=loss, steps=100, random_start=False) for loss in LOSSES],
         data_range=(0.0, 1.0),
         batch_size=BATCH,
     )
-    for loss in ("gap", "cross_entropy"):
+    for loss in LOSSES:
         for eps, share in zip(result.eps, result.curve(loss), strict=True):
             values[f"{name}/robust_{loss}_eps_{eps:g}"] = share
     if result.diagnosis is not None:
@@ -197,9 +194,7 @@ def _robust(experiment: _Experiment, name: str) -> Values:
         experiment.models[name],
         experiment.some(slice(0, 100)),
         2.0,
-        steps=100,
-        random_start=False,
-        norm_floor=1e-6,
+        attacks=[PGD(loss=loss, steps=100, random_start=False, norm_floor=1e-6) for loss in LOSSES],
         data_range=(0.0, 1.0),
         diagnose_masking=False,
     )
@@ -216,10 +211,7 @@ def _underflow(experiment: _Experiment) -> Values:
             experiment.models["plain"],
             experiment.some(slice(0, 200)),
             2.0,
-            losses=("cross_entropy",),
-            steps=100,
-            random_start=False,
-            norm_floor=floor,
+            attacks=[PGD(loss="cross_entropy", steps=100, random_start=False, norm_floor=floor)],
             data_range=(0.0, 1.0),
             diagnose_masking=False,
             batch_size=BATCH,
@@ -302,17 +294,24 @@ def reproduce(
     for part in chosen:
         path = None if out is None else Path(out) / f"{part}.json"
         if path is not None and path.exists():
-            found = {name: float(value) for name, value in json.loads(path.read_text()).items()}
+            found = _kept_values(path)
         else:
             _log.info("computing %s", part)
             found = PARTS[part](experiment)
             if path is not None:
-                text = json.dumps(finite_json(found), indent=1)
-                write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+                write_json(path, found)
         values.update(found)
         if done is not None:
             done(part, found)
     return values
+
+
+def _kept_values(path: Path) -> Values:
+    """Figures of a part that an earlier call kept."""
+    try:
+        return {name: float(value) for name, value in read_json(path).items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no figures of a part; remove it: {error}") from error
 
 
 def compare(values: Values) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from margin_ext.measurement.figures import COLORS, new_axes, plain
+from margin_ext.output.figure_style import COLORS, new_axes, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

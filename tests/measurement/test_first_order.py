@@ -65,7 +65,7 @@ def test_several_norms_in_one_pass_are_those_of_single_passes() -> None:
     for p in (2, "inf", 1):
         alone = measure(model, batch, p=p)
         assert (together[p].margin == alone.margin).all()
-        assert (together[p].critical == alone.first.critical).all()
+        assert (together[p].nearest_class == alone.first.nearest_class).all()
 
 
 def test_unsigned_margins_are_measured_from_the_prediction() -> None:
@@ -216,7 +216,7 @@ def test_models_that_do_not_fit(output: object, error: type[Exception], message:
         ({"limit": 0}, ValueError, "limit"),
         ({"norm_bound": -1.0}, ValueError, "norm_bound"),
         ({"bounds": ["magic"]}, ValueError, "bounds must be"),
-        ({"bounds": ["attack"], "p": 1}, ValueError, "p = 2 and p = inf"),
+        ({"bounds": ["minimum_distance"], "p": 1}, ValueError, "p = 2 and p = inf"),
     ],
 )
 def test_arguments_that_do_not_fit(
@@ -230,7 +230,8 @@ def test_arguments_that_do_not_fit(
     ("samples", "error", "message"),
     [
         ((torch.ones(2, 4).long(), torch.zeros(2).long()), TypeError, "floating"),
-        ((torch.ones(2, 4).double(), torch.zeros(2)), TypeError, "int64"),
+        ((torch.ones(2, 4).double(), torch.tensor([0.0, 0.5])), ValueError, "whole numbers"),
+        ((torch.ones(2, 4).double(), torch.tensor([0.0, math.nan])), ValueError, "whole numbers"),
         ((torch.ones(2, 4).double(), torch.tensor([0, 3])), ValueError, "0..2"),
         ((torch.ones(2, 4).double(), torch.zeros(3).long()), ValueError, "inputs must be"),
         ((torch.ones(0, 4).double(), torch.zeros(0).long()), ValueError, "no samples"),
@@ -253,7 +254,7 @@ def test_the_model_is_left_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
     with torch.no_grad():
-        measure(model, (x, y), bounds=["sampled", "attack"])
+        measure(model, (x, y), bounds=["sampled", "minimum_distance"])
     with pytest.raises(ValueError, match="NaN"):
         measure(model, [(x, y), (x * math.nan, y)])
     assert torch.equal(torch.random.get_rng_state(), state)
