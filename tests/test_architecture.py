@@ -24,8 +24,8 @@ LAYERS = (
     ("loss",),
     ("models", "output", "data"),
     ("attacks", "bounds"),
-    ("measurement",),
-    ("training", "reproduction"),
+    ("measurement", "ledger"),
+    ("training", "reproduction", "integrations"),
     ("command_line", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS, start=1) for name in names}
