@@ -103,7 +103,7 @@ class Batches:
             size = self.batch_size or max(inputs.shape[0], 1)
             for x, y in zip(inputs.split(size), target.split(size), strict=True):
                 if x.shape[0]:
-                    yield Batch(first, self._copied(x), y.to(self.device))
+                    yield Batch(first, self._copied(x), y.to(self.device, copy=True))
                     first += x.shape[0]
             if self.limit is not None and first >= self.limit:
                 return

@@ -14,7 +14,8 @@ __all__ = ["modules_behind"]
 
 # Their functions use no modules of the user, and have thousands of globals.
 _LIBRARIES = ("torch", "numpy", "margin_ext", "builtins", "functools", "importlib", "typing")
-# Longer containers hold data.
+# Things that are looked at, and the longest container that is: longer ones hold data.
+_MOST = 20_000
 _LARGEST = 1000
 _PLAIN = (str, bytes, int, float, complex, type(None), type)
 
@@ -43,7 +44,9 @@ def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
         seen[id(thing)] = thing
         if isinstance(thing, nn.Module):
             found.setdefault(id(thing), thing)
-        else:
+            # Modules that are not registered, such as those in a list.
+            waiting.extend(v for m in thing.modules() for v in vars(m).values())
+        elif len(seen) < _MOST:
             waiting.extend(_held_by(thing))
     inner = {id(m) for module in found.values() for m in module.modules() if m is not module}
     return [module for key, module in found.items() if key not in inner]
