@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from margin_ext.checks import shape_text
-from margin_ext.functional import dual_direction, first_order_margin
+from margin_ext.functional.dual_direction import dual_direction
+from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.random_points import ball_noise

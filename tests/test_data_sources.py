@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from margin_ext.command_line import main
-from margin_ext.data import DataError, data_forms, data_sources, load_data, load_part
+from margin_ext.data import DataError, data_forms, data_source, data_sources, load_data, load_part
 from margin_ext.data.data_source import find_data_source
 
 # A data source of somebody's own, in one file.
@@ -52,10 +52,10 @@ def stripes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "stripes_data.py").write_text(STRIPES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(data_source, "_REGISTERED", dict(data_sources()))
+    monkeypatch.delitem(sys.modules, "stripes_data", raising=False)
     __import__("stripes_data")
-    yield tmp_path
-    del data_sources()["stripes"]  # type: ignore[attr-defined]
-    del sys.modules["stripes_data"]
+    return tmp_path
 
 
 def test_a_source_in_one_file_is_trained_on_and_measured(

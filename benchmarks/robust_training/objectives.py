@@ -1,6 +1,6 @@
 """Peers of the margin loss, each in a few lines on the package's own parts.
 
-All have what `margin_ext.training.Training` asks of an objective: ``loss`` and ``settings``.
+All have what `margin_ext.training.TrainingLoop` asks of an objective: ``loss`` and ``settings``.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from margin_ext import AverageMarginLoss
-from margin_ext.training.options import OPTIONS, SECTIONS, defaults
 from margin_ext.training.recipe import Recipe
-from margin_ext.training.settings import (
+from margin_ext.training.setting_table import OPTIONS, SECTIONS, defaults
+from margin_ext.training.settings_file import (
     SettingsError,
-    completed,
+    complete_settings,
     read_settings,
     settings_text,
 )
@@ -104,12 +104,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_what_is_not_given_follows_from_the_rest(tmp_path: Path) -> None:
-    full = completed({"data": "mnist", "data_dir": "here", "optimizer": "adamw", "p": "inf"})
+    full = complete_settings(
+        {"data": "mnist", "data_dir": "here", "optimizer": "adamw", "p": "inf"}
+    )
     assert full["learning_rate"] == 1e-3
     assert full["measure_p"] == "inf"
     assert full["eps_attack"] == [0.1, 0.2, 0.3]
     assert full["data_dir"] == str(Path.cwd() / "here")
     assert full["threads"] == torch.get_num_threads()
     # Complete: nothing more follows from what is written.
-    assert completed(read_settings(written(tmp_path, settings_text(full, "")))) == full
-    assert completed({"p": 3.0})["measure_p"] == 2
+    assert complete_settings(read_settings(written(tmp_path, settings_text(full, "")))) == full
+    assert complete_settings({"p": 3.0})["measure_p"] == 2
