@@ -28,8 +28,6 @@ def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
 
     Example:
         >>> net = nn.Linear(2, 2)
-        >>> modules_behind(lambda x: net(x).relu())
-        [Linear(in_features=2, out_features=2, bias=True)]
         >>> modules_behind(functools.partial(net.forward))
         [Linear(in_features=2, out_features=2, bias=True)]
     """
