@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from margin_ext import functional, reference
+from margin_ext import functional
 from margin_ext._backend_info import backend_info
 from margin_ext.functional import (
     average_margin_loss,
@@ -19,12 +19,22 @@ from margin_ext.functional import (
     logit_gap,
     orthogonality_penalty,
 )
-from margin_ext.gradient_modes import FiniteDifference, Secant
+from margin_ext.gradient_modes import (
+    Auto,
+    Detached,
+    DoubleBackward,
+    FiniteDifference,
+    GradientMode,
+    Secant,
+    register_gradient_mode,
+)
 from margin_ext.loss import AverageMarginLoss
-from margin_ext.regularizers import Regularizer
+from margin_ext.loss_options import LossOptions
+from margin_ext.regularizers import Regularizer, register_regularizer
 from margin_ext.statistics import BatchStatistics
 
 if TYPE_CHECKING:
+    from margin_ext import reference
     from margin_ext.measurement.measure import measure
     from margin_ext.measurement.monitor import MarginMonitor
     from margin_ext.measurement.robust_accuracy import robust_accuracy
@@ -32,9 +42,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Auto",
     "AverageMarginLoss",
     "BatchStatistics",
+    "Detached",
+    "DoubleBackward",
     "FiniteDifference",
+    "GradientMode",
+    "LossOptions",
     "MarginMonitor",
     "Regularizer",
     "Secant",
@@ -49,6 +64,8 @@ __all__ = [
     "measure",
     "orthogonality_penalty",
     "reference",
+    "register_gradient_mode",
+    "register_regularizer",
     "robust_accuracy",
 ]
 
@@ -59,4 +76,6 @@ def __getattr__(name: str) -> Any:
     # Training does not pay for importing what measures.
     if name in _MEASUREMENT:
         return getattr(importlib.import_module("margin_ext.measurement"), name)
+    if name == "reference":
+        return importlib.import_module("margin_ext.reference")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

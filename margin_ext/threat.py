@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from margin_ext.checks import shape_text
-from margin_ext.functional import dual_direction, first_order_margin
+from margin_ext.functional.dual_direction import dual_direction
+from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.random_points import ball_noise
 
-__all__ = ["DataRange", "ThreatModel", "require_attackable"]
+__all__ = ["DataRange", "ThreatModel", "check_radius", "require_attackable"]
 
 # Lowest and highest value, numbers or one value a channel, in the units that the model gets.
 DataRange: TypeAlias = tuple[float | Tensor | Sequence[float], float | Tensor | Sequence[float]]
@@ -93,16 +94,23 @@ class ThreatModel:
     def project(self, x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
         """Bring x [B, ...] into the ball of radius [B] around center, and into the data range.
 
-        For p = 2 and p = inf the point of the ball is the nearest one. For other norms x moves
-        straight toward the center, which is not the shortest way. The ball comes first and then
-        the range: both hold afterwards, because the range contains the center and clamping moves
-        every coordinate toward it.
+        For p = 1, 2 and inf the point of the ball is the nearest one (p = 1: Duchi et al., 2008).
+        For other norms x moves straight toward the center, which is not the nearest point. The
+        ball comes first and then the range: both hold afterwards, because the range contains the
+        center and clamping moves every coordinate toward it.
+
+        Example:
+            >>> x = torch.tensor([[3.0, 1.0]])
+            >>> ThreatModel(p=1).project(x, torch.zeros(1, 2), torch.tensor([2.0]))
+            tensor([[2., 0.]])
         """
         scale = self._to_pixels(x)
         delta = (x - center) * scale
         limit = radius.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         if self.p == math.inf:
             delta = torch.minimum(torch.maximum(delta, -limit), limit)
+        elif self.p == 1:
+            delta = _into_l1_ball(delta.flatten(1), radius.to(delta.dtype)).reshape(delta.shape)
         else:
             norm = torch.linalg.vector_norm(delta.flatten(1), self.p, dim=1).reshape(limit.shape)
             delta = delta * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
@@ -151,10 +159,32 @@ class ThreatModel:
         return 1.0 if self.input_std is None else 1 / channel_scale(self.input_std, inputs)
 
 
+def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
+    """The nearest point of the l1 ball of radius [B] to every row of delta [B, D].
+
+    It is sign(delta) * max(|delta| - t, 0) with the smallest t >= 0 whose l1 norm is at most the
+    radius; t follows from the sorted magnitudes (Duchi et al., 2008, figure 1).
+    """
+    size = delta.abs()
+    ordered = size.sort(dim=1, descending=True).values
+    # The threshold if the k largest magnitudes stay above it, for every k.
+    count = torch.arange(1, size.shape[1] + 1, dtype=size.dtype, device=size.device)
+    thresholds = (ordered.cumsum(dim=1) - radius.unsqueeze(1)) / count
+    kept = (ordered > thresholds).sum(dim=1, keepdim=True).clamp_min(1)
+    threshold = thresholds.gather(1, kept - 1).clamp_min(0)
+    return delta.sign() * (size - threshold).clamp_min(0)
+
+
 def require_attackable(threat: ThreatModel) -> None:
     """Raise ValueError where the attacks do not exist for the norm."""
     if threat.p not in (2.0, math.inf):
         raise ValueError(f"attacks are for p = 2 and p = inf, got {threat.p:g}")
+
+
+def check_radius(eps: float) -> None:
+    """Require a radius of at least 0, and finite."""
+    if not eps >= 0 or math.isinf(eps):
+        raise ValueError(f"eps must be a number >= 0, got {eps}")
 
 
 def _check_range(data_range: DataRange) -> None:

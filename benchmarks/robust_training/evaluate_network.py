@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from margin_ext.attacks import PGD, AttackLoss
 from margin_ext.bounds import FoolboxDistance, MinimumDistance
 from margin_ext.measurement import measure, robust_accuracy
 from margin_ext.threat import ThreatModel
@@ -47,8 +48,7 @@ def robust_at(
         (part[0][:count], part[1][:count]),
         eps,
         p=p,
-        steps=STEPS,
-        restarts=restarts,
+        attacks=[PGD(loss=loss, steps=STEPS, restarts=restarts) for loss in get_args(AttackLoss)],
         data_range=BOX,
         diagnose_masking=diagnose,
         progress=False,

@@ -73,8 +73,8 @@ CERTIFIED_AFTER = {"linear": MEASURED_AFTER, "mlp": (40,), "cnn": ()}
 
 
 def objectives() -> dict[str, tuple[str, Objective]]:
-    authors = AverageMarginLoss(mu=0.1, tau=40.0, margin="logit_gap", regularizer="authors_code")
-    ours = AverageMarginLoss(mu=2.0, tau=2.5, gradient="finite_difference", difference=_BOUNDARY)
+    authors = AverageMarginLoss(mu=0.1, tau=40.0, margin="logit_gap", regularizer="negative_ramp")
+    ours = AverageMarginLoss(mu=2.0, tau=2.5, gradient=_BOUNDARY)
     return {
         "plain": ("cross-entropy", Objective(nn.CrossEntropyLoss())),
         "authors": ("authors' regularizer, orthogonality", Objective(authors, beta=1e-3)),

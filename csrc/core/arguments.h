@@ -1,8 +1,10 @@
-// What every backend of an op is handed: plain pointers, sizes and options. No torch, no CUDA.
+// The arguments of every op as its backends receive them: plain pointers, sizes and options,
+// without torch or CUDA.
 //
-// A sample is D elements that lie densely in memory in any order (norms do not depend on it);
-// samples are batch_stride elements apart (any value, 0 included). Per-sample vectors are
-// contiguous. `Acc` is float, or double where logits and grad are float64.
+// The D elements of a sample fill one block of memory, in any order, because norms do not depend on
+// it. Samples are batch_stride elements apart; the stride may have any value, including 0.
+// Per-sample vectors are contiguous. `Acc`, the accumulation dtype, is double where logits and grad
+// are float64, and float otherwise.
 #pragma once
 
 #include "core/dual_norm.h"
@@ -17,10 +19,10 @@ struct NormOptions {
   double q = 2;
 };
 
-// Per-channel factors s (1 / input_std): the norm is taken of s * g, and what is written along the
-// direction is multiplied by s. Element j of a sample has channel (j / stride) % count.
+// Factors s per channel (1 / input_std). The norm is that of s * g, and the direction that is
+// written is multiplied by s. Element j of a sample belongs to channel (j / stride) % count.
 struct ChannelScale {
-  const void* scale = nullptr;  // Acc [count]; null: none
+  const void* scale = nullptr;  // Acc [count]; null: no factors
   int64_t count = 1;
   int64_t stride = 1;
 };
@@ -39,13 +41,13 @@ struct LogitRows {
   const void* data = nullptr;
   Dtype dtype = Dtype::kFloat32;
   int64_t batch_stride = 0;
-  int64_t classes = 0;                // C
-  const int64_t* target = nullptr;    // [B]
-  const int64_t* critical = nullptr;  // [B]: the class the gap is measured to; null: the runner-up
+  int64_t classes = 0;               // C
+  const int64_t* target = nullptr;   // [B]
+  const int64_t* nearest = nullptr;  // [B]: the class the gap is measured to; null: the runner-up
   int64_t ignore_index = -100;
 };
 
-// gap [B], runner_up [B] (-1 where the sample is ignored, whose gap is NaN)
+// gap [B], runner_up [B]. An ignored sample has gap NaN and runner_up -1.
 struct LogitGapArguments {
   int64_t batch = 0;
   LogitRows logits;
@@ -64,13 +66,13 @@ struct MarginArguments {
   void* norm_out = nullptr;   // Acc [B]
 };
 
-// out [B, D] = base + factor_i * v(grad_i); with margin_backward's factor it is that op's backward.
+// out [B, D] = base + factor_i * v(grad_i), where v is the dual direction (dual_norm.h).
 struct DirectionArguments {
   int64_t batch = 0;
   NormOptions norm;
   GradientRows grad;
   const void* factor = nullptr;  // Acc [B]
-  const void* base = nullptr;    // dtype of grad, [B, D] in grad's element order; null: 0
+  const void* base = nullptr;    // [B, D], dtype and element order of grad; null: 0
   int64_t base_stride = 0;
   void* out = nullptr;  // dtype of grad
   int64_t out_stride = 0;
@@ -79,7 +81,7 @@ struct DirectionArguments {
 struct LossArguments {
   int64_t batch = 0;
   LogitRows logits;
-  GradientRows grad;  // data == null: the regularizer takes the logit gap, and norm is not written
+  GradientRows grad;  // data == null: the regularizer takes the gap, and no norm is written
   NormOptions norm;
   double eps = 0;
   double mu = 0;
@@ -90,9 +92,9 @@ struct LossArguments {
   const void* class_weight = nullptr;  // Acc [C]
   Reduction reduction = Reduction::kMean;
 
-  // Outputs; null: not wanted.
+  // Outputs; an output that is null is not computed.
   void* loss = nullptr;         // Acc [1], or [B] under Reduction::kNone
-  void* margin = nullptr;       // Acc [B]; NaN where the sample is ignored, as gap and norm
+  void* margin = nullptr;       // Acc [B]; margin, gap and norm of an ignored sample are NaN
   void* gap = nullptr;          // Acc [B]
   void* norm_out = nullptr;     // Acc [B]
   void* statistics = nullptr;   // Acc [kStatisticCount]
@@ -100,17 +102,18 @@ struct LossArguments {
   void* grad_grad = nullptr;    // dtype of grad
   int64_t grad_grad_stride = 0;
 
-  // Gradients are those of sum_i L_i * upstream_i, further divided by B under kMean without
-  // upstream (statistics[kGradientScale] says what is still missing then).
+  // The gradients are those of sum_i L_i * upstream_i. Without upstream they are those of sum_i
+  // L_i, divided by B under Reduction::kMean; statistics[kGradientScale] is the factor that is then
+  // still missing.
   const void* upstream = nullptr;  // Acc [1] or [B]
   bool upstream_per_sample = false;
 };
 
-// What a backward does to the gradients that the forward stored: both are multiplied in place by
-// upstream[0] * gradient_scale[0]; nothing is touched where that product is exactly 1.
+// The backward pass multiplies the gradients that the forward pass stored, in place, by
+// upstream[0] * gradient_scale[0]. It touches nothing where that product is exactly 1.
 struct ScaleArguments {
   struct Block {
-    void* data = nullptr;  // null: absent
+    void* data = nullptr;  // null: there is no such gradient
     Dtype dtype = Dtype::kFloat32;
     int64_t size = 0;  // elements, dense
   };

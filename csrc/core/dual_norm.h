@@ -1,10 +1,17 @@
-// The dual norm ||x||_q of one sample's input gradient and its dual direction v: the vector with
-// ||v||_p <= 1 that maximises <v, x> (1/p + 1/q = 1). <v, x> = ||x||_q, and by the envelope theorem
-// d||x||_q = <v, dx>; so v is also the norm's gradient. v = 0 where x = 0.
+// The dual norm ||x||_q of one sample's input gradient x, and its dual direction v.
 //
-// A norm is accumulated element by element into a NormState; states of parts of a row combine in
-// any grouping. To add a norm: one enumerator, and one case in each function below.
+// v is the vector with ||v||_p <= 1 that maximises <v, x>, where 1/p + 1/q = 1. The maximum is
+// ||x||_q, and by the envelope theorem v is also the gradient of the norm. v = 0 where x = 0.
+//
+// A norm is accumulated element by element into a NormState. The states of the parts of a row can
+// be combined in any grouping.
+//
+// To add a norm, add an enumerator to Norm and build: the compiler names every switch of this file
+// that lacks it (no switch over Norm has a default). No other file of csrc/cpu or csrc/cuda
+// changes.
 #pragma once
+
+#include <type_traits>
 
 #include "core/platform.h"
 
@@ -17,11 +24,74 @@ enum class Norm : int32_t {
   kGeneral = 3,  // any other real p > 1
 };
 
-// What the two fields hold:   kOne      sum |x|          -
-//                             kTwo      sum x^2          -
-//                             kMax      max |x|          how many elements attain it
-//                             kGeneral  sum (|x|/m)^q    m = max |x|   (scaled: |x|^q under- and
-//                                                                       overflows for large q)
+// The norm of a dual exponent q >= 1.
+inline Norm norm_from_q(double q) {
+  if (q == 1) return Norm::kOne;
+  if (q == 2) return Norm::kTwo;
+  if (std::isinf(q)) return Norm::kMax;
+  return Norm::kGeneral;
+}
+
+// Calls visit(std::integral_constant<Norm, norm>()): from a norm as a value to a norm as a template
+// argument. This is the only switch over the norms that is not a formula.
+MARGIN_NO_EXEC_CHECK
+template <typename Visit>
+MARGIN_HD decltype(auto) visit_norm(Norm norm, const Visit& visit) {
+  switch (norm) {
+    case Norm::kOne:
+      return visit(std::integral_constant<Norm, Norm::kOne>());
+    case Norm::kTwo:
+      return visit(std::integral_constant<Norm, Norm::kTwo>());
+    case Norm::kMax:
+      return visit(std::integral_constant<Norm, Norm::kMax>());
+    case Norm::kGeneral:
+      return visit(std::integral_constant<Norm, Norm::kGeneral>());
+  }
+  __builtin_unreachable();
+}
+
+// What the dual direction needs to know of a row, apart from its norm.
+enum class DirectionNeeds {
+  kElements,  // every element
+  kSigns,     // the sign of every element
+  kLargest,   // the elements of largest magnitude
+};
+
+MARGIN_HD constexpr DirectionNeeds direction_needs(Norm norm) {
+  switch (norm) {
+    case Norm::kOne:
+      return DirectionNeeds::kSigns;
+    case Norm::kTwo:
+    case Norm::kGeneral:
+      return DirectionNeeds::kElements;
+    case Norm::kMax:
+      return DirectionNeeds::kLargest;
+  }
+  __builtin_unreachable();
+}
+
+// Whether the formulas of a norm compute powers of single elements. They are then bound by
+// arithmetic, not by memory, and they branch, so they take one number at a time and no vectors.
+MARGIN_HD constexpr bool takes_powers(Norm norm) {
+  switch (norm) {
+    case Norm::kOne:
+    case Norm::kTwo:
+    case Norm::kMax:
+      return false;
+    case Norm::kGeneral:
+      return true;
+  }
+  __builtin_unreachable();
+}
+
+// The two fields hold:
+//
+//   norm       sum             extra
+//   kOne       sum |x|         -
+//   kTwo       sum x^2         -
+//   kMax       max |x|         the number of elements that attain it
+//   kGeneral   sum (|x|/m)^q   m = max |x|; scaled, because |x|^q would under- or overflow
+//
 // Every reduction propagates NaN, as torch.linalg.vector_norm does.
 template <typename Acc>
 struct NormState {
@@ -42,6 +112,7 @@ MARGIN_HD void norm_add(NormState<Acc>& state, Acc x, Acc q) {
     state.extra = select(larger, Acc(1), select(equal, state.extra + Acc(1), state.extra));
     state.sum = select(larger, magnitude, state.sum);
   } else {
+    static_assert(norm == Norm::kGeneral, "a norm without a formula");
     if (magnitude > state.extra || is_nan(magnitude)) {
       const Acc before = state.extra > 0 ? state.sum * power(state.extra / magnitude, q) : Acc(0);
       state.sum = before + 1;
@@ -63,6 +134,7 @@ MARGIN_HD void norm_combine(NormState<Acc>& state, const NormState<Acc>& other, 
         select(larger, other.extra, select(equal, state.extra + other.extra, state.extra));
     state.sum = select(larger, other.sum, state.sum);
   } else {
+    static_assert(norm == Norm::kGeneral, "a norm without a formula");
     if (other.extra > state.extra || is_nan(other.extra)) {
       const Acc before = state.extra > 0 ? state.sum * power(state.extra / other.extra, q) : Acc(0);
       state.sum = before + other.sum;
@@ -78,17 +150,18 @@ template <Norm norm, typename Acc>
 MARGIN_HD Acc norm_value(const NormState<Acc>& state, Acc q) {
   if constexpr (norm == Norm::kTwo) {
     return square_root(state.sum);
-  } else if constexpr (norm == Norm::kGeneral) {
-    return state.extra * power(state.sum, Acc(1) / q);
-  } else {
+  } else if constexpr (norm == Norm::kOne || norm == Norm::kMax) {
     return state.sum;
+  } else {
+    static_assert(norm == Norm::kGeneral, "a norm without a formula");
+    return state.extra * power(state.sum, Acc(1) / q);
   }
 }
 
-// A row of coefficient * v, element by element: direction_at(make_direction(...), x_j).
+// A row of coefficient * v. Its element j is direction_at(make_direction(...), x_j).
 template <typename Acc>
 struct Direction {
-  Acc coefficient;  // folded with everything that is constant over the row
+  Acc coefficient;  // times everything that is constant over the row
   Acc norm;
   Acc exponent;  // q - 1, kGeneral only
 };
@@ -100,8 +173,10 @@ MARGIN_HD Direction<Acc> make_direction(const NormState<Acc>& state, Acc value, 
   if constexpr (norm == Norm::kTwo) {
     direction.coefficient = value == 0 ? Acc(0) : coefficient / value;
   } else if constexpr (norm == Norm::kMax) {
-    // Ties share the gradient equally, as torch's vector_norm has it.
+    // Tied elements share the gradient equally, as in torch.linalg.vector_norm.
     direction.coefficient = value == 0 ? Acc(0) : coefficient / state.extra;
+  } else {
+    static_assert(norm == Norm::kOne || norm == Norm::kGeneral, "a norm without a formula");
   }
   return direction;
 }
@@ -114,9 +189,10 @@ MARGIN_HD Acc direction_at(const Direction<Acc>& direction, Acc x) {
   } else if constexpr (norm == Norm::kOne) {
     return select(x > Acc(0), c, select(x < Acc(0), -c, Acc(0)));
   } else if constexpr (norm == Norm::kMax) {
-    // A zero row has coefficient 0, so that the two cases may overlap there.
+    // In a zero row both conditions hold, but there the coefficient is 0.
     return select(x == direction.norm, c, select(x == -direction.norm, -c, Acc(0)));
   } else {
+    static_assert(norm == Norm::kGeneral, "a norm without a formula");
     if (x == 0) return Acc(0);
     const Acc size = c * power(absolute(x) / direction.norm, direction.exponent);
     return x > 0 ? size : -size;

@@ -1,4 +1,4 @@
-// Lets one definition of each formula serve the CPU kernels, nvcc and the CPU emulator of CUDA.
+// Lets the CPU kernels, nvcc and the CPU emulator of CUDA share one definition of each formula.
 #pragma once
 
 #include <cmath>
@@ -6,13 +6,17 @@
 
 #if defined(__CUDACC__)
 #define MARGIN_HD __host__ __device__ __forceinline__
-// For what is long and slow: called, so that kernels stay small.
+// For long and slow formulas: they are called, not inlined, so that kernels stay small.
 #define MARGIN_HD_CALL [[maybe_unused]] static __host__ __device__ __noinline__
+// Before a template that calls a function object: whether that runs on the host or on the device is
+// the caller's business.
+#define MARGIN_NO_EXEC_CHECK _Pragma("nv_exec_check_disable")
 #else
-// Always inlined: the CPU kernels are compiled once per instruction set, and a formula that were
-// emitted as a shared function would be kept from one of those objects only.
+// Always inlined, because the CPU kernels are compiled once per instruction set: a formula that is
+// emitted as a shared function would come from one of those objects and serve all of them.
 #define MARGIN_HD inline __attribute__((always_inline))
 #define MARGIN_HD_CALL MARGIN_HD
+#define MARGIN_NO_EXEC_CHECK
 #endif
 
 namespace margin {
@@ -30,9 +34,9 @@ MARGIN_HD double logarithm_1p(double x) { return ::log1p(x); }
 MARGIN_HD_CALL float power(float x, float y) { return ::powf(x, y); }
 MARGIN_HD_CALL double power(double x, double y) { return ::pow(x, y); }
 
-// The number type of a formula is written Acc: float, double, or a vector of them in the CPU
-// kernels (csrc/cpu/vector.h), for which comparisons yield masks. Hence select instead of ?: and
-// if.
+// The number type of a formula is called Acc (the accumulation dtype): float, double, or in the CPU
+// kernels a vector of them (csrc/cpu/vector.h). Comparing vectors gives masks, so formulas use
+// select() in place of ?: and if.
 template <typename Acc>
 MARGIN_HD auto is_nan(Acc x) {
   return x != x;

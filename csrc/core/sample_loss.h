@@ -1,15 +1,82 @@
-// One sample's loss and the coefficients of its gradients, from what the passes over its logits and
-// its input gradient yielded:
+// One sample's loss and the coefficients of its gradients, computed from its logits z, its label y,
+// its class weight w_y and the norm of its input gradient g:
 //
-//   L_i = CE(z, y) + mu * w_y * phi(t),   t = gap a, or first-order margin m = a / max(||g||_q,
-//   eps) dL_i/dg   = grad_norm * v(g),         v the dual direction (dual_norm.h) dL_i/dz_k = CE
-//   part + grad_gap * ([k = y] - [k = critical])
+//   a         = z_y - z_c                         c: the nearest class, usually the runner-up
+//   t         = a / max(||g||_q, eps)             or t = a, where there is no input gradient
+//   L_i       = CE(z, y) + mu * w_y * phi(t)
+//   dL_i/dg   = grad_norm * v(g)                  v: the dual direction (dual_norm.h)
+//   dL_i/dz_k = dCE/dz_k + grad_gap * ([k = y] - [k = c])
 #pragma once
 
-#include "core/logit_row.h"
 #include "core/regularizer.h"
 
 namespace margin {
+
+// -inf. Device code may not call std::numeric_limits.
+template <typename Acc>
+MARGIN_HD Acc minus_infinity() {
+  return -static_cast<Acc>(HUGE_VALF);
+}
+
+// The largest logit among the classes other than the target, and its class: the lowest one of those
+// tied. A NaN wins over every number, so a broken sample shows.
+template <typename Acc>
+struct RunnerUp {
+  Acc value = minus_infinity<Acc>();
+  int64_t index = INT64_MAX;  // no class yet
+
+  MARGIN_HD void add(Acc z, int64_t k) {
+    if (is_nan(value)) return;
+    if (z > value || is_nan(z) || (z == value && k < index)) {
+      value = z;
+      index = k;
+    }
+  }
+  MARGIN_HD void combine(const RunnerUp& other) { add(other.value, other.index); }
+};
+
+// The log-sum-exp of a row or a part of it, kept as max z and the sum of exp(z - max).
+template <typename Acc>
+struct LogSumExp {
+  Acc max = minus_infinity<Acc>();
+  Acc sum = 0;
+
+  MARGIN_HD void add(Acc z) { combine(LogSumExp{z, Acc(1)}); }
+  MARGIN_HD void combine(const LogSumExp& other) {
+    if (other.sum == 0) return;
+    if (sum == 0) {
+      *this = other;
+      return;
+    }
+    const bool larger = other.max > max;
+    // Only -inf so far: the sum stays empty.
+    if (!larger && other.max == max && max == minus_infinity<Acc>()) return;
+    // +inf and NaN give inf - inf = NaN, as in log_softmax.
+    const Acc ratio = exponential(larger ? max - other.max : other.max - max);
+    sum = larger ? sum * ratio + other.sum : sum + other.sum * ratio;
+    if (larger) max = other.max;
+  }
+};
+
+// log-sum-exp minus the logit z of a class. NaN where the row holds +inf, as in log_softmax.
+template <typename Acc>
+MARGIN_HD Acc negative_log_probability(const LogSumExp<Acc>& lse, Acc z) {
+  if (lse.max == -minus_infinity<Acc>()) return lse.max - lse.max;
+  return (lse.max - z) + logarithm(lse.sum);
+}
+
+// What a pass over a sample's logits z [C] finds.
+template <typename Acc>
+struct LogitRow {
+  LogSumExp<Acc> log_sum_exp;
+  RunnerUp<Acc> runner_up;
+  Acc target = 0;  // z_y
+  // The class that the gap is measured to: the runner-up, or the one that the caller chose.
+  Acc nearest = 0;
+  int64_t nearest_class = -1;
+  // Under label smoothing only: sum_k w_k (z_max - z_k), summed once z_max is known.
+  Acc smoothing_sum = 0;
+};
 
 template <typename Acc>
 struct SampleOptions {
@@ -19,14 +86,14 @@ struct SampleOptions {
   Acc label_smoothing;
   Acc class_weight_sum;  // sum_c w_c; C without weights
   int64_t classes;       // C
-  bool first_order;      // t = margin, else t = gap
+  bool first_order;      // t is the first-order margin, otherwise the gap
 };
 
 template <typename Acc>
 struct SampleLoss {
   Acc loss;
   Acc cross_entropy;  // weighted, as it enters the loss
-  Acc regularizer;    // phi(t), bare
+  Acc regularizer;    // phi(t), without mu and weight
   Acc gap;
   Acc margin;     // t
   Acc grad_gap;   // dL_i / d gap
@@ -37,11 +104,11 @@ template <typename Acc>
 struct Margin {
   Acc value;
   Acc per_gap;   // dm/da
-  Acc per_norm;  // dm/d||g||, 0 where ||g|| <= eps or a is infinite
+  Acc per_norm;  // dm/d||g||; 0 where ||g|| <= eps or a is infinite
 };
 
-// m = a / max(||g||_q, eps); a NaN norm stays NaN. Where every other class is masked with -inf, a
-// is infinite, and no norm changes that.
+// m = a / max(||g||_q, eps). A NaN norm gives a NaN margin. Where all other classes are masked by
+// -inf, a is infinite and m does not depend on the norm.
 template <typename Acc>
 MARGIN_HD Margin<Acc> first_order_margin(Acc gap, Acc norm, Acc eps) {
   const bool clamped = norm <= eps;
@@ -62,7 +129,7 @@ MARGIN_HD SampleLoss<Acc> sample_loss(const LogitRow<Acc>& row, Acc norm, Acc we
         options.class_weight_sum * negative_log_probability(row.log_sum_exp, row.log_sum_exp.max);
     out.cross_entropy += s / static_cast<Acc>(options.classes) * spread;
   }
-  out.gap = row.target - row.critical;
+  out.gap = row.target - row.nearest;
   Margin<Acc> margin{out.gap, Acc(1), Acc(0)};
   if (options.first_order) margin = first_order_margin(out.gap, norm, options.eps);
   out.margin = margin.value;
@@ -70,21 +137,21 @@ MARGIN_HD SampleLoss<Acc> sample_loss(const LogitRow<Acc>& row, Acc norm, Acc we
   out.regularizer = phi.value;
   out.loss = out.cross_entropy + options.mu * weight * phi.value;
   out.grad_gap = options.mu * weight * phi.slope * margin.per_gap;
-  // Not 0 * inf where the exponential's slope overflows.
+  // The exponential's slope may be infinite, and 0 * inf would be NaN.
   out.grad_norm = margin.per_norm == 0 ? Acc(0) : options.mu * weight * phi.slope * margin.per_norm;
   return out;
 }
 
-// What the gradient of one logit needs, constant over the row.
+// The parts of a logit's gradient that are the same for every class.
 template <typename Acc>
 struct LogitGradient {
   Acc max;
-  Acc probability_scale;  // coefficient of softmax(z)_k, with 1 / sum exp folded in
+  Acc probability_scale;  // coefficient of exp(z_k - max)
   Acc at_target;
-  Acc at_critical;
-  Acc smoothing;  // subtracted, times w_k
+  Acc at_nearest;
+  Acc smoothing;  // coefficient of -w_k
   int64_t target;
-  int64_t critical;
+  int64_t nearest;
 };
 
 template <typename Acc>
@@ -95,7 +162,7 @@ MARGIN_HD LogitGradient<Acc> make_logit_gradient(const LogitRow<Acc>& row,
   const Acc s = options.label_smoothing;
   const Acc per_class = s / static_cast<Acc>(options.classes);
   const Acc mass = (1 - s) * weight + per_class * options.class_weight_sum;
-  // 0 / 0 where +inf stands in the row: NaN, as softmax has it.
+  // NaN where the row holds +inf, as in softmax.
   const Acc zero_or_nan = row.log_sum_exp.max - row.log_sum_exp.max;
   return {row.log_sum_exp.max,
           scale * mass / row.log_sum_exp.sum + zero_or_nan,
@@ -103,22 +170,22 @@ MARGIN_HD LogitGradient<Acc> make_logit_gradient(const LogitRow<Acc>& row,
           -scale * loss.grad_gap,
           scale * per_class,
           target,
-          row.critical_index};
+          row.nearest_class};
 }
 
-// The part of dL_i/dz_k that is the same for every class, given e = exp(z_k - max). w_k is read
-// under label smoothing only. V: Acc, or a vector of it.
+// dL_i/dz_k of a class other than the target and the nearest class, given e = exp(z_k - max). The
+// class weight counts under label smoothing only. V: Acc, or a vector of it.
 template <typename V, typename Acc>
 MARGIN_HD V logit_gradient_common(const LogitGradient<Acc>& g, V e, V class_weight) {
   return V(g.probability_scale) * e - V(g.smoothing) * class_weight;
 }
 
-// dL_i/dz_k whole.
+// dL_i/dz_k of any class.
 template <typename Acc>
 MARGIN_HD Acc logit_gradient_at(const LogitGradient<Acc>& g, Acc e, int64_t k, Acc class_weight) {
   Acc value = logit_gradient_common(g, e, class_weight);
   if (k == g.target) value += g.at_target;
-  if (k == g.critical) value += g.at_critical;
+  if (k == g.nearest) value += g.at_nearest;
   return value;
 }
 

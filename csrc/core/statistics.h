@@ -1,6 +1,5 @@
-// The batch reduction: the loss and the statistics that training wants to see, over the samples
-// that count (not ignored). Sums are in double and taken in a fixed order, so results repeat bit
-// for bit.
+// The batch reduction: the loss and the statistics of the samples that are not ignored. Sums are in
+// double and have a fixed order, so results repeat bit for bit.
 #pragma once
 
 #include "core/sample_loss.h"
@@ -9,7 +8,7 @@ namespace margin {
 
 enum class Reduction : int32_t { kNone = 0, kMean = 1, kSum = 2 };
 
-// Layout of the op's `statistics` output; margin_ext/statistics.py names the same.
+// The layout of the op's `statistics` output. margin_ext/statistics.py has the same order.
 enum Statistic : int32_t {
   kMinimumMargin = 0,
   kAverageMargin = 1,
@@ -19,8 +18,8 @@ enum Statistic : int32_t {
   kCrossEntropy = 5,  // as it enters the loss: weighted mean
   kRegularizer = 6,   // weighted mean of phi
   kCount = 7,
-  // The stored gradients are those of (sum of L_i) / B; times this they are those of the loss:
-  // B / (sum of weights) for the mean, and exactly 1 where nothing is weighted or ignored.
+  // The stored gradients are those of (sum of L_i) / B. Multiplied by this they are those of the
+  // loss. For the mean it is B / (sum of weights): exactly 1 where nothing is weighted or ignored.
   kGradientScale = 8,
   kStatisticCount = 9,
 };
@@ -68,7 +67,7 @@ struct BatchTotals {
     if (other.minimum < minimum || is_nan(other.minimum)) minimum = other.minimum;
   }
 
-  // statistics [kStatisticCount], loss [1]; each may be null.
+  // statistics [kStatisticCount] and loss [1]; either may be null.
   template <typename Acc>
   MARGIN_HD void write(Reduction reduction, int64_t batch, Acc* statistics, Acc* loss_out) const {
     const bool mean = reduction == Reduction::kMean;

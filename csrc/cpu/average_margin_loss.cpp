@@ -1,5 +1,5 @@
-// The fused loss: each sample's logits and input gradient are read once, its gradients written at
-// once, while the row is still in the cache.
+// The fused loss. Each sample's logits and input gradient are read once, and its gradients are
+// written while the row is still in the cache.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,8 +12,8 @@
 namespace margin::cpu {
 namespace {
 
-// Samples whose totals are summed together, in order; the groups' totals are then summed in order.
-// It depends on the batch alone, so that the sums' bits do not depend on the threads.
+// The number of samples whose totals are summed together. The groups' totals are then summed in
+// order. The number depends on the batch alone, so the bits of the sums do not depend on threads.
 int64_t group_size(int64_t batch) { return batch <= 1024 ? 1 : 16; }
 
 template <typename A>
@@ -35,7 +35,7 @@ SampleOptions<A> sample_options(const LossArguments& arguments) {
   return options;
 }
 
-// L: stored type of the logits. A: the type everything is computed in.
+// L: the stored type of the logits. A: the accumulation dtype.
 template <typename L, typename A>
 class LossSamples {
  public:
@@ -46,8 +46,8 @@ class LossSamples {
     return arguments_.logits.target[i] == arguments_.logits.ignore_index;
   }
 
-  // Everything of sample i that needs no row of grad. Returns dL_i / d||g||, scaled. norm: of grad,
-  // not read in gap mode. buffer [padded_classes].
+  // Computes everything of sample i that does not need its row of grad, and returns the scaled
+  // dL_i / d||g||. norm: ||g||, not read where there is no grad. buffer [padded_classes].
   A run(int64_t i, A norm, A* buffer, BatchTotals& totals) const {
     const LogitRows& logits = arguments_.logits;
     if (ignored(i)) {
@@ -60,7 +60,7 @@ class LossSamples {
     row_kernels<L>().load_logits(static_cast<const L*>(logits.data) + i * logits.batch_stride,
                                  logits.classes, buffer);
     const LogitRow<A> row = logit_kernels<A>().reduce(
-        buffer, logits.classes, target, logits.critical == nullptr ? -1 : logits.critical[i],
+        buffer, logits.classes, target, logits.nearest == nullptr ? -1 : logits.nearest[i],
         options_.label_smoothing > 0, class_weight);
     const SampleLoss<A> loss = sample_loss(row, norm, weight, options_);
     const A norm_for_totals = options_.first_order ? norm : static_cast<A>(NAN);
@@ -117,7 +117,7 @@ void write_totals(const LossArguments& arguments, const std::vector<BatchTotals>
   total.write(arguments.reduction, arguments.batch, static_cast<A*>(arguments.statistics), loss);
 }
 
-// body(i, buffer, totals) for every sample, shared out in groups.
+// Calls body(i, buffer, totals) for every sample. Threads share the groups.
 template <typename A, typename Body>
 void for_samples(const LossArguments& arguments, int64_t bytes_per_sample, const Parallel& parallel,
                  const Body& body) {
@@ -138,7 +138,7 @@ void for_samples(const LossArguments& arguments, int64_t bytes_per_sample, const
 template <typename L, typename A>
 void gap_loss(const LossArguments& arguments, const Parallel& parallel) {
   const LossSamples<L, A> samples(arguments);
-  // A class costs about as much as copying 32 bytes.
+  // One class takes about as long as copying 32 bytes.
   for_samples<A>(
       arguments, arguments.logits.classes * 32, parallel,
       [&](int64_t i, A* buffer, BatchTotals& totals) { samples.run(i, A(0), buffer, totals); });

@@ -1,5 +1,7 @@
-// From run-time types to template arguments.
+// From values to template arguments.
 #pragma once
+
+#include <type_traits>
 
 #include "core/arguments.h"
 #include "cpu/types.h"
@@ -26,7 +28,7 @@ void dispatch(Dtype dtype, const Body& body) {
   }
 }
 
-// As dispatch, over the types that are computed in A: double stands alone.
+// As dispatch, over the types whose accumulation dtype is A: that of double is double alone.
 template <typename A, typename Body>
 void dispatch_within(Dtype dtype, const Body& body) {
   if constexpr (std::is_same_v<A, double>) {
@@ -36,6 +38,19 @@ void dispatch_within(Dtype dtype, const Body& body) {
       if constexpr (!std::is_same_v<T, double>) body(type);
     });
   }
+}
+
+// body(std::bool_constant<flag>()...): one template argument for each flag.
+template <typename Body>
+void with_flags(const Body& body) {
+  body();
+}
+template <typename Body, typename... Flags>
+void with_flags(const Body& body, bool flag, Flags... flags) {
+  const auto with = [&](auto known) {
+    with_flags([&](auto... others) { body(known, others...); }, flags...);
+  };
+  flag ? with(std::true_type()) : with(std::false_type());
 }
 
 }  // namespace margin::cpu

@@ -9,14 +9,14 @@
 
 namespace margin::cpu {
 
-// A row is always reduced in chunks of this many elements, taken in order, so that a norm's bits do
-// not depend on how many threads shared the work. Big enough that a chunk is worth a task.
+// A row is always reduced in chunks of this many elements, in order, so the bits of a norm do not
+// depend on the number of threads. A chunk is large enough to be worth a task.
 inline constexpr int64_t kChunk = 32768;
 
-// An output of this size is written past the caches. It is new memory, of which the caches hold
-// nothing that would be worth keeping, and half of the last one is needed by what is read. A
-// constant, because what a virtual machine tells of its last cache is often that of the whole host.
-inline constexpr int64_t kStreamedBytes = int64_t{8} << 20;
+// Outputs of this size and above are written by non-temporal stores, which bypass the caches: the
+// output is new memory that no cache holds yet, and the caches are needed for what is read. The
+// size is a constant because a virtual machine often reports the last-level cache of its host.
+inline constexpr int64_t kNonTemporalBytes = int64_t{8} << 20;
 
 template <typename T>
 class GradientReader {
@@ -25,7 +25,7 @@ class GradientReader {
 
   GradientReader(const GradientRows& rows, int64_t batch, const NormOptions& norm)
       : rows_(rows),
-        streamed_(batch * rows.size * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes),
+        non_temporal_(batch * rows.size * static_cast<int64_t>(sizeof(T)) >= kNonTemporalBytes),
         kernels_(row_kernels<T>()),
         norm_(norm.norm),
         q_(static_cast<A>(norm.q)) {
@@ -39,7 +39,7 @@ class GradientReader {
   NormState<A> chunk_state(int64_t i, int64_t chunk) const {
     const int64_t begin = chunk * kChunk;
     NormState<A> state;
-    kernels_.accumulate[index()](row(i) + begin, scale_at(begin), chunk_size(begin), q_, state);
+    kernels_.accumulate(norm_, row(i) + begin, scale_at(begin), chunk_size(begin), q_, state);
     return state;
   }
 
@@ -47,7 +47,7 @@ class GradientReader {
   NormState<A> combine(const NormState<A>* states) const {
     NormState<A> total = states[0];
     for (int64_t c = 1; c < chunks(); ++c) {
-      with_norm([&]<Norm norm>() { norm_combine<norm>(total, states[c], q_); });
+      combine_into(total, states[c]);
     }
     return total;
   }
@@ -55,33 +55,29 @@ class GradientReader {
   NormState<A> state(int64_t i) const {
     NormState<A> total = chunk_state(i, 0);
     for (int64_t c = 1; c < chunks(); ++c) {
-      const NormState<A> next = chunk_state(i, c);
-      with_norm([&]<Norm norm>() { norm_combine<norm>(total, next, q_); });
+      combine_into(total, chunk_state(i, c));
     }
     return total;
   }
 
   A norm(const NormState<A>& state) const {
-    A value = 0;
-    with_norm([&]<Norm norm>() { value = norm_value<norm>(state, q_); });
-    return value;
+    return visit_norm(norm_, [&](auto norm) { return norm_value<norm.value>(state, q_); });
   }
 
   // coefficient * v of a sample whose state and norm are known.
   Direction<A> direction(const NormState<A>& state, A norm_of_row, A coefficient) const {
-    Direction<A> result{};
-    with_norm(
-        [&]<Norm norm>() { result = make_direction<norm>(state, norm_of_row, coefficient, q_); });
-    return result;
+    return visit_norm(norm_, [&](auto norm) {
+      return make_direction<norm.value>(state, norm_of_row, coefficient, q_);
+    });
   }
 
   // One chunk of out = base + direction; out and base point at the sample's first element.
   void write_chunk(int64_t i, int64_t chunk, const Direction<A>& direction, const T* base,
                    T* out) const {
     const int64_t begin = chunk * kChunk;
-    kernels_.write_direction[index()](row(i) + begin, scale_at(begin),
-                                      base == nullptr ? nullptr : base + begin, chunk_size(begin),
-                                      direction, out + begin, streamed_);
+    kernels_.write_direction(norm_, row(i) + begin, scale_at(begin),
+                             base == nullptr ? nullptr : base + begin, chunk_size(begin), direction,
+                             out + begin, non_temporal_);
   }
 
   void write(int64_t i, const Direction<A>& direction, const T* base, T* out) const {
@@ -89,7 +85,9 @@ class GradientReader {
   }
 
  private:
-  int index() const { return static_cast<int>(norm_); }
+  void combine_into(NormState<A>& total, const NormState<A>& next) const {
+    visit_norm(norm_, [&](auto norm) { norm_combine<norm.value>(total, next, q_); });
+  }
   const T* row(int64_t i) const {
     return static_cast<const T*>(rows_.data) + i * rows_.batch_stride;
   }
@@ -98,7 +96,7 @@ class GradientReader {
     return scale_.empty() ? nullptr : scale_.data() + begin;
   }
 
-  // One factor per element: it stays in the cache, and the row kernels need know no channels.
+  // One factor for each element. They stay in the cache, and the row kernels need no channels.
   void expand_scale() {
     const ChannelScale& channels = rows_.channels;
     const A* factors = static_cast<const A*>(channels.scale);
@@ -108,34 +106,20 @@ class GradientReader {
     }
   }
 
-  template <typename Body>
-  void with_norm(const Body& body) const {
-    switch (norm_) {
-      case Norm::kOne:
-        return body.template operator()<Norm::kOne>();
-      case Norm::kTwo:
-        return body.template operator()<Norm::kTwo>();
-      case Norm::kMax:
-        return body.template operator()<Norm::kMax>();
-      case Norm::kGeneral:
-        return body.template operator()<Norm::kGeneral>();
-    }
-  }
-
   GradientRows rows_;
-  bool streamed_;
+  bool non_temporal_;
   const RowKernels<T>& kernels_;
   Norm norm_;
   A q_;
   std::vector<A> scale_;
 };
 
-// Whether to share out chunks rather than samples: few samples, long rows.
+// Whether threads share chunks, not samples: where there are few samples with long rows.
 inline bool split_rows(int64_t batch, int64_t size, const Parallel& parallel) {
   return parallel.threads > 1 && batch < 2 * parallel.threads && size >= 2 * kChunk;
 }
 
-// The states of every sample, chunks shared among threads. states [B * chunks]
+// The states of all chunks of all samples, computed by all threads. [B * chunks]
 template <typename T>
 std::vector<NormState<Acc<T>>> chunk_states(const GradientReader<T>& reader, int64_t batch,
                                             const Parallel& parallel) {

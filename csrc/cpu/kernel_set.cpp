@@ -27,10 +27,10 @@ struct Candidate {
   bool runs_here;
 };
 
-// The best that this processor runs, or the one that MARGIN_EXT_INSTRUCTION_SET names (baseline,
-// avx2, avx512): tests and benchmarks of one set on a processor that has others.
+// The variable MARGIN_EXT_INSTRUCTION_SET (baseline, avx2 or avx512) lets tests and benchmarks
+// choose a set on a processor that runs several.
 const KernelSet& choose() {
-  // Each test names what its object's -march flag lets the compiler use. The best comes first.
+  // Each condition names what the -march flag of that object lets the compiler use. Best first.
   const Candidate candidates[] = {
 #if defined(MARGIN_HAVE_AVX512)
       {avx512::kKernelSet,

@@ -1,4 +1,4 @@
-// Loads and stores of whole vectors in every stored type; float16 and bfloat16 are computed in
+// Loads and stores of whole vectors of every stored type. float16 and bfloat16 are computed in
 // float.
 #pragma once
 
@@ -28,7 +28,7 @@ MARGIN_HD Vector<float> load_lanes(const BFloat16* source) {
   return Vector<float>((Lanes<float>)(__builtin_convertvector(bits, Lanes<uint32_t>) << 16));
 }
 
-// Rounds to nearest, ties to even; every NaN becomes the quiet NaN.
+// Rounds to nearest, with ties to even. Every NaN becomes the quiet NaN.
 MARGIN_HD void store_lanes(BFloat16* target, Vector<float> v) {
   const Lanes<uint32_t> bits = (Lanes<uint32_t>)v.raw;
   Lanes<uint32_t> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -71,14 +71,15 @@ MARGIN_HD void store_lanes(Float16* target, Vector<float> v) {
 #endif
 }
 
-// Bytes that a vector takes in memory as T, and how its target must be aligned to be streamed.
+// The bytes of a vector stored as T. A non-temporal store needs a target aligned to as many.
 template <typename T>
 inline constexpr int64_t kStoredBytes = Vector<Acc<T>>::kLanes * sizeof(T);
 
-// Past the caches: memory that nobody reads soon need not be fetched to be overwritten, and drives
-// nothing else out. target is aligned to kStoredBytes; the stores are ordered by stream_fence only.
+// A store that bypasses the caches: memory that is only written need not be fetched first, and
+// takes no cache from other data. target is aligned to kStoredBytes. Only non_temporal_fence orders
+// these stores.
 template <typename T>
-MARGIN_HD void stream_lanes(T* target, Vector<Acc<T>> v) {
+MARGIN_HD void store_non_temporal(T* target, Vector<Acc<T>> v) {
 #if defined(__x86_64__)
   alignas(kStoredBytes<T>) T stored[Vector<Acc<T>>::kLanes];
   store_lanes(stored, v);
@@ -106,7 +107,7 @@ MARGIN_HD void stream_lanes(T* target, Vector<Acc<T>> v) {
   store_lanes(target, v);
 }
 
-MARGIN_HD void stream_fence() {
+MARGIN_HD void non_temporal_fence() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif

@@ -21,12 +21,12 @@ void logit_gap(const LogitGapArguments& arguments, const Parallel& parallel) {
       }
       row_kernels<T>().load_logits(static_cast<const T*>(logits.data) + i * logits.batch_stride,
                                    logits.classes, buffer);
-      const int64_t critical =
-          logits.critical != nullptr
-              ? logits.critical[i]
+      const int64_t nearest =
+          logits.nearest != nullptr
+              ? logits.nearest[i]
               : logit_kernels<A>().runner_up(buffer, logits.classes, target).index;
-      gap[i] = buffer[target] - buffer[critical];
-      arguments.runner_up[i] = critical;
+      gap[i] = buffer[target] - buffer[nearest];
+      arguments.runner_up[i] = nearest;
     };
     parallel.for_range(arguments.batch, grain_for(logits.classes * sizeof(A)),
                        [&](int64_t begin, int64_t end) {

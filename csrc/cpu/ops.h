@@ -1,5 +1,5 @@
-// The CPU backend: every op of csrc/core/arguments.h, torch-free. Labels are trusted: the binding
-// checks them.
+// The CPU backend: every op of csrc/core/arguments.h, without torch. The binding has checked the
+// labels.
 #pragma once
 
 #include "core/arguments.h"

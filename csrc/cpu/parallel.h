@@ -1,4 +1,4 @@
-// The threads that the kernels may use; the binding lends torch's.
+// The threads that the kernels may use. The binding passes those of torch.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace margin::cpu {
 
 struct Parallel {
   int64_t threads = 1;
-  // Calls body(begin, end, context) on disjoint parts of [0, count) of at least `grain`.
+  // Calls body(begin, end, context) for disjoint parts of [0, count), each of at least `grain`.
   void (*run)(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
               void* context) = nullptr;
 
@@ -27,7 +27,7 @@ struct Parallel {
   }
 };
 
-// Items a task should have at least, so that its work outweighs starting a thread.
+// The fewest items a task should have, so that its work outweighs starting a thread.
 inline int64_t grain_for(int64_t bytes_per_item) {
   constexpr int64_t kBytesPerTask = 64 * 1024;
   return bytes_per_item >= kBytesPerTask ? 1 : kBytesPerTask / (bytes_per_item + 1) + 1;

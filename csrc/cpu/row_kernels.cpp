@@ -1,17 +1,18 @@
-// Compiled once per instruction set, with MARGIN_ISA its name. Nothing but the table leaves this
-// file, and nothing in it may come from a template of the standard library: the linker would keep
-// one instruction set's copy for all.
+// Compiled once for each instruction set, whose name is MARGIN_ISA. Only the table is visible
+// outside this file. Nothing in it may call a template of the standard library, because the linker
+// would keep one instruction set's copy of it for all.
 #include "cpu/row_kernels.h"
 
+#include "cpu/dispatch.h"
 #include "cpu/lanes.h"
 
 namespace margin::cpu::MARGIN_ISA {
 namespace {
 
-// Independent accumulators: enough to hide the latency of an addition.
+// Independent accumulators, enough to hide the latency of an addition.
 constexpr int kUnroll = 4;
 
-// A whole vector from the last n < kLanes elements, the rest 0: neutral for every norm.
+// A vector of the last n < kLanes elements and zeros, which are neutral for every norm.
 template <typename T>
 MARGIN_HD Vector<Acc<T>> load_tail(const T* x, int64_t n) {
   T padded[Vector<Acc<T>>::kLanes] = {};
@@ -26,17 +27,17 @@ MARGIN_HD void store_tail(T* out, Vector<Acc<T>> v, int64_t n) {
   std::memcpy(out, padded, n * sizeof(T));
 }
 
-// x_j, times scale_j where SCALED.
-template <bool SCALED, typename T>
+// x_j, times scale_j where kScaled.
+template <bool kScaled, typename T>
 MARGIN_HD Vector<Acc<T>> load_scaled(const T* x, const Acc<T>* scale, int64_t j) {
   Vector<Acc<T>> v = load_lanes(x + j);
-  if constexpr (SCALED) v = v * load_lanes(scale + j);
+  if constexpr (kScaled) v = v * load_lanes(scale + j);
   return v;
 }
 
 template <Norm norm, typename V, typename A>
 MARGIN_HD void add_lanes(NormState<V>& lanes, V x, A q) {
-  if constexpr (norm == Norm::kGeneral) {
+  if constexpr (takes_powers(norm)) {
     for (int l = 0; l < V::kLanes; ++l) {
       NormState<A> one{lanes.sum[l], lanes.extra[l]};
       norm_add<norm>(one, x[l], q);
@@ -48,20 +49,20 @@ MARGIN_HD void add_lanes(NormState<V>& lanes, V x, A q) {
   }
 }
 
-// Folds the lanes' states into one, in a fixed order.
+// Combines the lanes' states into one, in a fixed order.
 template <Norm norm, typename V, typename A>
 MARGIN_HD void fold_lanes(NormState<V> (&lanes)[kUnroll], A q, NormState<A>& state) {
-  if constexpr (norm != Norm::kGeneral) {
+  if constexpr (!takes_powers(norm)) {
     for (int u = 1; u < kUnroll; ++u) norm_combine<norm>(lanes[0], lanes[u], V(q));
   }
-  for (int u = 0; u < (norm == Norm::kGeneral ? kUnroll : 1); ++u) {
+  for (int u = 0; u < (takes_powers(norm) ? kUnroll : 1); ++u) {
     for (int l = 0; l < V::kLanes; ++l) {
       norm_combine<norm>(state, NormState<A>{lanes[u].sum[l], lanes[u].extra[l]}, q);
     }
   }
 }
 
-template <Norm norm, bool SCALED, typename T>
+template <Norm norm, bool kScaled, typename T>
 void accumulate_row(const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
                     NormState<Acc<T>>& state) {
   using V = Vector<Acc<T>>;
@@ -69,32 +70,33 @@ void accumulate_row(const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
   int64_t j = 0;
   for (; j + kUnroll * V::kLanes <= n; j += kUnroll * V::kLanes) {
     for (int u = 0; u < kUnroll; ++u) {
-      add_lanes<norm>(lanes[u], load_scaled<SCALED>(x, scale, j + u * V::kLanes), q);
+      add_lanes<norm>(lanes[u], load_scaled<kScaled>(x, scale, j + u * V::kLanes), q);
     }
   }
   for (; j + V::kLanes <= n; j += V::kLanes) {
-    add_lanes<norm>(lanes[0], load_scaled<SCALED>(x, scale, j), q);
+    add_lanes<norm>(lanes[0], load_scaled<kScaled>(x, scale, j), q);
   }
   if (j < n) {
     V tail = load_tail(x + j, n - j);
-    if constexpr (SCALED) tail = tail * load_tail(scale + j, n - j);
+    if constexpr (kScaled) tail = tail * load_tail(scale + j, n - j);
     add_lanes<norm>(lanes[0], tail, q);
   }
   fold_lanes<norm>(lanes, q, state);
 }
 
-template <Norm norm, typename T>
-void accumulate(const T* x, const Acc<T>* scale, int64_t n, Acc<T> q, NormState<Acc<T>>& state) {
-  if (scale == nullptr) {
-    accumulate_row<norm, false>(x, scale, n, q, state);
-  } else {
-    accumulate_row<norm, true>(x, scale, n, q, state);
-  }
+template <typename T>
+void accumulate(Norm norm, const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
+                NormState<Acc<T>>& state) {
+  visit_norm(norm, [&](auto which) {
+    with_flags(
+        [&](auto scaled) { accumulate_row<which.value, scaled.value>(x, scale, n, q, state); },
+        scale != nullptr);
+  });
 }
 
 template <Norm norm, typename A>
 MARGIN_HD Vector<A> direction_lanes(const Direction<A>& direction, Vector<A> x) {
-  if constexpr (norm == Norm::kGeneral) {
+  if constexpr (takes_powers(norm)) {
     for (int l = 0; l < Vector<A>::kLanes; ++l) x.raw[l] = direction_at<norm>(direction, x[l]);
     return x;
   } else {
@@ -104,62 +106,51 @@ MARGIN_HD Vector<A> direction_lanes(const Direction<A>& direction, Vector<A> x) 
   }
 }
 
-template <Norm norm, bool SCALED, bool BASED, bool STREAMED, typename T>
+template <Norm norm, bool kScaled, bool kBased, bool kNonTemporal, typename T>
 void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t n,
                          const Direction<Acc<T>>& direction, T* out) {
   using V = Vector<Acc<T>>;
-  // Fewer elements than a vector holds.
+  // For fewer elements than a vector holds.
   const auto write_part = [&](int64_t j, int64_t count) {
     V v = load_tail(x + j, count);
-    if constexpr (SCALED) v = v * load_tail(scale + j, count);
+    if constexpr (kScaled) v = v * load_tail(scale + j, count);
     v = direction_lanes<norm>(direction, v);
-    if constexpr (SCALED) v = v * load_tail(scale + j, count);
-    if constexpr (BASED) v += load_tail(base + j, count);
+    if constexpr (kScaled) v = v * load_tail(scale + j, count);
+    if constexpr (kBased) v += load_tail(base + j, count);
     store_tail(out + j, v, count);
   };
   int64_t j = 0;
-  if constexpr (STREAMED) {
+  if constexpr (kNonTemporal) {
     const int64_t past = reinterpret_cast<uintptr_t>(out) % kStoredBytes<T>;
     const int64_t head = past == 0 ? 0 : (kStoredBytes<T> - past) / sizeof(T);
     j = head < n ? head : n;
     if (j > 0) write_part(0, j);
   }
   for (; j + V::kLanes <= n; j += V::kLanes) {
-    V v = direction_lanes<norm>(direction, load_scaled<SCALED>(x, scale, j));
-    if constexpr (SCALED) v = v * load_lanes(scale + j);
-    if constexpr (BASED) v += load_lanes(base + j);
-    if constexpr (STREAMED) {
-      stream_lanes(out + j, v);
+    V v = direction_lanes<norm>(direction, load_scaled<kScaled>(x, scale, j));
+    if constexpr (kScaled) v = v * load_lanes(scale + j);
+    if constexpr (kBased) v += load_lanes(base + j);
+    if constexpr (kNonTemporal) {
+      store_non_temporal(out + j, v);
     } else {
       store_lanes(out + j, v);
     }
   }
   if (j < n) write_part(j, n - j);
-  if constexpr (STREAMED) stream_fence();
+  if constexpr (kNonTemporal) non_temporal_fence();
 }
 
-template <Norm norm, bool SCALED, bool BASED, typename T>
-void write_direction_to(const T* x, const Acc<T>* scale, const T* base, int64_t n,
-                        const Direction<Acc<T>>& direction, T* out, bool streamed) {
-  if (streamed) {
-    write_direction_row<norm, SCALED, BASED, true>(x, scale, base, n, direction, out);
-  } else {
-    write_direction_row<norm, SCALED, BASED, false>(x, scale, base, n, direction, out);
-  }
-}
-
-template <Norm norm, typename T>
-void write_direction(const T* x, const Acc<T>* scale, const T* base, int64_t n,
-                     const Direction<Acc<T>>& direction, T* out, bool streamed) {
-  if (scale == nullptr && base == nullptr) {
-    write_direction_to<norm, false, false>(x, scale, base, n, direction, out, streamed);
-  } else if (scale == nullptr) {
-    write_direction_to<norm, false, true>(x, scale, base, n, direction, out, streamed);
-  } else if (base == nullptr) {
-    write_direction_to<norm, true, false>(x, scale, base, n, direction, out, streamed);
-  } else {
-    write_direction_to<norm, true, true>(x, scale, base, n, direction, out, streamed);
-  }
+template <typename T>
+void write_direction(Norm norm, const T* x, const Acc<T>* scale, const T* base, int64_t n,
+                     const Direction<Acc<T>>& direction, T* out, bool non_temporal) {
+  visit_norm(norm, [&](auto which) {
+    with_flags(
+        [&](auto scaled, auto based, auto past_caches) {
+          write_direction_row<which.value, scaled.value, based.value, past_caches.value>(
+              x, scale, base, n, direction, out);
+        },
+        scale != nullptr, base != nullptr, non_temporal);
+  });
 }
 
 template <typename T>
@@ -180,7 +171,7 @@ void load_logits(const T* z, int64_t classes, Acc<T>* buffer) {
     store_lanes(buffer + k, load_tail(z + k, classes - k));
     k += V::kLanes;
   }
-  // Padding that no maximum and no sum of exponentials sees.
+  // Padding that changes no maximum and no sum of exponentials.
   for (int64_t p = classes; p < k; ++p) buffer[p] = minus_infinity<Acc<T>>();
 }
 
@@ -215,14 +206,14 @@ RunnerUp<A> find_runner_up(A* buffer, int64_t classes, int64_t target) {
 }
 
 template <typename A>
-LogitRow<A> reduce_logits(A* buffer, int64_t classes, int64_t target, int64_t critical,
+LogitRow<A> reduce_logits(A* buffer, int64_t classes, int64_t target, int64_t nearest,
                           bool smoothing, const A* class_weight) {
   using V = Vector<A>;
   LogitRow<A> row;
   row.target = buffer[target];
   row.runner_up = find_runner_up(buffer, classes, target);
-  row.critical_index = critical < 0 ? row.runner_up.index : critical;
-  row.critical = buffer[row.critical_index];
+  row.nearest_class = nearest < 0 ? row.runner_up.index : nearest;
+  row.nearest = buffer[row.nearest_class];
   A max = row.runner_up.value;
   if (row.target > max || is_nan(row.target)) max = row.target;
   if (smoothing) {
@@ -256,7 +247,7 @@ void write_logit_gradient(const Acc<T>* e, const Acc<T>* class_weight, int64_t c
     const V weight = weighted ? load_tail(class_weight + k, classes - k) : V(A(1));
     store_tail(out + k, logit_gradient_common(gradient, V::load(e + k), weight), classes - k);
   }
-  const int64_t specials[] = {gradient.target, gradient.critical};
+  const int64_t specials[] = {gradient.target, gradient.nearest};
   for (const int64_t special : specials) {
     const A weight = weighted ? class_weight[special] : A(1);
     store_tail(out + special, V(logit_gradient_at(gradient, e[special], special, weight)), 1);
@@ -265,13 +256,7 @@ void write_logit_gradient(const Acc<T>* e, const Acc<T>* class_weight, int64_t c
 
 template <typename T>
 constexpr RowKernels<T> kRowKernels = {
-    {accumulate<Norm::kOne, T>, accumulate<Norm::kTwo, T>, accumulate<Norm::kMax, T>,
-     accumulate<Norm::kGeneral, T>},
-    {write_direction<Norm::kOne, T>, write_direction<Norm::kTwo, T>, write_direction<Norm::kMax, T>,
-     write_direction<Norm::kGeneral, T>},
-    load_logits<T>,
-    write_logit_gradient<T>,
-    scale_row<T>,
+    accumulate<T>, write_direction<T>, load_logits<T>, write_logit_gradient<T>, scale_row<T>,
 };
 
 template <typename A>

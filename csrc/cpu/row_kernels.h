@@ -1,5 +1,5 @@
-// The vectorised loops over one row, as a table of functions: row_kernels.cpp is compiled once per
-// instruction set and the table is chosen when the library is first used.
+// The vectorised loops over one row, as a table of functions. row_kernels.cpp is compiled once for
+// each instruction set, and the table is chosen when the library is first used.
 #pragma once
 
 #include "core/arguments.h"
@@ -7,21 +7,18 @@
 
 namespace margin::cpu {
 
-inline constexpr int kNormCount = 4;
-
 // T: Float16, BFloat16, float or double, the stored type of the row.
 template <typename T>
 struct RowKernels {
   using A = Acc<T>;
 
-  // Adds x [n], times scale [n] where not null, to the norm's state. Indexed by Norm.
-  void (*accumulate[kNormCount])(const T* x, const A* scale, int64_t n, A q, NormState<A>& state);
-  // out [n] = base [n] (0 where null) + direction_at(x [n]). Indexed by Norm. streamed: out is
-  // written past the caches.
-  void (*write_direction[kNormCount])(const T* x, const A* scale, const T* base, int64_t n,
-                                      const Direction<A>& direction, T* out, bool streamed);
+  // Adds x [n], times scale [n] unless that is null, to the norm's state.
+  void (*accumulate)(Norm norm, const T* x, const A* scale, int64_t n, A q, NormState<A>& state);
+  // out [n] = base [n] (0 where null) + direction_at(x [n]), by non-temporal stores where asked.
+  void (*write_direction)(Norm norm, const T* x, const A* scale, const T* base, int64_t n,
+                          const Direction<A>& direction, T* out, bool non_temporal);
 
-  // z [C] to buffer, which has room for padded_classes(C).
+  // Copies z [C] to the buffer, which has room for padded_classes(C).
   void (*load_logits)(const T* z, int64_t classes, A* buffer);
   // out [C] = gradient, from e [C] = exp(z - max).
   void (*write_logit_gradient)(const A* e, const A* class_weight, int64_t classes,
@@ -33,11 +30,11 @@ struct RowKernels {
 // Loops over a row of logits that were loaded into a buffer.
 template <typename A>
 struct LogitKernels {
-  // What one sample's logits yield; leaves e = exp(z - max) in the buffer. critical < 0: the
-  // runner-up. class_weight null: ones (label smoothing only).
-  LogitRow<A> (*reduce)(A* buffer, int64_t classes, int64_t target, int64_t critical,
-                        bool smoothing, const A* class_weight);
-  // The runner-up alone; the buffer is left as it was.
+  // Reduces one sample's logits and leaves e = exp(z - max) in the buffer. nearest: the class that
+  // the gap is measured to; negative: the runner-up. class_weight: for label smoothing; null: ones.
+  LogitRow<A> (*reduce)(A* buffer, int64_t classes, int64_t target, int64_t nearest, bool smoothing,
+                        const A* class_weight);
+  // Finds the runner-up and leaves the buffer as it was.
   RunnerUp<A> (*runner_up)(A* buffer, int64_t classes, int64_t target);
 };
 
@@ -54,8 +51,8 @@ struct KernelSet {
 // Rows of logits are padded to a whole number of the widest vectors.
 inline int64_t padded_classes(int64_t classes) { return (classes + 15) / 16 * 16; }
 
-// The best set that this processor runs, or what MARGIN_EXT_INSTRUCTION_SET asks for; throws
-// std::invalid_argument where that cannot be had.
+// The best set that this processor can run, or the one that MARGIN_EXT_INSTRUCTION_SET names.
+// Throws std::invalid_argument where that one was not built or cannot run.
 const KernelSet& kernel_set();
 
 template <typename T>

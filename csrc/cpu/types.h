@@ -1,4 +1,4 @@
-// Stored types of the CPU kernels and the type that each is computed in.
+// The stored types of the CPU kernels, and the accumulation dtype of each.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
-// A vector of kLanes numbers that the formulas of csrc/core take as their Acc.
+// A vector of kLanes numbers, which the formulas of csrc/core accept as their Acc.
 //
-// Everything here lies in a namespace named after the instruction set (MARGIN_ISA), because the
-// including source is compiled once for each: one set's code must never stand in for another's.
+// Everything here is in a namespace named after the instruction set (MARGIN_ISA): the source that
+// includes it is compiled once for each set, and the linker must not mix their code.
 #pragma once
 
 #include <cstdint>
@@ -107,9 +107,9 @@ MARGIN_HD Vector<T> absolute(Vector<T> a) {
   return Vector<T>((Lanes<T>)((Bits)a.raw & (Bits{} + no_sign)));
 }
 
-// exp for x <= 0, what a softmax needs. Float: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of
-// degree 6 in r, error below 2 units in the last place; under -87.3 (the smallest normal number)
-// the result is 0. NaN stays NaN.
+// exp(x) for x <= 0, as a softmax needs it. Float: x = n ln 2 + r with |r| <= ln 2 / 2, a
+// polynomial of degree 6 in r, error below 2 units in the last place; under -87.3 (the smallest
+// normal number) the result is 0. NaN stays NaN.
 MARGIN_HD Vector<float> exponential(Vector<float> x) {
   const Lanes<float> shifter = Lanes<float>{} + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
   const Lanes<float> t = x.raw * 1.44269504088896341f + shifter;

@@ -1,16 +1,62 @@
-// The threads that share one sample: a warp, or a block and the blocks of its cluster. A group
-// deals out the samples of the batch and combines what its threads have found; all of them get the
-// same combined state, so that each can go on without another exchange.
+// The threads that share one sample: a warp, or the blocks of a cluster. A group assigns the
+// samples of the batch and combines the states that its threads have found. All threads receive the
+// combined state, so each can continue without another exchange.
 #pragma once
 
-#include "cuda/exchange.h"
+#include "core/statistics.h"
+#include "cuda/platform.h"
+#include "cuda/variants.h"
 
 namespace margin::cuda {
 
-// One warp a sample, so the warps of a block go their own ways.
+template <typename Value>
+MARGIN_DEVICE Value from_lane_xor(Value value, int lanes) {
+  return __shfl_xor_sync(0xffffffffu, value, lanes);
+}
+MARGIN_DEVICE int64_t from_lane_xor(int64_t value, int lanes) {
+  return __shfl_xor_sync(0xffffffffu, static_cast<long long>(value), lanes);
+}
+template <typename Acc>
+MARGIN_DEVICE NormState<Acc> from_lane_xor(const NormState<Acc>& state, int lanes) {
+  return {from_lane_xor(state.sum, lanes), from_lane_xor(state.extra, lanes)};
+}
+template <typename Acc>
+MARGIN_DEVICE RunnerUp<Acc> from_lane_xor(const RunnerUp<Acc>& state, int lanes) {
+  return {from_lane_xor(state.value, lanes), from_lane_xor(state.index, lanes)};
+}
+template <typename Acc>
+MARGIN_DEVICE LogSumExp<Acc> from_lane_xor(const LogSumExp<Acc>& state, int lanes) {
+  return {from_lane_xor(state.max, lanes), from_lane_xor(state.sum, lanes)};
+}
+
+MARGIN_DEVICE BatchTotals from_lane_xor(const BatchTotals& totals, int lanes) {
+  BatchTotals out;
+  out.loss = from_lane_xor(totals.loss, lanes);
+  out.weight = from_lane_xor(totals.weight, lanes);
+  out.cross_entropy = from_lane_xor(totals.cross_entropy, lanes);
+  out.regularizer = from_lane_xor(totals.regularizer, lanes);
+  out.margin = from_lane_xor(totals.margin, lanes);
+  out.gap = from_lane_xor(totals.gap, lanes);
+  out.norm = from_lane_xor(totals.norm, lanes);
+  out.correct = from_lane_xor(totals.correct, lanes);
+  out.count = from_lane_xor(totals.count, lanes);
+  out.minimum = from_lane_xor(totals.minimum, lanes);
+  return out;
+}
+
+// A butterfly: every lane ends with the same state, always combined in the same order. It is not
+// unrolled, because it was most of the code of every kernel and takes few instructions a sample.
+template <typename State, typename Combine>
+MARGIN_DEVICE State reduce_warp(State state, const Combine& combine) {
+#pragma unroll 1
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) combine(state, from_lane_xor(state, lanes));
+  return state;
+}
+
+// One warp a sample: the warps of a block are independent.
 class WarpGroup {
  public:
-  static constexpr unsigned kThreads = kMaxThreads / 2;  // more samples a block gain nothing
+  static constexpr unsigned kThreads = kMaxThreads / 2;  // more samples a block would gain nothing
   static constexpr unsigned kResidentBlocks = 4;
 
   MARGIN_DEVICE explicit WarpGroup(unsigned) {}
@@ -20,13 +66,13 @@ class WarpGroup {
   }
   MARGIN_DEVICE int64_t sample_step() const { return static_cast<int64_t>(gridDim.x) * warps(); }
 
-  // The thread's place among those that share this block's slice of the row.
+  // The thread's number among those that share this block's slice of the row.
   MARGIN_DEVICE unsigned thread() const { return threadIdx.x % kWarp; }
   MARGIN_DEVICE unsigned threads() const { return kWarp; }
   // The blocks that share a row.
   MARGIN_DEVICE unsigned rank() const { return 0; }
   MARGIN_DEVICE unsigned ranks() const { return 1; }
-  // The groups in a block that keep totals of their own.
+  // The number of this group among the groups of its block.
   MARGIN_DEVICE unsigned lead() const { return threadIdx.x / kWarp; }
   MARGIN_DEVICE unsigned leads() const { return warps(); }
 
@@ -39,16 +85,16 @@ class WarpGroup {
   MARGIN_DEVICE static unsigned warps() { return blockDim.x / kWarp; }
 };
 
-// A block or a cluster a sample: a cluster of one block is a block.
+// A cluster of blocks a sample. A single block is a cluster of one.
 class BlockGroup {
  public:
   static constexpr unsigned kThreads = kMaxThreads;
   static constexpr unsigned kResidentBlocks = 3;
 
-  // The size is handed over, since a kernel's parameters take no registers.
+  // The size is a parameter because a kernel's parameters take no registers.
   MARGIN_DEVICE explicit BlockGroup(unsigned cluster_size)
       : rank_(cluster_rank()), ranks_(cluster_size) {
-    // Shared memory of another block may be touched only once that block has started.
+    // The shared memory of another block may be accessed only once that block has started.
     if (ranks_ > 1) cluster_sync();
   }
 
@@ -61,13 +107,13 @@ class BlockGroup {
   MARGIN_DEVICE unsigned lead() const { return 0; }
   MARGIN_DEVICE unsigned leads() const { return 1; }
 
-  // All threads of the group must call it alike. The buffers alternate, so one barrier a stage
-  // suffices: who writes a buffer again has passed the barrier of the call in between, which
-  // everybody reaches only after reading.
+  // Combines the states of the lanes of each warp, then those of the warps of each block, then
+  // those of the blocks of the cluster: each block writes its state into all blocks. No block reads
+  // from another, so none has to wait for others before it ends.
   //
-  // First the lanes of a warp, then the warps of the block, then the blocks of the cluster: one
-  // packed exchange, in which every block puts its state into every block. Since states are pushed,
-  // not fetched, no block has to wait for another before it ends.
+  // All threads of the group must call it. The buffers alternate, so one barrier a stage is enough:
+  // a thread that writes a buffer again has passed the barrier of the call in between, and all
+  // threads reach that barrier after their reads.
   template <typename State, typename Combine>
   MARGIN_DEVICE State reduce(State state, const Combine& combine) {
     SIMT_SHARED(Raw<State>, of_warps, 2 * kMaxWarps);
@@ -77,7 +123,7 @@ class BlockGroup {
     Raw<State>* const blocks = of_blocks + turn_ * kMaxCluster;
     const unsigned lane = threadIdx.x % kWarp;
     const int last_stage = ranks_ == 1 ? 1 : 2;
-    // A loop only so that the long code of the combination stands in the kernel once.
+    // A loop, so that the kernel holds the long code of the combination once.
 #pragma unroll 1
     for (int stage = 0;; ++stage) {
       state = reduce_warp(state, combine);
@@ -103,8 +149,11 @@ class BlockGroup {
   unsigned turn_ = 0;
 };
 
-// With kThreads the kernels' launch bounds: they set how many registers a thread may have, on which
-// policy.h builds. float64 may have as many as it needs.
+template <Variant variant>
+using GroupOf = std::conditional_t<variant == Variant::kWarp, WarpGroup, BlockGroup>;
+
+// The launch bounds of the kernels: with kThreads they limit the registers of a thread, and
+// policy.h relies on that limit. float64 has no limit.
 template <typename Group, typename T>
 inline constexpr unsigned kResidentBlocks = std::is_same_v<T, double> ? 1 : Group::kResidentBlocks;
 

@@ -1,6 +1,6 @@
-// The passes over one sample's logits z [C], shared by the same threads as its row. Under a cluster
-// the classes are split over all of its blocks: the partial results travel in the one exchange that
-// the norm needs anyway, and at a large C no block becomes a straggler.
+// The passes over one sample's logits z [C], by the threads that share its row. In a cluster all
+// blocks share the classes: the norm needs an exchange anyway, which carries their partial results
+// too, and no block becomes a straggler where C is large.
 #pragma once
 
 #include "core/sample_loss.h"
@@ -9,20 +9,20 @@
 
 namespace margin::cuda {
 
-// What is known of a sample before its logits are read.
+// A sample's label, read before its logits.
 template <typename Acc>
 struct Label {
-  int target;    // -1 where the label is ignored or bad
-  int critical;  // -1 where it is that, or the runner-up is meant
+  int target;   // -1 where the label is ignored or bad
+  int nearest;  // -1 where it is ignored or bad, or where the runner-up is meant
   bool ignored;
   Acc target_logit;  // NaN where there is none
 
-  // A class out of range, or critical == target. Nothing can be thrown here, so the sample shows it
-  // by NaN.
+  // A class out of range, or nearest == target. Device code cannot throw, so the sample becomes
+  // NaN.
   MARGIN_DEVICE bool bad() const { return target < 0 && !ignored; }
 };
 
-// One sample's logits. Launchers make sure that classes fit 32 bits.
+// One sample's logits. Launchers check that the number of classes fits 32 bits.
 template <typename Acc>
 class Logits {
  public:
@@ -35,20 +35,20 @@ class Logits {
 
   MARGIN_DEVICE Label<Acc> label() const {
     const auto in_range = [&](int64_t k) { return k >= 0 && k < rows_.classes; };
-    const bool has_critical = rows_.critical != nullptr;
+    const bool has_nearest = rows_.nearest != nullptr;
     const int64_t target = rows_.target[sample_];
-    const int64_t critical = has_critical ? rows_.critical[sample_] : -1;
+    const int64_t nearest = has_nearest ? rows_.nearest[sample_] : -1;
     Label<Acc> label;
     label.ignored = target == rows_.ignore_index;
     const bool good = !label.ignored && in_range(target) &&
-                      (!has_critical || (in_range(critical) && critical != target));
+                      (!has_nearest || (in_range(nearest) && nearest != target));
     label.target = static_cast<int>(good ? target : -1);
-    label.critical = static_cast<int>(good ? critical : -1);
+    label.nearest = static_cast<int>(good ? nearest : -1);
     label.target_logit = good ? at(label.target) : not_a_number<Acc>();
     return label;
   }
 
-  // visit(k, z_k) for the classes that fall to this thread; `kUnroll` loads under way at a time.
+  // Calls visit(k, z_k) for the classes of this thread, with `kUnroll` loads in flight at a time.
   template <int kUnroll, typename Group, typename Visit>
   MARGIN_DEVICE void for_each(const Group& group, const Visit& visit) const {
     const int step = opaque(static_cast<int>(group.threads() * group.ranks()));

@@ -1,5 +1,5 @@
-// The whole margin loss of a batch in one launch: both passes over every sample's logits and row,
-// what lies between them, and the batch reduction.
+// The margin loss of a batch in one launch: two passes over every sample's logits and row, the
+// sample's loss between them, and the batch reduction.
 #pragma once
 
 #include "core/sample_loss.h"
@@ -9,18 +9,18 @@
 
 namespace margin::cuda {
 
-// The arguments as the kernel wants them; everything that is constant is computed by the launcher.
+// The kernel's parameter: the op's arguments, and everything that the launcher can compute.
 template <typename Acc>
 struct LossTask {
   LossArguments arguments;
-  SampleOptions<Acc> options;  // without class_weight_sum where there are class weights
+  SampleOptions<Acc> options;  // class_weight_sum is set only where there are no class weights
   bool plain;                  // see RowPass
   Acc q;
-  Acc scale;  // of the gradients, where there is no upstream
+  Acc scale;  // factor of the gradients where there is no upstream
   TotalsOutput<Acc> totals;
 };
 
-// What one pass over a sample's logits and row finds.
+// What the first pass over a sample's logits and row finds.
 template <typename Acc>
 struct SampleState {
   NormState<Acc> norm;
@@ -35,9 +35,9 @@ MARGIN_DEVICE SampleState<Acc> from_lane_xor(const SampleState<Acc>& state, int 
           from_lane_xor(state.runner_up, lanes), from_lane_xor(state.class_weight_sum, lanes)};
 }
 
-template <Storage storage, typename Acc>
+template <Variant variant, RowUse use, typename Acc>
 struct CombineSamples {
-  NormSwitch<storage, Acc> combine_norms;
+  ServedNorm<variant, use, Acc> combine_norms;
 
   MARGIN_DEVICE void operator()(SampleState<Acc>& state, const SampleState<Acc>& other) const {
     combine_norms(state.norm, other.norm);
@@ -59,7 +59,7 @@ MARGIN_DEVICE void put(void* vector, int64_t i, Acc value) {
   if (vector != nullptr) static_cast<Acc*>(vector)[i] = value;
 }
 
-// The per-sample outputs of a sample that does not count.
+// The per-sample outputs of an ignored sample.
 template <typename Acc>
 MARGIN_DEVICE void write_ignored(const LossArguments& arguments, int64_t i) {
   put(arguments.margin, i, not_a_number<Acc>());
@@ -68,18 +68,18 @@ MARGIN_DEVICE void write_ignored(const LossArguments& arguments, int64_t i) {
   if (arguments.reduction == Reduction::kNone) put(arguments.loss, i, Acc(0));
 }
 
-// T: the type of grad; with Storage::kAbsent there is none, and T is the accumulation type.
-template <typename T, Storage storage, typename Group>
-__global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
+// T: the type of grad, or without grad (RowUse::kAbsent) the accumulation dtype.
+template <typename T, Variant variant, RowUse use>
+__global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<GroupOf<variant>, T>)
     loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task, unsigned cluster_size) {
   using Acc = AccOf<T>;
-  constexpr bool kHasRow = storage != Storage::kAbsent;
-  const NormSwitch<storage, Acc> norm{task.arguments.norm.norm, task.q};
+  constexpr bool kHasRow = use != RowUse::kAbsent;
+  const ServedNorm<variant, use, Acc> norm{task.arguments.norm.norm, task.q};
   SIMT_DYN_SHARED(unsigned char, shared);
   const LossArguments& arguments = task.arguments;
   const Acc* class_weight = static_cast<const Acc*>(arguments.class_weight);
   const bool smoothed = task.options.label_smoothing > 0;
-  Group group(cluster_size);
+  GroupOf<variant> group(cluster_size);
   const bool wants_totals = task.totals.partials != nullptr;
   if (wants_totals) BlockTotals::start(group);
 
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
     const Label<Acc> label = logits.label();
     const bool leads = group.thread() == 0 && group.rank() == 0;
 
-    // First pass. The row comes first: it is what takes time, and it needs no label.
+    // First pass. The row is first because it takes the time, and it needs no label.
     const T* row_start = static_cast<const T*>(arguments.grad.data);
     T* row_gradient = static_cast<T*>(arguments.grad_grad);
     if constexpr (kHasRow) {
@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
     const RowSlice<T> slice(row_start, kHasRow ? arguments.grad.size : 0, group.rank(),
                             group.ranks());
     const RowOutput<T> row_output(row_gradient, slice, arguments.grad.dtype);
-    RowPass<T, storage> row(slice, arguments.grad, task.plain, norm, group.thread(),
-                            group.threads(), shared);
+    RowPass<T, variant, use> row(slice, arguments.grad, task.plain, norm, group.thread(),
+                                 group.threads(), shared);
     SampleState<Acc> state;
     if constexpr (kHasRow) state.norm = row.read(row_output, arguments.grad_grad != nullptr);
 
@@ -122,14 +122,14 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
       if (k != label.target) state.runner_up.add(z, k);
       if (smoothed && class_weight != nullptr) state.class_weight_sum += class_weight[k];
     });
-    state = group.reduce(state, CombineSamples<storage, Acc>{norm});
+    state = group.reduce(state, CombineSamples<variant, use, Acc>{norm});
 
     LogitRow<Acc> logit_row;
     logit_row.log_sum_exp = state.log_sum_exp;
     logit_row.runner_up = state.runner_up;
     logit_row.target = label.target_logit;
-    logit_row.critical = label.critical < 0 ? state.runner_up.value : logits.at(label.critical);
-    logit_row.critical_index = label.critical < 0 ? state.runner_up.index : label.critical;
+    logit_row.nearest = label.nearest < 0 ? state.runner_up.value : logits.at(label.nearest);
+    logit_row.nearest_class = label.nearest < 0 ? state.runner_up.index : label.nearest;
     if (smoothed) {
       Acc sum = 0;
       logits.template for_each<1>(group, [&](int k, Acc z) {
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
       logit_row.smoothing_sum = group.reduce(sum, CombineSums());
     }
 
-    // The sample's loss, by every thread for itself.
+    // Every thread computes the sample's loss.
     SampleOptions<Acc> options = task.options;
     if (class_weight != nullptr) options.class_weight_sum = state.class_weight_sum;
     Acc weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
@@ -153,9 +153,9 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
       const LogitGradient<Acc> gradient =
           make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
       logits.template for_each<2>(group, [&](int k, Acc z) {
-        const Acc class_share = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
+        const Acc weight_of_class = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
         store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k,
-                 logit_gradient_at(gradient, exponential(z - gradient.max), k, class_share));
+                 logit_gradient_at(gradient, exponential(z - gradient.max), k, weight_of_class));
       });
     }
     if constexpr (kHasRow) {
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
       }
     }
 
-    // Last, when hardly anything else is alive: the totals take many registers.
+    // The totals take many registers, so they come last, when little else is alive.
     if (leads) {
       put(arguments.margin, i, sample.margin);
       put(arguments.gap, i, sample.gap);

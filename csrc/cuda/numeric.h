@@ -1,4 +1,4 @@
-// Number types of tensors, 16-byte packs of them, and the cache hints of the traffic to memory.
+// The number types of tensors, 16-byte packs of them, and cache hints for memory traffic.
 #pragma once
 
 #include "core/arguments.h"
@@ -6,13 +6,13 @@
 
 namespace margin::cuda {
 
-// float16 or bfloat16: which of them is a value (Format), not a type, so that one kernel serves
+// float16 or bfloat16. Which of them is a value (Format), not a type, so that one kernel serves
 // both.
 struct SixteenBit {
   uint16_t bits;
 };
 
-// The type to compute in.
+// The accumulation dtype.
 template <typename T>
 using AccOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -20,7 +20,7 @@ constexpr int size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
-// What one memory instruction moves at most.
+// The number of elements that one memory instruction moves.
 template <typename T>
 inline constexpr int kPackSize = 16 / static_cast<int>(sizeof(T));
 
@@ -29,7 +29,7 @@ struct alignas(16) Pack {
   T value[kPackSize<T>];
 };
 
-// Every element of a row is wanted once, so it should not push others out of the cache.
+// Every element of a row is used once, so it should not evict others from the cache.
 MARGIN_DEVICE uint4 load_streaming(const uint4* address) { return __ldcs(address); }
 MARGIN_DEVICE uint4 load_reused(const uint4* address) { return __ldcg(address); }
 MARGIN_DEVICE void store_streaming(uint4* address, const uint4& value) { __stcs(address, value); }
@@ -68,7 +68,7 @@ MARGIN_DEVICE uint16_t to_bfloat(float x) {
   return static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(x)).x;
 }
 
-// How numbers stored as T are read and written.
+// Conversion between numbers stored as T and the accumulation dtype.
 template <typename T>
 class Format {
  public:
@@ -101,7 +101,7 @@ class Format<SixteenBit> {
   }
   MARGIN_DEVICE SixteenBit narrow(float x) const { return {bfloat_ ? to_bfloat(x) : to_half(x)}; }
 
-  // The switch stands outside the loops: it is uniform, and costs next to nothing for a pack.
+  // The switch is outside the loops: it is uniform, and costs little for a whole pack.
   MARGIN_DEVICE void unpack(const uint4& bits, float (&x)[8]) const {
     const Pack<SixteenBit> pack = as_pack<SixteenBit>(bits);
     if (bfloat_) {

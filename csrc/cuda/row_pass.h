@@ -1,86 +1,95 @@
 // The two passes over a row: read() accumulates the norm and keeps what the direction needs,
-// write() writes the direction. What is kept, and where, is what distinguishes the regimes.
+// write() writes the direction. What is kept, and where, is the variant's (variants.h).
 #pragma once
 
-#include "cuda/constants.h"
-#include "cuda/norm_switch.h"
-#include "cuda/path.h"
 #include "cuda/row.h"
+#include "cuda/variants.h"
 
 namespace margin::cuda {
 
-enum class Keeping {
-  kNothing,
-  kRegisters,  // the packs; at most kRegisterPacks a thread
-  kShared,     // the packs, in shared memory
-  kSigns,      // q = 1: two bits an element, in shared memory
-  kPosition,   // q = inf: where the thread saw its maximum. read() writes zeros, write() the maxima
-  kReread,     // nothing: write() reads the row again
-};
+inline constexpr int kRegisterPacks = 8;  // the most of a row that a thread keeps in registers
 
-MARGIN_HD constexpr Keeping keeping_of(Storage storage, Norm norm) {
-  switch (storage) {
-    case Storage::kRegisters:
-      return Keeping::kRegisters;
-    case Storage::kOnChip:
-      return norm == Norm::kOne   ? Keeping::kSigns
-             : norm == Norm::kMax ? Keeping::kPosition
-                                  : Keeping::kShared;
-    case Storage::kReread:
-      return Keeping::kReread;
-    default:
-      return Keeping::kNothing;
+// The norm of a kernel's rows as a value, and core's formulas as functions of it. One kernel serves
+// all norms: compiling one for each would repeat everything but the loops over a row, and take
+// three times as long. The switch is uniform and is outside those loops.
+template <Variant variant, RowUse use, typename Acc>
+struct ServedNorm {
+  Norm norm;
+  Acc q;
+
+  // visit(std::integral_constant<Norm, norm>()), for the norms that this kernel serves.
+  template <typename Visit>
+  MARGIN_DEVICE void apply(const Visit& visit) const {
+    visit_norm(norm, [&](auto n) {
+      if constexpr (kept(variant, use, n.value) != Kept::kUnserved) visit(n);
+    });
   }
-}
+
+  // Combines `other` into `state`.
+  MARGIN_DEVICE void operator()(NormState<Acc>& state, const NormState<Acc>& other) const {
+    apply([&](auto n) { norm_combine<n.value>(state, other, q); });
+  }
+
+  MARGIN_DEVICE Acc value(const NormState<Acc>& state) const {
+    Acc value = 0;
+    apply([&](auto n) { value = norm_value<n.value>(state, q); });
+    return value;
+  }
+
+  MARGIN_DEVICE Direction<Acc> direction(const NormState<Acc>& state, Acc value,
+                                         Acc coefficient) const {
+    Direction<Acc> direction{};
+    apply([&](auto n) { direction = make_direction<n.value>(state, value, coefficient, q); });
+    return direction;
+  }
+};
 
 // Bit k: x_k > 0; bit V + k: x_k < 0.
 template <typename T>
 using SignBits = std::conditional_t<(kPackSize<T> > 4), uint16_t, uint8_t>;
 
-template <typename T, Keeping keeping>
-using Kept = std::conditional_t<keeping == Keeping::kSigns, SignBits<T>, uint4>;
+template <typename T, Kept how>
+using KeptPack = std::conditional_t<how == Kept::kSigns, SignBits<T>, uint4>;
 
-// Bytes of shared memory that one pack takes.
+// The bytes of shared memory that one pack takes.
 template <typename T>
-MARGIN_HD constexpr int kept_bytes(Keeping keeping) {
-  return keeping == Keeping::kShared  ? 16
-         : keeping == Keeping::kSigns ? static_cast<int>(sizeof(SignBits<T>))
-                                      : 0;
+constexpr int kept_bytes(Kept how) {
+  return how == Kept::kPacks ? 16 : how == Kept::kSigns ? static_cast<int>(sizeof(SignBits<T>)) : 0;
 }
 
-template <typename T, Storage storage>
+template <typename T, Variant variant, RowUse use>
 class RowPass {
  public:
   using Acc = AccOf<T>;
 
-  // `shared` has room for the slice's packs. A thread reads there what it wrote itself, so no
-  // barrier is needed. `plain`: PlainPath will do; kRegisters has no other.
+  // `shared` has room for the slice's packs. A thread reads only what it wrote there itself, so no
+  // barrier is needed. `plain`: PlainPath will do. Rows in registers have no other path.
   MARGIN_DEVICE RowPass(const RowSlice<T>& slice, const GradientRows& rows, bool plain,
-                        const NormSwitch<storage, Acc>& norm, unsigned thread, unsigned threads,
-                        unsigned char* shared)
+                        const ServedNorm<variant, use, Acc>& norm, unsigned thread,
+                        unsigned threads, unsigned char* shared)
       : slice_(slice),
         format_(rows.dtype),
         channels_(rows.channels),
-        plain_(plain || storage == Storage::kRegisters),
+        plain_(plain || kInRegisters),
         norm_(norm),
         thread_(static_cast<int>(thread)),
         threads_(static_cast<int>(threads)),
         shared_(shared) {}
 
-  // Under kPosition the first pass writes too, unless nothing is `written`.
+  // Under Kept::kLargest this pass writes too, unless nothing is to be `written`.
   template <typename Output>
   MARGIN_DEVICE NormState<Acc> read(const Output& output, bool written) {
     NormState<Acc> state;
     norm_.apply([&](auto n) {
       own_ = NormState<Acc>();
-      if constexpr (keeping_of(storage, n.value) == Keeping::kPosition) position_ = thread_;
+      if constexpr (kept(variant, use, n.value) == Kept::kLargest) position_ = thread_;
       if (plain_) {
         read_packs<n.value>(output, written, PlainPath());
       } else {
         read_packs<n.value>(output, written, path_from(thread_));
       }
       state = own_;
-      if (thread_ < slice_.edges) norm_add<n.value>(state, edge().x, norm_.q);
+      if (thread_ < slice_.ends) norm_add<n.value>(state, end_element().x, norm_.q);
     });
     return state;
   }
@@ -89,15 +98,15 @@ class RowPass {
   template <typename Output>
   MARGIN_DEVICE void write(const Direction<Acc>& direction, const Output& output) {
     norm_.apply([&](auto n) {
-      if constexpr (keeping_of(storage, n.value) == Keeping::kPosition) {
+      if constexpr (kept(variant, use, n.value) == Kept::kLargest) {
         write_maxima<n.value>(direction, output, path_from(position_));
       } else if (plain_) {
         write_packs<n.value>(direction, output, PlainPath());
       } else {
         write_packs<n.value>(direction, output, path_from(thread_));
       }
-      if (thread_ < slice_.edges) {
-        const Edge own = edge();
+      if (thread_ < slice_.ends) {
+        const End own = end_element();
         output.store_element(own.offset, own.factor * direction_at<n.value>(direction, own.x));
       }
     });
@@ -105,29 +114,30 @@ class RowPass {
 
   template <typename Output>
   MARGIN_DEVICE void write_zeros(const Output& output) const {
-    if (thread_ < slice_.edges) output.store_element(slice_.offset_of_edge(thread_), Acc(0));
-    // Under kPosition read() did.
-    const int packs = keeping_of(storage, norm_.norm) == Keeping::kPosition ? 0 : slice_.packs;
+    if (thread_ < slice_.ends) output.store_element(slice_.offset_of_end(thread_), Acc(0));
+    // Under Kept::kLargest read() wrote them.
+    const int packs = kept(variant, use, norm_.norm) == Kept::kLargest ? 0 : slice_.packs;
 #pragma unroll 1
     for (int i = thread_; i < packs; i += threads_) write_zero_pack<GeneralPath<Acc>>(output, i);
   }
 
  private:
   static constexpr int kPack = kPackSize<T>;
-  // Packs under way at a time. General q is bound by its powers, not by memory.
+  static constexpr bool kInRegisters = variant == Variant::kWarp && use == RowUse::kReadWrite;
+  // The number of packs in flight at a time.
   template <Norm norm, typename Path>
-  static constexpr int kUnroll = storage == Storage::kRegisters ? kRegisterPacks
-                                 : norm == Norm::kGeneral       ? 1
-                                 : Path::kPlain                 ? 4
-                                                                : 2;
+  static constexpr int kUnroll = kInRegisters         ? kRegisterPacks
+                                 : takes_powers(norm) ? 1
+                                 : Path::kPlain       ? 4
+                                                      : 2;
 
-  // What is loaded under a condition has a value in any case: otherwise the compiler carries the
-  // registers' former contents through the whole kernel, which costs up to 40 of them.
+  // A pack that is loaded under a condition gets this value first. Otherwise the compiler would
+  // carry the former contents of up to 40 registers through the whole kernel.
   MARGIN_DEVICE static uint4 zero_pack() { return uint4{0, 0, 0, 0}; }
 
-  // A row that is read twice should stay in the cache in between.
+  // A row that is read twice should stay in the cache between the passes.
   MARGIN_DEVICE static uint4 load(const uint4* address) {
-    return storage == Storage::kReread ? load_reused(address) : load_streaming(address);
+    return variant == Variant::kReread ? load_reused(address) : load_streaming(address);
   }
 
   template <typename Pack>
@@ -162,15 +172,15 @@ class RowPass {
     return static_cast<SignBits<T>>(signs);
   }
 
-  // The thread's edge element, if it has one. Read in each pass: there are at most 14 in a row, and
-  // keeping them would cost every thread two registers.
-  struct Edge {
+  // The thread's element of head and tail, if it has one. It is read in each pass: there are at
+  // most 14 in a row, and keeping them would take two registers of every thread.
+  struct End {
     int64_t offset;  // from the slice's first pack
     Acc factor;
     Acc x;  // times the factor
   };
-  MARGIN_DEVICE Edge edge() const {
-    const int64_t offset = slice_.offset_of_edge(thread_);
+  MARGIN_DEVICE End end_element() const {
+    const int64_t offset = slice_.offset_of_end(thread_);
     const Acc factor = channel_factor<Acc>(channels_, slice_.first_element + offset);
     return {offset, factor, factor * format_.widen(slice_.first[offset])};
   }
@@ -181,12 +191,12 @@ class RowPass {
     output.template store_pack<Path>(i, zeros, output.template fetch<Path>(i));
   }
 
-  template <Norm norm, typename KeptPack, typename Output, typename Path>
+  template <Norm norm, typename Pack, typename Output, typename Path>
   MARGIN_DEVICE void write_pack(const Direction<Acc>& direction, const Output& output, int64_t i,
-                                const KeptPack& kept, const typename Output::Fetched& fetched,
+                                const Pack& pack, const typename Output::Fetched& fetched,
                                 const Path& path) const {
     Acc x[kPack];
-    expand(kept, path, x);
+    expand(pack, path, x);
 #pragma unroll
     for (int k = 0; k < kPack; ++k) x[k] = direction_at<norm>(direction, x[k]);
     path.scale(x);
@@ -195,7 +205,7 @@ class RowPass {
 
   template <Norm norm, typename Output, typename Path>
   MARGIN_DEVICE void read_packs(const Output& output, bool written, Path path) {
-    constexpr Keeping keeping = keeping_of(storage, norm);
+    constexpr Kept how = kept(variant, use, norm);
     constexpr int kBatch = kUnroll<norm, Path>;
     const int thread = opaque(thread_);
     const int threads = opaque(threads_);
@@ -216,17 +226,17 @@ class RowPass {
         Acc x[kPack];
         expand(bits[u], path, x);
         const Acc largest = own_.sum;
-        // Past the end of the row these are zeros, which add nothing to any norm.
+        // Past the end of the row x is zero, which adds nothing to any norm.
 #pragma unroll
         for (int k = 0; k < kPack; ++k) norm_add<norm>(own_, x[k], norm_.q);
         path.step();
-        if constexpr (keeping == Keeping::kRegisters) {
+        if constexpr (how == Kept::kRegisters) {
           registers_[u] = bits[u];
-        } else if constexpr (keeping == Keeping::kShared) {
+        } else if constexpr (how == Kept::kPacks) {
           if (i < packs) packs_in_shared<uint4>()[i] = bits[u];
-        } else if constexpr (keeping == Keeping::kSigns) {
+        } else if constexpr (how == Kept::kSigns) {
           if (i < packs) packs_in_shared<SignBits<T>>()[i] = signs_of(x);
-        } else if constexpr (keeping == Keeping::kPosition) {
+        } else if constexpr (how == Kept::kLargest) {
           if (own_.sum != largest) position_ = i;
           if (written && i < packs) write_zero_pack<Path>(output, i);
         }
@@ -237,7 +247,7 @@ class RowPass {
   template <Norm norm, typename Output, typename Path>
   MARGIN_DEVICE void write_packs(const Direction<Acc>& direction, const Output& output,
                                  Path path) const {
-    constexpr Keeping keeping = keeping_of(storage, norm);
+    constexpr Kept how = kept(variant, use, norm);
     constexpr int kBatch = kUnroll<norm, Path>;
     const int thread = opaque(thread_);
     const int threads = opaque(threads_);
@@ -245,19 +255,19 @@ class RowPass {
     const int packs = slice_.packs;
 #pragma unroll 1
     for (int start = thread; start < packs; start += kBatch * threads) {
-      Kept<T, keeping> kept[kBatch];
+      KeptPack<T, how> packs_kept[kBatch];
       typename Output::Fetched fetched[kBatch];
 #pragma unroll
       for (int u = 0; u < kBatch; ++u) {
         const int i = start + u * threads;
-        kept[u] = Kept<T, keeping>{};
+        packs_kept[u] = KeptPack<T, how>{};
         fetched[u] = typename Output::Fetched{};
-        if constexpr (keeping == Keeping::kRegisters) kept[u] = registers_[u];
+        if constexpr (how == Kept::kRegisters) packs_kept[u] = registers_[u];
         if (i < packs) {
-          if constexpr (keeping == Keeping::kReread) {
-            kept[u] = load_streaming(source + i);
-          } else if constexpr (keeping != Keeping::kRegisters) {
-            kept[u] = packs_in_shared<Kept<T, keeping>>()[i];
+          if constexpr (how == Kept::kNothing) {
+            packs_kept[u] = load_streaming(source + i);
+          } else if constexpr (how != Kept::kRegisters) {
+            packs_kept[u] = packs_in_shared<KeptPack<T, how>>()[i];
           }
           fetched[u] = output.template fetch<Path>(i);
         }
@@ -265,14 +275,14 @@ class RowPass {
 #pragma unroll
       for (int u = 0; u < kBatch; ++u) {
         const int i = start + u * threads;
-        if (i < packs) write_pack<norm>(direction, output, i, kept[u], fetched[u], path);
+        if (i < packs) write_pack<norm>(direction, output, i, packs_kept[u], fetched[u], path);
         path.step();
       }
     }
   }
 
-  // Everything else is zero already. A thread whose packs hold the row's maximum more than once
-  // looks at all that follow the first; there are few such threads.
+  // All other elements are zero already. A thread that saw the row's maximum more than once looks
+  // at all its packs after the first; there are few such threads.
   template <Norm norm, typename Output, typename Path>
   MARGIN_DEVICE void write_maxima(const Direction<Acc>& direction, const Output& output,
                                   Path path) const {
@@ -289,13 +299,13 @@ class RowPass {
   Format<T> format_;
   const ChannelScale& channels_;
   bool plain_;
-  NormSwitch<storage, Acc> norm_;
+  ServedNorm<variant, use, Acc> norm_;
   int thread_;
   int threads_;
-  NormState<Acc> own_;  // kPosition: of the thread's packs, without its edge
-  int position_;        // kPosition
+  NormState<Acc> own_;  // of the thread's packs, without head and tail
+  int position_;        // under Kept::kLargest: the pack with the thread's largest element
   unsigned char* shared_;
-  uint4 registers_[storage == Storage::kRegisters ? kRegisterPacks : 1];
+  uint4 registers_[kInRegisters ? kRegisterPacks : 1];
 };
 
 }  // namespace margin::cuda

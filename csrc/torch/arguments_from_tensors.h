@@ -1,8 +1,7 @@
-// From tensors to the plain arguments of csrc/core/arguments.h, with everything checked that can be
-// seen without reading device memory.
+// From tensors to the plain arguments of csrc/core/arguments.h. Checks everything that can be
+// checked without reading device memory.
 #pragma once
 
-#include <cmath>
 #include <optional>
 
 #include "torch/layout.h"
@@ -15,16 +14,16 @@ inline NormOptions norm_options(double q) {
   check(q >= 1, "q must be at least 1, got ", q);
   NormOptions options;
   options.q = q;
-  options.norm = q == 1          ? Norm::kOne
-                 : q == 2        ? Norm::kTwo
-                 : std::isinf(q) ? Norm::kMax
-                                 : Norm::kGeneral;
+  options.norm = norm_from_q(q);
   return options;
 }
 
-inline ScalarType wide_type(bool wide) { return wide ? ScalarType::Double : ScalarType::Float; }
+// The accumulation dtype of tensors of a type.
+inline ScalarType accumulation_dtype(const Tensor& tensor) {
+  return is_double(tensor) ? ScalarType::Double : ScalarType::Float;
+}
 
-// Logits whose last dimension is contiguous; the returned tensors own what `rows` points to.
+// Logits whose last dimension is contiguous. The tensors own the memory that `rows` points to.
 struct LogitInput {
   Tensor logits;
   Tensor target;
@@ -55,14 +54,14 @@ inline LogitInput logit_input(const Tensor& logits, const Tensor& target,
   input.rows.classes = logits.size(1);
   input.rows.target = static_cast<const int64_t*>(input.target.const_data_ptr());
   if (input.critical.has_value()) {
-    input.rows.critical = static_cast<const int64_t*>(input.critical->const_data_ptr());
+    input.rows.nearest = static_cast<const int64_t*>(input.critical->const_data_ptr());
   }
   input.rows.ignore_index = ignore_index;
   return input;
 }
 
 struct GradInput {
-  Tensor grad;  // dense samples
+  Tensor grad;  // with dense samples
   MaybeTensor scale;
   GradientRows rows;
 };
@@ -82,7 +81,7 @@ inline GradInput grad_input(const Tensor& grad, const MaybeTensor& input_scale, 
     check(input_scale->dim() == 1 && (count == 1 || count == grad.size(1)),
           "input_scale must be [1] or one value a channel, [", grad.size(1), "], got ",
           shape(*input_scale));
-    check_vector("input_scale", *input_scale, wide_type(is_wide(grad)), count);
+    check_vector("input_scale", *input_scale, accumulation_dtype(grad), count);
     check_same_device("input_scale", *input_scale, grad);
     input.scale = contiguous_vector(*input_scale);
     input.rows.channels = {input.scale->const_data_ptr(), count, channel_stride(input.grad)};
@@ -90,13 +89,13 @@ inline GradInput grad_input(const Tensor& grad, const MaybeTensor& input_scale, 
   return input;
 }
 
-// What average_margin_loss and its backward share.
+// The input that average_margin_loss and its backward share.
 struct LossInput {
   LogitInput logits;
   std::optional<GradInput> grad;
   MaybeTensor class_weight;
   LossArguments arguments;
-  ScalarType type = ScalarType::Float;  // of everything that is computed
+  ScalarType type = ScalarType::Float;  // the accumulation dtype
 };
 
 struct LossSettings {
@@ -114,9 +113,9 @@ inline LossInput loss_input(const Tensor& logits, const Tensor& target, const Ma
   LossArguments& arguments = input.arguments;
   arguments.batch = batch;
   arguments.logits = input.logits.rows;
-  input.type = wide_type(is_wide(logits));
+  input.type = accumulation_dtype(logits);
   if (grad.has_value()) {
-    check(is_wide(*grad) == is_wide(logits),
+    check(is_double(*grad) == is_double(logits),
           "logits and grad must both be float64, or neither of them, got ",
           type_name(logits.scalar_type()), " and ", type_name(grad->scalar_type()));
     check_same_device("grad", *grad, logits);
@@ -129,8 +128,7 @@ inline LossInput loss_input(const Tensor& logits, const Tensor& target, const Ma
     input.class_weight = contiguous_vector(*class_weight);
     arguments.class_weight = input.class_weight->const_data_ptr();
   }
-  check(settings.regularizer >= 0 && settings.regularizer <= 4, "unknown regularizer number ",
-        settings.regularizer);
+  check(is_regularizer(settings.regularizer), "unknown regularizer number ", settings.regularizer);
   check(settings.reduction >= 0 && settings.reduction <= 2, "unknown reduction number ",
         settings.reduction);
   check(settings.label_smoothing >= 0 && settings.label_smoothing <= 1,

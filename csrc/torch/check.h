@@ -1,4 +1,5 @@
-// Checks of what a caller hands to an op: the message says what was expected and what came.
+// Checks of the tensors that a caller passes to an op. A message says what was expected and what
+// came.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -24,7 +25,7 @@ void check(bool condition, const Parts&... parts) {
   throw std::invalid_argument(message.str());
 }
 
-// [64, 3072] in a message; written only where the message is.
+// Written as [64, 3072] in a message, and only if that message is needed.
 struct Shape {
   const Tensor& tensor;
 };
@@ -70,7 +71,7 @@ inline std::string type_name(ScalarType type) {
   }
 }
 
-inline bool is_wide(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
+inline bool is_double(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
 
 inline Dtype dtype_of(const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {

@@ -1,4 +1,4 @@
-// How a tensor [B, ...] lies in memory: whether each sample is one dense block.
+// The memory layout of a tensor [B, ...]: whether each sample is one dense block.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -46,8 +46,8 @@ inline Tensor dense_samples(const Tensor& tensor) {
   return sample_is_dense(tensor) ? tensor : torch::stable::contiguous(tensor);
 }
 
-// An uninitialised tensor on the device of `anchor`. The shim costs a third of the dispatcher's
-// way.
+// An uninitialised tensor on the device of `anchor`. The shim takes a third of the time that the
+// dispatcher would.
 inline Tensor empty_strided(const Tensor& anchor, ScalarType type,
                             torch::headeronly::IntHeaderOnlyArrayRef sizes,
                             torch::headeronly::IntHeaderOnlyArrayRef strides) {
@@ -64,8 +64,8 @@ inline Tensor empty_vector(const Tensor& anchor, ScalarType type, int64_t size) 
   return empty_strided(anchor, type, {size}, {1});
 }
 
-// Of the same shape and type, its samples laid out as those of `dense` are, one after another.
-// margin_ext/fake_kernels.py predicts the same strides.
+// A tensor of the same shape and type. Its samples have the layout of those of `dense` and follow
+// each other without gaps. margin_ext/fake_kernels.py predicts the same strides.
 inline Tensor empty_like_samples(const Tensor& dense) {
   std::vector<int64_t> strides(dense.strides().begin(), dense.strides().end());
   strides[0] = sample_size(dense);
@@ -79,7 +79,7 @@ inline Tensor contiguous_vector(const Tensor& vector) {
              : torch::stable::contiguous(vector);
 }
 
-// Memory distance between neighbours along the channel dimension (1) of a dense sample.
+// The distance in elements between neighbours along the channel dimension (1) of a dense sample.
 inline int64_t channel_stride(const Tensor& dense) {
   return dense.dim() > 1 && dense.size(1) > 1 ? dense.stride(1) : 1;
 }

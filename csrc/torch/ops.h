@@ -1,12 +1,12 @@
-// The ops, written once over a Backend:
+// The ops: their schemas, and their bodies written once over a Backend:
 //
 //   struct Backend {
-//     explicit Backend(const Tensor& anchor);   // the device of every tensor of the call
-//     void check_labels(const LogitRows&, int64_t batch);  // where that costs no synchronisation
-//     void logit_gap(const LogitGapArguments&);  and so on for each op of csrc/core/arguments.h
+//     explicit Backend(const Tensor& anchor);              // on the device of all tensors
+//     void check_labels(const LogitRows&, int64_t batch);  // where that needs no synchronisation
+//     void logit_gap(const LogitGapArguments&);            // and so on for each op
 //   };
 //
-// A Backend may hold what must outlive the launch, such as a device guard.
+// A Backend may own what must outlive the launch, such as a device guard.
 #pragma once
 
 #include <tuple>
@@ -15,12 +15,34 @@
 
 namespace margin::binding {
 
+// The ops' schemas. Their arguments are explained in core/arguments.h.
+inline constexpr const char* kSchemas[] = {
+    "logit_gap(Tensor logits, Tensor target, Tensor? critical, int ignore_index) -> (Tensor "
+    "gap, Tensor runner_up)",
+    "first_order_margin(Tensor gap, Tensor grad, float q, float eps, Tensor? input_scale) -> "
+    "(Tensor margin, Tensor norm)",
+    "dual_direction(Tensor grad, Tensor factor, Tensor? base, float q, Tensor? input_scale) "
+    "-> Tensor",
+    "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? critical, "
+    "Tensor? class_weight, Tensor? input_scale, float q, float eps, float mu, int "
+    "regularizer, float lo, float hi, float label_smoothing, int ignore_index, int "
+    "reduction, bool need_grad_logits, bool need_grad_grad) -> (Tensor loss, Tensor margin, "
+    "Tensor gap, Tensor norm, Tensor statistics, Tensor grad_logits, Tensor grad_grad)",
+    "average_margin_loss_backward(Tensor upstream, Tensor logits, Tensor target, Tensor? "
+    "grad, Tensor? critical, Tensor? class_weight, Tensor? input_scale, float q, float eps, "
+    "float mu, int regularizer, float lo, float hi, float label_smoothing, int ignore_index, "
+    "bool need_grad_logits, bool need_grad_grad) -> (Tensor grad_logits, Tensor grad_grad)",
+    "scale_gradients_(Tensor(a!) grad_logits, Tensor(b!) grad_grad, Tensor upstream, Tensor "
+    "statistics) -> ()",
+    "build_info() -> str",
+};
+
 template <typename Backend>
 std::tuple<Tensor, Tensor> logit_gap(const Tensor& logits, const Tensor& target,
                                      const MaybeTensor& critical, int64_t ignore_index) {
   LogitInput input = logit_input(logits, target, critical, ignore_index);
   const int64_t batch = logits.size(0);
-  Tensor gap = empty_vector(logits, wide_type(is_wide(logits)), batch);
+  Tensor gap = empty_vector(logits, accumulation_dtype(logits), batch);
   Tensor runner_up = empty_vector(target, ScalarType::Long, batch);
   if (batch > 0) {
     Backend backend(logits);
@@ -37,7 +59,7 @@ std::tuple<Tensor, Tensor> first_order_margin(const Tensor& gap, const Tensor& g
   check(grad.dim() >= 1, "grad must be [B, ...], got ", shape(grad));
   const int64_t batch = grad.size(0);
   GradInput input = grad_input(grad, input_scale, batch);
-  const ScalarType type = wide_type(is_wide(grad));
+  const ScalarType type = accumulation_dtype(grad);
   check_vector("gap", gap, type, batch);
   check_same_device("gap", gap, grad);
   const Tensor dense_gap = contiguous_vector(gap);
@@ -57,7 +79,7 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   check(grad.dim() >= 1, "grad must be [B, ...], got ", shape(grad));
   const int64_t batch = grad.size(0);
   GradInput input = grad_input(grad, input_scale, batch);
-  check_vector("factor", factor, wide_type(is_wide(grad)), batch);
+  check_vector("factor", factor, accumulation_dtype(grad), batch);
   check_same_device("factor", factor, grad);
   const Tensor dense_factor = contiguous_vector(factor);
   Tensor out = empty_like_samples(input.grad);
@@ -87,7 +109,8 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   return out;
 }
 
-// Outputs for the gradients that are needed, entered into the arguments; the others empty.
+// Allocates outputs for the gradients that are needed and sets the arguments' pointers to them. The
+// other outputs are empty.
 inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossInput& input,
                                                      bool need_grad_logits, bool need_grad_grad) {
   Tensor grad_logits = empty_vector(logits, logits.scalar_type(), 0);
@@ -104,8 +127,8 @@ inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossI
   return {grad_logits, grad_grad};
 }
 
-// loss, margin [B], gap [B], norm [B], statistics, grad_logits [B, C], grad_grad. Without grad,
-// norm is empty; a gradient that is not needed is empty.
+// loss, margin [B], gap [B], norm [B], statistics, grad_logits [B, C], grad_grad. norm is empty
+// where there is no grad, and so is a gradient that is not needed.
 template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margin_loss(
     const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
@@ -132,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margi
   arguments.gap = gap.mutable_data_ptr();
   arguments.statistics = statistics.mutable_data_ptr();
   if (grad.has_value()) arguments.norm_out = norm.mutable_data_ptr();
-  // An empty batch too: its loss and statistics have values.
+  // An empty batch is launched too: its loss and statistics have values.
   Backend backend(logits);
   backend.check_labels(arguments.logits, batch);
   backend.average_margin_loss(arguments);
@@ -169,7 +192,7 @@ std::tuple<Tensor, Tensor> average_margin_loss_backward(
 }
 
 inline ScaleArguments::Block scale_block(const char* name, const Tensor& tensor) {
-  int64_t span = 1;  // elements from the first to the last, both included
+  int64_t span = 1;  // the number of elements from the first to the last in memory
   for (int64_t d = 0; d < tensor.dim(); ++d) span += (tensor.size(d) - 1) * tensor.stride(d);
   check(tensor.numel() == 0 || span == tensor.numel(), name,
         " must be a tensor without gaps or overlaps");
@@ -177,25 +200,24 @@ inline ScaleArguments::Block scale_block(const char* name, const Tensor& tensor)
           tensor.numel()};
 }
 
-// The stored gradients times upstream * statistics[kGradientScale], in place; nothing is touched
-// where that is exactly 1.
+// Multiplies the stored gradients by upstream * statistics[kGradientScale] in place, and touches
+// nothing where that is exactly 1.
 template <typename Backend>
 void scale_gradients_(Tensor grad_logits, Tensor grad_grad, const Tensor& upstream,
                       const Tensor& statistics) {
-  const bool wide = is_wide(statistics);
-  const ScalarType type = wide_type(wide);
+  const ScalarType type = accumulation_dtype(statistics);
   check(upstream.numel() == 1 && upstream.scalar_type() == type,
         "upstream must be one number of the type of statistics, got ", shape(upstream));
   check_vector("statistics", statistics, type, kStatisticCount);
   check(statistics.stride(0) == 1, "statistics must be contiguous");
   for (const Tensor* gradient : {&grad_logits, &grad_grad}) {
-    check(gradient->numel() == 0 || is_wide(*gradient) == wide,
+    check(gradient->numel() == 0 || is_double(*gradient) == is_double(statistics),
           "grad_logits, grad_grad and statistics must all be float64, or none of them");
   }
   check_same_device("grad_grad", grad_grad, grad_logits);
   check_same_device("upstream", upstream, grad_logits);
   check_same_device("statistics", statistics, grad_logits);
-  const size_t element = wide ? sizeof(double) : sizeof(float);
+  const size_t element = is_double(statistics) ? sizeof(double) : sizeof(float);
   const ScaleArguments arguments{
       {scale_block("grad_logits", grad_logits), scale_block("grad_grad", grad_grad)},
       upstream.const_data_ptr(),
@@ -205,7 +227,7 @@ void scale_gradients_(Tensor grad_logits, Tensor grad_grad, const Tensor& upstre
 
 }  // namespace margin::binding
 
-// Registers every op for one dispatch key.
+// Registers the ops of one backend under its dispatch key.
 #define MARGIN_REGISTER_OPS(m, Backend)                                                     \
   m.impl("logit_gap", TORCH_BOX(&margin::binding::logit_gap<Backend>));                     \
   m.impl("first_order_margin", TORCH_BOX(&margin::binding::first_order_margin<Backend>));   \

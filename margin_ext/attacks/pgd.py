@@ -1,45 +1,60 @@
-"""Projected gradient descent on the logit gap or the cross-entropy inside an l_p ball."""
+"""Projected gradient descent inside an l_p ball (Madry et al., arXiv 1706.06083)."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from margin_ext.attacks.attack import ATTACKS, AttackResult
 from margin_ext.functional import logit_gap
 from margin_ext.models.checked_logits import checked_logits, require_graph
-from margin_ext.norms import dual_exponent
-from margin_ext.threat import DataRange, ThreatModel
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.threat import ThreatModel, check_radius, require_attackable
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from margin_ext.models.evaluation_mode import Model
-
-__all__ = ["AttackLoss", "PGDSettings", "attack_gradient", "pgd"]
+__all__ = ["PGD", "AttackLoss", "attack_gradient"]
 
 AttackLoss = Literal["gap", "cross_entropy"]
 
+_TITLES: dict[AttackLoss, str] = {
+    "gap": "PGD on the gap",
+    "cross_entropy": "PGD on the cross-entropy",
+}
 
-@dataclass(frozen=True)
-class PGDSettings:
-    """How an attack searches.
+
+@dataclass(frozen=True, kw_only=True)
+class PGD:
+    """Steps of fixed length along the gradient, each followed by a projection into the ball.
+
+    A sample is done as soon as any iterate is misclassified, and leaves the batch.
 
     Attributes:
+        loss: "gap" lowers the logit gap; "cross_entropy" raises the cross-entropy, which stands
+            still where the softmax is saturated.
         steps: Gradient steps of each restart.
-        restarts: Independent starts; only samples that held so far are attacked again.
+        restarts: Independent starts; only samples that are still robust are attacked again.
         relative_step: Step length in units of eps / steps.
         random_start: Start uniformly in the ball (inside the data range); otherwise the first
             restart starts at the sample itself.
         norm_floor: Gradients with a smaller dual norm take proportionally smaller steps, as in
             attack libraries that divide by max(norm, floor). 0: every step has full length.
         seed: Of the random starts.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> x, label = torch.tensor([[3.0, 1.0], [1.1, 1.0]]), torch.tensor([0, 0])
+        >>> PGD()(model, x, label, 0.5, threat=ThreatModel(p=2)).robust
+        tensor([ True, False])
     """
 
+    loss: AttackLoss = "gap"
     steps: int = 40
     restarts: int = 1
     relative_step: float = 2.5
@@ -48,12 +63,112 @@ class PGDSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.loss not in _TITLES:
+            raise ValueError(f"loss must be from {', '.join(_TITLES)}, got {self.loss!r}")
         if self.steps < 1 or self.restarts < 1:
             raise ValueError(
                 f"steps and restarts must be at least 1, got {self.steps} and {self.restarts}"
             )
         if not self.relative_step > 0 or self.norm_floor < 0:
             raise ValueError("relative_step must be positive and norm_floor not negative")
+
+    @property
+    def name(self) -> str:
+        """The loss."""
+        return self.loss
+
+    @property
+    def title(self) -> str:
+        """Such as "PGD on the gap"."""
+        return _TITLES[self.loss]
+
+    def check(self, threat: ThreatModel) -> None:
+        """Raise ValueError where the attack does not exist for this norm."""
+        require_attackable(threat)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the results depend on."""
+        return dataclasses.asdict(self)
+
+    def __call__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        target: Tensor,
+        eps: float,
+        *,
+        threat: ThreatModel,
+        indices: Sequence[int] | None = None,
+    ) -> AttackResult:
+        """Search the ball of radius eps for a point with a gap of at most 0.
+
+        Args:
+            model: In eval mode.
+            inputs: [B, ...].
+            target: [B].
+            eps: Radius, in pixel units where the threat model has input_std.
+            threat: The norm, and the range of the data.
+            indices: Of the samples in the whole data; None: 0 to B - 1.
+        """
+        self.check(threat)
+        check_radius(eps)
+        numbers = list(range(inputs.shape[0])) if indices is None else list(indices)
+        found = inputs.detach().clone()
+        robust = torch.ones(inputs.shape[0], dtype=torch.bool, device=inputs.device)
+        for restart in range(self.restarts):
+            active = robust.nonzero().squeeze(1)
+            if not active.numel():
+                break
+            center = inputs[active].detach()
+            x = center
+            if self.random_start or restart > 0:
+                chosen = [numbers[i] for i in active.tolist()]
+                x = threat.random_point(
+                    center, eps, seed=self.seed, stream=f"pgd{restart}", indices=chosen
+                )
+            self._descend(model, x, center, target[active], eps, threat, active, robust, found)
+        return AttackResult(robust, found)
+
+    def _descend(
+        self,
+        model: Model,
+        x: Tensor,
+        center: Tensor,
+        label: Tensor,
+        eps: float,
+        threat: ThreatModel,
+        active: Tensor,
+        robust: Tensor,
+        found: Tensor,
+    ) -> None:
+        """One restart from x; writes what breaks into robust and found."""
+        radius = center.new_full((active.shape[0],), eps)
+        for step in range(self.steps + 1):
+            last = step == self.steps
+            if last:
+                with torch.no_grad():
+                    gap = logit_gap(checked_logits(model, x), label).gap
+                grad = x
+            else:
+                gap, grad = attack_gradient(model, x, label, self.loss)
+            left = gap > 0
+            if not bool(left.all()):
+                broken = active[~left]
+                robust[broken] = False
+                found[broken] = x[~left].detach()
+                active, label, radius = active[left], label[left], radius[left]
+                x, center, grad = x[left], center[left], grad[left]
+            if last or not active.numel():
+                return
+            length = self.relative_step / self.steps * radius
+            if self.norm_floor > 0:
+                norm = threat.dual_norm(grad)
+                length = length * (norm / self.norm_floor).clamp_max(1).to(length.dtype)
+            x = threat.project(threat.step(grad, length, x), center, radius)
+
+
+for _loss in get_args(AttackLoss):
+    ATTACKS.makers[_loss] = partial(PGD, loss=_loss)
 
 
 def attack_gradient(
@@ -74,90 +189,3 @@ def attack_gradient(
         objective = cross_entropy(logits.to(gap.dtype), target, reduction="sum")
     (grad,) = torch.autograd.grad(objective, x)
     return gap.detach(), grad
-
-
-def pgd(
-    model: Model,
-    inputs: Tensor,
-    target: Tensor,
-    eps: float,
-    *,
-    p: float = 2,
-    loss: AttackLoss = "gap",
-    settings: PGDSettings | None = None,
-    data_range: DataRange | None = None,
-    input_std: float | Sequence[float] | Tensor | None = None,
-    indices: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Search the ball for a point with a gap of at most 0.
-
-    Each step moves by relative_step * eps / steps along the dual direction of the gradient, then
-    back into the ball and the data range. A sample is done as soon as any iterate is misclassified.
-
-    Args:
-        model: In eval mode.
-        inputs: [B, ...].
-        target: [B].
-        eps: Radius, in pixel units where input_std is given.
-        p: 2 or infinity.
-        loss: "gap" lowers the logit gap; "cross_entropy" raises the cross-entropy.
-        settings: Steps, restarts, seed.
-        data_range: Lowest and highest value in the units of inputs, as numbers or per channel.
-        input_std: Standard deviation(s) of the loader's normalisation.
-        indices: Of the samples in the whole data, for the random numbers; None: 0 to B - 1.
-
-    Returns:
-        robust [B] (bool: no adversarial example found) and the points [B, ...]: adversarial ones
-        where found, elsewhere the inputs.
-    """
-    settings = settings or PGDSettings()
-    check_ball(p, eps)
-    threat = ThreatModel(p=p, data_range=data_range, input_std=input_std)
-    numbers = list(range(inputs.shape[0])) if indices is None else list(indices)
-    found = inputs.detach().clone()
-    robust = torch.ones(inputs.shape[0], dtype=torch.bool, device=inputs.device)
-    for restart in range(settings.restarts):
-        active = robust.nonzero().squeeze(1)
-        if not active.numel():
-            break
-        center = inputs[active].detach()
-        radius = center.new_full((active.shape[0],), eps)
-        x = center
-        if settings.random_start or restart > 0:
-            chosen = [numbers[i] for i in active.tolist()]
-            x = threat.random_point(
-                center, eps, seed=settings.seed, stream=f"pgd{restart}", indices=chosen
-            )
-        label = target[active]
-        for step in range(settings.steps + 1):
-            last = step == settings.steps
-            if last:
-                with torch.no_grad():
-                    gap = logit_gap(checked_logits(model, x), label).gap
-                grad = x
-            else:
-                gap, grad = attack_gradient(model, x, label, loss)
-            held = gap > 0
-            if not bool(held.all()):
-                broken = active[~held]
-                robust[broken] = False
-                found[broken] = x[~held].detach()
-                active, label, radius = active[held], label[held], radius[held]
-                x, center, grad = x[held], center[held], grad[held]
-            if last or not active.numel():
-                break
-            length = settings.relative_step / settings.steps * radius
-            if settings.norm_floor > 0:
-                norm = threat.dual_norm(grad)
-                length = length * (norm / settings.norm_floor).clamp_max(1).to(length.dtype)
-            x = threat.project(threat.step(grad, length, x), center, radius)
-    return robust, found
-
-
-def check_ball(p: float, eps: float) -> None:
-    """Require p = 2 or infinity and a radius of at least 0."""
-    dual_exponent(p)
-    if float(p) not in (2.0, math.inf):
-        raise ValueError(f"attacks are for p = 2 and p = inf, got {p}")
-    if not eps >= 0 or math.isinf(eps):
-        raise ValueError(f"eps must be a number >= 0, got {eps}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
+from margin_ext.registry import Registry
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["BOUNDS", "Bound", "BoundKind", "BoundResult", "register_bound", "resolve_bounds"]
 
 BoundKind = Literal["upper", "lower", "estimate"]
+
+BoundClass = TypeVar("BoundClass", bound=type)
 
 
 class BoundResult(NamedTuple):
@@ -81,12 +83,7 @@ class Bound(Protocol):
         ...
 
 
-# What makes each bound that has a name, with its usual settings.
-BOUNDS: dict[str, Callable[..., Bound]] = {}
-
-_OLD_NAMES = {"attack": "minimum_distance"}
-
-BoundClass = TypeVar("BoundClass", bound=type)
+BOUNDS: Registry[Bound] = Registry("bounds", old_names={"attack": "minimum_distance"})
 
 
 def register_bound(bound: BoundClass) -> BoundClass:
@@ -106,11 +103,10 @@ def register_bound(bound: BoundClass) -> BoundClass:
         ...
         ...     def __call__(self, model, inputs, label, *, threat, indices):
         ...         return BoundResult(inputs.new_zeros(len(inputs)))
-        >>> BOUNDS.pop("zero") is Zero
+        >>> BOUNDS.makers.pop("zero") is Zero
         True
     """
-    BOUNDS[bound.name] = bound  # type: ignore[attr-defined]
-    return bound
+    return BOUNDS.register(bound)
 
 
 def resolve_bounds(bounds: Iterable[str | Bound], *, seed: int = 0) -> tuple[Bound, ...]:
@@ -127,25 +123,4 @@ def resolve_bounds(bounds: Iterable[str | Bound], *, seed: int = 0) -> tuple[Bou
         >>> [bound.title for bound in resolve_bounds(["certified", "minimum_distance"])]
         ['certified (lower bound)', 'minimum distance (upper bound)']
     """
-    if isinstance(bounds, str):
-        raise ValueError(f'bounds must be a sequence such as ["{bounds}"], got the string')  # noqa: TRY004
-    found = tuple(_by_name(one, seed) if isinstance(one, str) else one for one in bounds)
-    names = [bound.name for bound in found]
-    if len(set(names)) < len(names):
-        raise ValueError(f"each bound can be measured once, got {', '.join(names)}")
-    return found
-
-
-def _by_name(name: str, seed: int) -> Bound:
-    if name in _OLD_NAMES:
-        new = _OLD_NAMES[name]
-        warnings.warn(
-            f'the bound "{name}" is called "{new}" now; results are stored under that name',
-            FutureWarning,
-            stacklevel=5,
-        )
-        name = new
-    if name not in BOUNDS:
-        raise ValueError(f"bounds must be from {', '.join(sorted(BOUNDS))}, got {name!r}")
-    make = BOUNDS[name]
-    return make(seed=seed) if "seed" in inspect.signature(make).parameters else make()
+    return BOUNDS.resolve(bounds, seed=seed)

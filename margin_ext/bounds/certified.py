@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.plain_layers import plain_layers
 from margin_ext.threat import ThreatModel
 
 __all__ = ["Certified"]
@@ -148,7 +149,7 @@ def _radius(
 def _stages(model: Model) -> list[list[nn.Module]]:
     """Affine layers between the ReLUs; the last stage gives the logits."""
     stages: list[list[nn.Module]] = [[]]
-    for layer in _layers(model):
+    for layer in plain_layers(model):
         if type(layer) is nn.ReLU:
             stages.append([])
         elif type(layer) in _AFFINE and getattr(layer, "running_mean", 0) is not None:
@@ -159,14 +160,6 @@ def _stages(model: Model) -> list[list[nn.Module]]:
                 f"got {type(layer).__name__}"
             )
     return stages
-
-
-def _layers(model: Model) -> list[nn.Module]:
-    if type(model) is nn.Sequential:
-        return [layer for child in model for layer in _layers(child)]
-    if not isinstance(model, nn.Module):
-        raise TypeError("certified bounds are for modules, whose layers can be walked through")
-    return [model]
 
 
 class _Relaxation:

@@ -1,4 +1,4 @@
-"""First-order margins by class rule, several norms in one pass (paper.md section 2)."""
+"""First-order margins by class rule, several norms in one pass (arXiv 1907.11780, section 2)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from margin_ext.models.evaluation_mode import Model
+    from margin_ext.threat import ThreatModel
 
 __all__ = [
     "ClassRule",
@@ -30,14 +31,14 @@ NORM_FLOOR = 1e-30
 
 
 class FirstOrderMargins(NamedTuple):
-    """First-order margins of a batch for P norms; everything detached.
+    """First-order margins of a batch for P threat models; everything detached.
 
     Attributes:
         logits: [B, C].
         gap: Logit gap to the runner-up [B].
         runner_up: [B].
         margin: [P, B], signed; infinite where every gradient is 0.
-        critical: Class that attains the margin [P, B].
+        nearest_class: The class that attains the margin [P, B].
         norm: Dual norm of that class's gradient [P, B].
         backward_passes: How many it took.
     """
@@ -46,7 +47,7 @@ class FirstOrderMargins(NamedTuple):
     gap: Tensor
     runner_up: Tensor
     margin: Tensor
-    critical: Tensor
+    nearest_class: Tensor
     norm: Tensor
     backward_passes: int
 
@@ -73,9 +74,8 @@ def first_order_margins(
     inputs: Tensor,
     label: Tensor | None,
     *,
-    p: Sequence[float] = (2.0,),
+    threats: Sequence[ThreatModel],
     classes: ClassRule = "all",
-    input_std: float | Sequence[float] | Tensor | None = None,
     norm_bound: Sequence[float] | None = None,
 ) -> FirstOrderMargins:
     """Smallest gap-to-gradient-norm ratio over the classes that the rule names.
@@ -87,11 +87,10 @@ def first_order_margins(
         model: In eval mode.
         inputs: [B, ...].
         label: Class [B] from which the gaps are measured; None: the predicted class.
-        p: Threat norms.
+        threats: Norms and units; the data range is not used.
         classes: "all", "runner_up" or the number of top classes.
-        input_std: Standard deviation(s) of the loader's normalisation: margins in pixel units.
-        norm_bound: For each p an upper bound on the dual norm of every gap's gradient (a global
-            Lipschitz constant). Since the gaps grow with the rank, the passes end where
+        norm_bound: For each threat model an upper bound on the dual norm of every gap's gradient
+            (a global Lipschitz constant). Since the gaps grow with the rank, the passes end where
             gap / bound exceeds the margins found; the answer is the same.
     """
     inputs = inputs.detach().requires_grad_()
@@ -109,8 +108,8 @@ def first_order_margins(
     require_graph(gaps)
 
     batch = label.shape[0]
-    best = z.new_full((len(p), batch), torch.inf).detach()
-    critical = order[:, 0].expand(len(p), batch).clone()
+    best = z.new_full((len(threats), batch), torch.inf).detach()
+    nearest = order[:, 0].expand(len(threats), batch).clone()
     best_norm = torch.zeros_like(best)
     passes = 0
     for rank in range(ranks):
@@ -121,15 +120,17 @@ def first_order_margins(
                 break
         (grad,) = torch.autograd.grad(gaps[:, rank].sum(), inputs, retain_graph=rank + 1 < ranks)
         passes += 1
-        for row, exponent in enumerate(p):
-            found = first_order_margin(gap, grad, p=exponent, eps=NORM_FLOOR, input_std=input_std)
+        for row, threat in enumerate(threats):
+            found = first_order_margin(
+                gap, grad, p=threat.p, eps=NORM_FLOOR, input_std=threat.input_std
+            )
             margin = torch.where(found.norm > 0, found.margin, gap.sign() * torch.inf)
             # A gap of 0 lies on the boundary, with or without a gradient.
             margin = torch.where(gap == 0, 0.0, margin).to(best.dtype)
             better = margin < best[row]
             best[row] = torch.where(better, margin, best[row])
-            critical[row] = torch.where(better, order[:, rank], critical[row])
+            nearest[row] = torch.where(better, order[:, rank], nearest[row])
             best_norm[row] = torch.where(better, found.norm.to(best.dtype), best_norm[row])
     return FirstOrderMargins(
-        logits.detach(), gaps[:, 0].detach(), order[:, 0], best, critical, best_norm, passes
+        logits.detach(), gaps[:, 0].detach(), order[:, 0], best, nearest, best_norm, passes
     )

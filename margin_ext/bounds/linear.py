@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from margin_ext.models.plain_layers import plain_layers
+
 if TYPE_CHECKING:
     from margin_ext.models.evaluation_mode import Model
 
@@ -18,12 +20,18 @@ _AFFINE = (nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Batc
 def is_linear(model: Model) -> bool:
     """Whether the model is provably affine: a Linear, or a Sequential of affine layers.
 
-    A module with a forward of its own may do anything, so it is never counted as linear.
+    A module with a forward of its own, or with hooks, may do anything, so it is never counted as
+    linear.
+
+    Example:
+        >>> is_linear(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+        True
     """
-    if type(model) is nn.Sequential:
-        return all(is_linear(layer) for layer in model)
-    if not isinstance(model, _AFFINE) or type(model) not in _AFFINE:
+    try:
+        layers = plain_layers(model)
+    except TypeError:
         return False
-    hooked = model._forward_hooks or model._forward_pre_hooks
     # Without running statistics BatchNorm couples the samples, in eval mode too.
-    return not hooked and getattr(model, "running_mean", 0) is not None
+    return all(
+        type(layer) in _AFFINE and getattr(layer, "running_mean", 0) is not None for layer in layers
+    )

@@ -131,7 +131,7 @@ def _nearest_classes(
     ranks = order.shape[1]
     margins = []
     for rank in range(ranks):
-        gap = logit_gap(logits, label, critical=order[:, rank]).gap
+        gap = logit_gap(logits, label, nearest=order[:, rank]).gap
         (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=rank + 1 < ranks)
         norm = threat.dual_norm(grad)
         margins.append(gap.detach() / norm.clamp_min(torch.finfo(norm.dtype).tiny))
@@ -188,7 +188,7 @@ class _Search:
         """Gap to the runner-up, gap to the target, and the gradient that lowers the latter."""
         x = x.detach().requires_grad_()
         logits = checked_logits(self.model, x)
-        chosen = logit_gap(logits, label, critical=target).gap
+        chosen = logit_gap(logits, label, nearest=target).gap
         require_graph(chosen)
         (grad,) = torch.autograd.grad(-chosen.sum(), x)
         gap = chosen if target is None else logit_gap(logits.detach(), label).gap

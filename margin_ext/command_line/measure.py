@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from margin_ext.data.data_source import data_forms
 
@@ -99,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
+    from margin_ext.attacks import PGD, AttackLoss
     from margin_ext.bounds import Sampled
     from margin_ext.data import load_part
     from margin_ext.measurement import measure, robust_accuracy
@@ -114,16 +115,16 @@ def _measure(arguments: argparse.Namespace) -> None:
         model.to(arguments.device)
     data = load_part(arguments.data, "train" if arguments.train else "test")
     out: Path | None = arguments.out
-    std = arguments.input_std
+    std, seed = arguments.input_std, arguments.seed
     common: dict[str, Any] = {
         "data_range": tuple(arguments.data_range) if arguments.data_range else None,
         "input_std": std[0] if std is not None and len(std) == 1 else std,
-        "seed": arguments.seed,
+        "seed": seed,
         "batch_size": arguments.batch_size,
         "limit": arguments.limit,
     }
     rule = arguments.classes
-    sampled = Sampled(points=arguments.points, radius=arguments.radius, seed=arguments.seed)
+    sampled = Sampled(points=arguments.points, radius=arguments.radius, seed=seed)
     report = measure(
         model,
         data,
@@ -147,8 +148,10 @@ def _measure(arguments: argparse.Namespace) -> None:
                 data,
                 arguments.attack,
                 p=p,
-                steps=arguments.steps,
-                restarts=arguments.restarts,
+                attacks=[
+                    PGD(loss=loss, steps=arguments.steps, restarts=arguments.restarts, seed=seed)
+                    for loss in get_args(AttackLoss)
+                ],
                 **common,
             )
             sys.stdout.write(f"\n{robust}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from margin_ext.attacks.pgd import PGDSettings, pgd
 from margin_ext.measurement.margin_summary import MarginSummary
 from margin_ext.measurement.masking import MaskingDiagnosis
 from margin_ext.measurement.measure import measure
@@ -17,10 +16,8 @@ __all__ = [
     "MarginSummary",
     "MaskingDiagnosis",
     "NormMargins",
-    "PGDSettings",
     "RobustAccuracy",
     "RobustnessCurve",
     "measure",
-    "pgd",
     "robust_accuracy",
 ]

@@ -139,14 +139,13 @@ def robust_accuracy_curves(results: Mapping[str, RobustAccuracy], ax: Axes | Non
     The clean accuracy is the point at radius 0. Shaded: two standard errors.
     """
     figure, ax = axes_or_new(ax)
-    title = {"gap": "PGD on gap", "cross_entropy": "PGD on cross-entropy"}
     p = 2.0
     for color, (name, result) in zip(COLORS, results.items(), strict=False):
-        p = result.p
+        p = result.threat.p
         radii = [0.0, *result.eps]
         for attack in result.robust:
             shares = np.array([result.accuracy, *result.curve(attack)])
-            label = ", ".join(part for part in (name, title[attack]) if part)
+            label = ", ".join(part for part in (name, result.titles[attack]) if part)
             gap = attack == "gap"
             ax.plot(
                 radii, shares, color=color, linestyle="-" if gap else ":", marker="o",

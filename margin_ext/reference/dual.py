@@ -1,9 +1,8 @@
-"""Dual norm and dual direction of input gradients (paper.md section 4)."""
+"""Dual norm and dual direction of input gradients (arXiv 1907.11780, sections 2 and 4)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_grad, check_same_device, check_sample_vector, shape_text
-from margin_ext.input_std import channel_scale
+from margin_ext.input_std import InputStd, channel_scale
 from margin_ext.norms import dual_exponent
 
 __all__ = ["dual_direction", "dual_norm"]
@@ -73,7 +72,7 @@ def dual_norm(
     grad: Tensor,
     *,
     p: float | str = 2,
-    input_std: float | Sequence[float] | Tensor | None = None,
+    input_std: InputStd = None,
 ) -> Tensor:
     """||grad_i||_q of every sample, for the threat norm l_p.
 
@@ -84,6 +83,10 @@ def dual_norm(
 
     Returns:
         [B], float32 (float64 for float64).
+
+    Example:
+        >>> dual_norm(torch.tensor([[3.0, -4.0]]), p="inf")
+        tensor([7.])
     """
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
     x = grad.to(accumulation_dtype(grad))
@@ -98,7 +101,7 @@ def dual_direction(
     *,
     p: float | str = 2,
     base: Tensor | None = None,
-    input_std: float | Sequence[float] | Tensor | None = None,
+    input_std: InputStd = None,
 ) -> Tensor:
     """Return base + factor_i * v(grad_i), v the direction of steepest rise per unit of l_p.
 
@@ -115,6 +118,10 @@ def dual_direction(
 
     Returns:
         The shape and type of grad.
+
+    Example:
+        >>> dual_direction(torch.tensor([[3.0, -4.0]]), p=1)
+        tensor([[ 0., -1.]])
     """
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
     x = grad.to(accumulation_dtype(grad))

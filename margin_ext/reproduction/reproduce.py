@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from margin_ext.attacks import PGD, AttackLoss
 from margin_ext.bounds import Bound, MinimumDistance, Sampled
 from margin_ext.data.idx_files import load_mnist
 from margin_ext.measurement.measure import measure
@@ -38,6 +39,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "regularized": ("MNISTCNN_reg_00200.tar", mnist_cnn),
 }
 
+LOSSES: tuple[AttackLoss, ...] = get_args(AttackLoss)
 CNNS = ("plain", "regularized")
 
 BATCH = 100
@@ -177,12 +179,11 @@ def _robust(experiment: _Experiment, name: str) -> Values:
         experiment.models[name],
         experiment.some(slice(0, 1000)),
         [1.0, 2.0],
-        steps=100,
-        random_start=False,
+        attacks=[PGD(loss=loss, steps=100, random_start=False) for loss in LOSSES],
         data_range=(0.0, 1.0),
         batch_size=BATCH,
     )
-    for loss in ("gap", "cross_entropy"):
+    for loss in LOSSES:
         for eps, share in zip(result.eps, result.curve(loss), strict=True):
             values[f"{name}/robust_{loss}_eps_{eps:g}"] = share
     if result.diagnosis is not None:
@@ -193,9 +194,7 @@ def _robust(experiment: _Experiment, name: str) -> Values:
         experiment.models[name],
         experiment.some(slice(0, 100)),
         2.0,
-        steps=100,
-        random_start=False,
-        norm_floor=1e-6,
+        attacks=[PGD(loss=loss, steps=100, random_start=False, norm_floor=1e-6) for loss in LOSSES],
         data_range=(0.0, 1.0),
         diagnose_masking=False,
     )
@@ -212,10 +211,7 @@ def _underflow(experiment: _Experiment) -> Values:
             experiment.models["plain"],
             experiment.some(slice(0, 200)),
             2.0,
-            losses=("cross_entropy",),
-            steps=100,
-            random_start=False,
-            norm_floor=floor,
+            attacks=[PGD(loss="cross_entropy", steps=100, random_start=False, norm_floor=floor)],
             data_range=(0.0, 1.0),
             diagnose_masking=False,
             batch_size=BATCH,

@@ -84,7 +84,7 @@ def demo_trials(
         mu=settings.gap_mu,
         tau=settings.gap_tau,
         margin="logit_gap",
-        regularizer="authors_code",
+        regularizer="negative_ramp",
     )
     first_order = AverageMarginLoss(p=2, mu=settings.mu, tau=settings.tau)
     objectives = {

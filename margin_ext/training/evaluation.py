@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from margin_ext.training.words import check_words
 
@@ -69,6 +69,7 @@ class Evaluation:
             Plain values: "train" and "held_out" (totals of the margins, and for held_out each
             margin and the attack distances), "robust_accuracy".
         """
+        from margin_ext.attacks import PGD, AttackLoss
         from margin_ext.bounds import MinimumDistance
         from margin_ext.measurement import measure, robust_accuracy
 
@@ -89,8 +90,10 @@ class Evaluation:
             model,
             held_out,
             self.eps_attack,
-            steps=self.attack_steps,
-            restarts=self.attack_restarts,
+            attacks=[
+                PGD(loss=loss, steps=self.attack_steps, restarts=self.attack_restarts)
+                for loss in get_args(AttackLoss)
+            ],
             **common,
         )
         attacked = on_held_out.summary(quantity=distances.name)

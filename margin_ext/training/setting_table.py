@@ -186,7 +186,7 @@ def _reader(found: DeclaredField) -> Callable[[Any], Any]:
 
 # FiniteDifference's fields are options of their own, with these names.
 DIFFERENCE: Final = {
-    "difference_side": "side",
+    "difference_scheme": "scheme",
     "difference_step": "step",
     "difference_unit": "unit",
 }
@@ -217,10 +217,12 @@ def _loss_options() -> list[Option]:
         made("p", _number_or_word, "threat norm: 1, 2, inf or any number above 1"),
         made("mu", _number, "weight of the regularizer"),
         made("tau", _number, "how far margins are pushed, in the unit of the margin"),
-        made("regularizer", _word, "ramp, authors_code, hinge, linear, softplus or exponential"),
+        made("regularizer", _word, "ramp, negative_ramp, hinge, linear, softplus or exponential"),
         made("margin", _word, "first_order, secant or logit_gap"),
         made("gradient", _word, "double_backward, finite_difference, detached or auto"),
-        difference("difference_side", _word, "of finite differences: toward, away or central"),
+        difference(
+            "difference_scheme", _word, "of finite differences: backward, forward or central"
+        ),
         difference("difference_step", _number, "their length"),
         difference("difference_unit", _word, "its unit: margin, tau, inputs or absolute"),
         secant("secant_steps", _whole, "of the attack that secant margins look along"),

@@ -12,7 +12,7 @@ from torch import nn
 from margin_ext.data.augmentation import Augmentation
 from margin_ext.data.data_source import load_data
 from margin_ext.data.image_data import data_digest
-from margin_ext.gradient_modes import FiniteDifference, Secant
+from margin_ext.gradient_modes import Auto, FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.image_model import image_model
@@ -162,12 +162,15 @@ def _objective(settings: Mapping[str, Any], device: torch.device) -> Objective:
         for name, option in OPTIONS.items()
         if option.section == "loss" and name not in ("loss", "beta", *DIFFERENCE, *SECANT)
     ]
-    low, high = settings["data_range"]
-    criterion = AverageMarginLoss(
-        **{name: settings[name] for name in names},
-        difference=FiniteDifference(**{f: settings[name] for name, f in DIFFERENCE.items()}),
-        secant=Secant(data_range=(low, high), **{f: settings[name] for name, f in SECANT.items()}),
-    )
+    options = {name: settings[name] for name in names}
+    difference = FiniteDifference(**{f: settings[name] for name, f in DIFFERENCE.items()})
+    modes = {"finite_difference": difference, "auto": Auto(difference)}
+    options["gradient"] = modes.get(options["gradient"], options["gradient"])
+    if options["margin"] == "secant":
+        low, high = settings["data_range"]
+        attack = {f: settings[name] for name, f in SECANT.items()}
+        options["margin"] = Secant(data_range=(low, high), **attack)
+    criterion = AverageMarginLoss(**options)
     if (
         settings["compile"] not in ("off", "eager")
         and settings["margin"] == "first_order"

@@ -2,14 +2,25 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from measurement.networks import linear_model, relu_network
 from torch import Tensor, nn
 
-from margin_ext.measurement import PGDSettings, pgd, robust_accuracy
+from margin_ext.attacks import (
+    ATTACKS,
+    PGD,
+    AttackLoss,
+    AttackResult,
+    register_attack,
+    resolve_attacks,
+)
+from margin_ext.measurement import robust_accuracy
+from margin_ext.models.evaluation_mode import Model
 from margin_ext.reference import linear_margin
 from margin_ext.threat import ThreatModel
 
@@ -19,35 +30,31 @@ def samples(model: nn.Module, count: int, dims: int) -> tuple[Tensor, Tensor]:
     return x, model(x).argmax(dim=1).detach()
 
 
+def several(**settings: int) -> list[PGD]:
+    return [PGD(loss=loss, **settings) for loss in get_args(AttackLoss)]  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("p", [2.0, math.inf])
 @pytest.mark.parametrize("loss", ["gap", "cross_entropy"])
-def test_two_class_linear_models_exactly(p: float, loss: str) -> None:
+def test_two_class_linear_models_exactly(p: float, loss: AttackLoss) -> None:
     model = linear_model(classes=2)
     x, y = samples(model, 60, 12)
     margin = linear_margin(model.weight, model.bias, x, y, p=p).detach()
     radii = [float(margin.quantile(q)) for q in (0.2, 0.5, 0.9)]
-    result = robust_accuracy(
-        model,
-        (x, y),
-        radii,
-        p=p,
-        losses=[loss],  # type: ignore[list-item]
-        random_start=False,
-    )
+    attack = PGD(loss=loss, random_start=False)
+    result = robust_accuracy(model, (x, y), radii, attacks=[attack], p=p)
     for eps, share in zip(radii, result.curve(loss), strict=True):
         assert share == pytest.approx(float((margin > eps * (1 + 1e-6)).double().mean()), abs=0.02)
     assert result.accuracy == 1.0
 
 
-def test_adversarial_examples_keep_to_ball_and_box() -> None:
+def test_adversarial_examples_keep_to_ball_and_range() -> None:
     model = relu_network((8, 16, 4))
     x, y = samples(model, 40, 8)
     std = torch.linspace(0.5, 2.0, 8).double()
     for p in (2.0, math.inf):
-        robust, points = pgd(
-            model, x, y, 0.4, p=p, data_range=(0.0, 1.0), input_std=std,
-            settings=PGDSettings(steps=10, restarts=2),
-        )  # fmt: skip
+        threat = ThreatModel(p=p, data_range=(0.0, 1.0), input_std=std)
+        robust, points = PGD(steps=10, restarts=2)(model, x, y, 0.4, threat=threat)
         assert not bool(robust.all())
         distance = torch.linalg.vector_norm((points - x) * std, p, dim=1)
         assert float(distance.max()) <= 0.4 * (1 + 1e-9)
@@ -57,7 +64,7 @@ def test_adversarial_examples_keep_to_ball_and_box() -> None:
         assert torch.equal(points[robust], x[robust])
 
 
-@pytest.mark.parametrize("p", [2.0, math.inf])
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
 def test_projection_is_the_nearest_point(p: float) -> None:
     generator = torch.Generator().manual_seed(0)
     center = torch.randn(20, 5, generator=generator, dtype=torch.float64)
@@ -71,12 +78,19 @@ def test_projection_is_the_nearest_point(p: float) -> None:
     torch.testing.assert_close(again, moved)
     near = torch.linalg.vector_norm(x - center, p, dim=1) <= eps
     assert torch.equal(moved[near], x[near])
+    # Of the ball's points none is nearer: the line from x meets a face that supports the ball.
+    for _ in range(200):
+        other = threat.project(
+            center + torch.randn(20, 5, generator=generator, dtype=torch.float64), center, eps
+        )
+        inner = ((x - moved) * (other - moved)).sum(dim=1)
+        assert (inner <= 1e-9).all()
 
 
 def test_robust_accuracy_falls_with_the_radius_and_with_more_attacks() -> None:
     model = relu_network((8, 16, 4))
     data = samples(model, 80, 8)
-    result = robust_accuracy(model, data, [0.3, 0.05, 0.1], restarts=2)
+    result = robust_accuracy(model, data, [0.3, 0.05, 0.1], attacks=several(restarts=2))
     assert result.eps == (0.05, 0.1, 0.3)
     for name in ("gap", "cross_entropy", "random", "worst"):
         curve = result.curve(name)
@@ -87,10 +101,11 @@ def test_robust_accuracy_falls_with_the_radius_and_with_more_attacks() -> None:
 def test_two_runs_are_equal_bit_for_bit_however_batched() -> None:
     model = relu_network((8, 16, 4))
     data = samples(model, 30, 8)
-    first = robust_accuracy(model, data, [0.1, 0.2], steps=5, restarts=2, seed=7)
+    attacks = several(steps=5, restarts=2, seed=7)
+    first = robust_accuracy(model, data, [0.1, 0.2], attacks=attacks, seed=7)
     torch.rand(3)
-    again = robust_accuracy(model, data, [0.1, 0.2], steps=5, restarts=2, seed=7)
-    split = robust_accuracy(model, data, [0.1, 0.2], steps=5, restarts=2, seed=7, batch_size=7)
+    again = robust_accuracy(model, data, [0.1, 0.2], attacks=attacks, seed=7)
+    split = robust_accuracy(model, data, [0.1, 0.2], attacks=attacks, seed=7, batch_size=7)
     for name in first.robust:
         assert (first.robust[name] == again.robust[name]).all()
         assert (first.robust[name] == split.robust[name]).all()
@@ -189,10 +204,10 @@ def test_hidden_gradients_are_caught(hide: type[nn.Module]) -> None:
 
 def test_saving(tmp_path: Path) -> None:
     model, data = trained()
-    result = robust_accuracy(model, data, 0.1, steps=3)
+    result = robust_accuracy(model, data, 0.1, attacks=several(steps=3))
     saved = json.loads(result.save(tmp_path / "sub" / "robust.json").read_text())
     assert saved["robust_accuracy"]["gap"] == list(result.curve("gap"))
-    assert saved["settings"]["steps"] == 3
+    assert saved["settings"]["gap"]["steps"] == 3
     assert [file.name for file in (tmp_path / "sub").iterdir()] == ["robust.json"]
 
 
@@ -202,9 +217,9 @@ def test_saving(tmp_path: Path) -> None:
         ({"eps": -1.0}, "eps must be"),
         ({"eps": []}, "at least one radius"),
         ({"p": 1}, "p = 2 and p = inf"),
-        ({"losses": ["hinge"]}, "losses must be"),
-        ({"steps": 0}, "steps and restarts"),
-        ({"relative_step": 0.0}, "relative_step"),
+        ({"attacks": ["hinge"]}, "attacks must be from cross_entropy, gap"),
+        ({"attacks": []}, "at least one attack"),
+        ({"attacks": ["gap", PGD()]}, "different names"),
         ({"data_range": (0.2, 0.3)}, "outside the stated data range"),
     ],
 )
@@ -213,3 +228,57 @@ def test_arguments_that_do_not_fit(change: dict[str, object], message: str) -> N
     arguments: dict[str, object] = {"eps": 0.1, **change}
     with pytest.raises(ValueError, match=message):
         robust_accuracy(model, samples(model, 4, 8), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps and restarts"),
+        ({"relative_step": 0.0}, "relative_step"),
+        ({"loss": "hinge"}, "loss must be from gap, cross_entropy"),
+    ],
+)
+def test_settings_that_make_no_sense(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PGD(**change)
+
+
+class TowardTheMean:
+    """An attack that a user might add, in one file."""
+
+    name, title = "toward_mean", "toward the mean image"
+
+    def check(self, threat: ThreatModel) -> None:
+        pass
+
+    def settings(self) -> dict[str, Any]:
+        return {"steps": 1}
+
+    def __call__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        target: Tensor,
+        eps: float,
+        *,
+        threat: ThreatModel,
+        indices: Sequence[int],
+    ) -> AttackResult:
+        radius = inputs.new_full(target.shape, eps)
+        point = threat.project(inputs.mean(dim=0).expand_as(inputs), inputs, radius)
+        return AttackResult(model(point).argmax(dim=1) == target, point)
+
+
+def test_an_attack_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ATTACKS, "makers", dict(ATTACKS.makers))
+    register_attack(TowardTheMean)
+    model, data = trained()
+    result = robust_accuracy(model, data, [0.01, 2.0], attacks=["toward_mean", "gap"])
+    assert result.curve("toward_mean")[1] < 0.5 < result.curve("toward_mean")[0]
+    assert "toward the mean image" in str(result)
+    assert result.to_dict()["settings"]["toward_mean"] == {"steps": 1}
+
+
+def test_seeds_of_attacks_by_name() -> None:
+    assert resolve_attacks(["gap"], seed=3) == (PGD(seed=3),)
+    assert resolve_attacks([PGD(steps=5)], seed=3) == (PGD(steps=5),)

@@ -284,12 +284,12 @@ class HalfTheTangent:
         threat: ThreatModel,
         indices: Sequence[int],
     ) -> BoundResult:
-        margins = first_order_margins(model, inputs, label, p=[threat.p]).margin[0]
+        margins = first_order_margins(model, inputs, label, threats=[threat]).margin[0]
         return BoundResult(margins / 2)
 
 
 def test_a_bound_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("margin_ext.bounds.bound.BOUNDS", dict(BOUNDS))
+    monkeypatch.setattr(BOUNDS, "makers", dict(BOUNDS.makers))
     register_bound(HalfTheTangent)
     model = linear_model()
     x, label = correct_points(model, 8)
@@ -305,11 +305,11 @@ def test_a_bound_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_of_bounds() -> None:
     assert resolve_bounds(["sampled"], seed=7) == (Sampled(seed=7),)
     assert resolve_bounds([Sampled(points=3)], seed=7) == (Sampled(points=3),)
-    with pytest.warns(FutureWarning, match='"attack" is called "minimum_distance"'):
+    with pytest.warns(FutureWarning, match='"attack" in bounds is called "minimum_distance"'):
         assert resolve_bounds(["attack"]) == (MinimumDistance(),)
     with pytest.raises(ValueError, match="bounds must be from certified, foolbox, minimum_dist"):
         resolve_bounds(["magic"])
-    with pytest.raises(ValueError, match="can be measured once"):
+    with pytest.raises(ValueError, match="must have different names"):
         resolve_bounds(["certified", Certified(rows=3)])
     with pytest.raises(ValueError, match="must be a sequence"):
         resolve_bounds("certified")

@@ -230,7 +230,8 @@ def test_arguments_that_do_not_fit(
     ("samples", "error", "message"),
     [
         ((torch.ones(2, 4).long(), torch.zeros(2).long()), TypeError, "floating"),
-        ((torch.ones(2, 4).double(), torch.zeros(2)), TypeError, "int64"),
+        ((torch.ones(2, 4).double(), torch.tensor([0.0, 0.5])), ValueError, "whole numbers"),
+        ((torch.ones(2, 4).double(), torch.tensor([0.0, math.nan])), ValueError, "whole numbers"),
         ((torch.ones(2, 4).double(), torch.tensor([0, 3])), ValueError, "0..2"),
         ((torch.ones(2, 4).double(), torch.zeros(3).long()), ValueError, "inputs must be"),
         ((torch.ones(0, 4).double(), torch.zeros(0).long()), ValueError, "no samples"),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from margin_ext.attacks import PGD
 from margin_ext.bounds import Sampled
 from margin_ext.measurement import MarginMonitor, measure
 from margin_ext.output.atomic_write import write_atomically
@@ -86,10 +87,10 @@ def test_a_killed_run_goes_on_and_ends_equal_bit_for_bit(tmp_path: Path) -> None
     assert 0 < after_kill < 0.6 * model.samples
     for name, column in whole.columns().items():
         assert (resumed.columns()[name] == column).all(), name
-    # Once complete, nothing is measured again.
+    # Once complete, nothing is measured again: the model is looked at with a few samples.
     model.samples = 0
     measure(model, batches(16), resume=tmp_path / "partial.npz", **OPTIONS)  # type: ignore[arg-type]
-    assert model.samples == 0
+    assert model.samples <= 5 * 16
 
 
 def test_results_of_other_runs_are_refused(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_results_of_other_runs_are_refused(tmp_path: Path) -> None:
     assert file.read_bytes() == kept
     assert len(measure(model, (x, y), resume=file)) == 40
     file.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="no partial results"):
+    with pytest.raises(ValueError, match="no whole npz file"):
         measure(model, (x, y), resume=file)
 
 
@@ -244,7 +245,7 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
         "scatter": report.scatter(),
         "history": monitor.figure(),
         "several": margin_history({"a": monitor, "b": monitor}),
-        "robust": robust_accuracy(model, data(), [0.1, 0.5], steps=3).plot(),
+        "robust": robust_accuracy(model, data(), [0.1, 0.5], attacks=[PGD(steps=3)]).plot(),
     }
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png")

@@ -265,9 +265,9 @@ def test_without_matplotlib_the_rest_is_written(
     "words",
     [
         ("--loss", "cross_entropy", "--beta", "1e-3", "--optimizer", "adamw"),
-        ("--margin", "logit_gap", "--regularizer", "authors_code", "--optimizer", "adam"),
+        ("--margin", "logit_gap", "--regularizer", "negative_ramp", "--optimizer", "adam"),
         ("--margin", "secant", "--secant-steps", "1", "--warmup", "2"),
-        ("--gradient", "finite_difference", "--difference-side", "central", "--p", "inf"),
+        ("--gradient", "finite_difference", "--difference-scheme", "central", "--p", "inf"),
         ("--gradient", "detached", "--classes", "all", "--precision", "bfloat16"),
         ("--gradient", "finite_difference", "--precision", "float16", "--schedule", "step"),
         ("--gradient", "finite_difference", "--compile", "aot_eager", "--input-std", "0.5"),

@@ -1,0 +1,68 @@
+// logit_gap: the gap to the runner-up, or to a given class.
+#include "cuda/launch.h"
+#include "cuda/logits.h"
+
+namespace margin::cuda {
+namespace {
+
+struct CombineRunnersUp {
+  template <typename Acc>
+  MARGIN_DEVICE void operator()(RunnerUp<Acc>& state, const RunnerUp<Acc>& other) const {
+    state.combine(other);
+  }
+};
+
+template <typename Acc, Variant variant>
+__global__ void __launch_bounds__(GroupOf<variant>::kThreads,
+                                  kResidentBlocks<GroupOf<variant>, Acc>)
+    logit_gap_kernel(const __grid_constant__ LogitGapArguments arguments, unsigned cluster_size) {
+  GroupOf<variant> group(cluster_size);
+  for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
+    const Logits<Acc> logits(arguments.logits, i);
+    const Label<Acc> label = logits.label();
+    int64_t nearest = label.nearest;
+    Acc nearest_logit = nearest < 0 ? not_a_number<Acc>() : logits.at(label.nearest);
+    if (arguments.logits.nearest == nullptr) {
+      RunnerUp<Acc> state;
+      logits.template for_each<4>(group, [&](int k, Acc z) {
+        if (k != label.target) state.add(z, k);
+      });
+      state = group.reduce(state, CombineRunnersUp());
+      nearest_logit = state.value;
+      nearest = state.index;
+    }
+    if (group.thread() != 0 || group.rank() != 0) continue;
+    static_cast<Acc*>(arguments.gap)[i] = label.target_logit - nearest_logit;
+    arguments.runner_up[i] = label.target < 0 ? -1 : nearest;
+  }
+}
+
+template <typename Acc>
+cudaError_t launch_logit_gap(const LogitGapArguments& arguments, const LaunchOptions& options,
+                             cudaStream_t stream) {
+  static ClusterMemory memory;
+  if (arguments.batch == 0) return cudaSuccess;
+  if (arguments.logits.classes > INT32_MAX) return cudaErrorInvalidValue;
+  using Task = LogitGapArguments;
+  const auto kernels = kernels_of<Task>("logit_gap", memory, [](auto variant) -> Kernel<Task> {
+    if constexpr (variant.value == Variant::kReread)
+      return nullptr;
+    else
+      return logit_gap_kernel<Acc, variant.value>;
+  });
+  SampleShape shape;
+  shape.batch = arguments.batch;
+  shape.classes = arguments.logits.classes;
+  return launch_samples(kernels, arguments, shape, options, stream);
+}
+
+}  // namespace
+
+cudaError_t logit_gap(const LogitGapArguments& arguments, const LaunchOptions& options,
+                      cudaStream_t stream) {
+  return arguments.logits.dtype == Dtype::kFloat64
+             ? launch_logit_gap<double>(arguments, options, stream)
+             : launch_logit_gap<float>(arguments, options, stream);
+}
+
+}  // namespace margin::cuda

@@ -1,0 +1,86 @@
+// The kernel variants: who shares a row, and where the row is kept between its two passes. This is
+// the one table of them; policy.h chooses from it.
+//
+// To add a variant: an enumerator and its cases here, when to take it in policy.h, and in
+// row_pass.h how it keeps a row, if that is new.
+#pragma once
+
+#include "core/dual_norm.h"
+
+namespace margin::cuda {
+
+enum class Variant : int32_t {
+  kAuto = -1,  // not a variant: the policy chooses
+  kWarp = 0,   // one warp a row, which its registers keep
+  kBlock = 1,  // one block a row, or a cluster of blocks, whose shared memory keeps the row
+  kReread = 2  // one block or cluster a row of any size; nothing is kept, the row is read twice
+};
+inline constexpr int kVariantCount = 3;
+
+constexpr const char* name_of(Variant variant) {
+  switch (variant) {
+    case Variant::kAuto:
+      return "none";
+    case Variant::kWarp:
+      return "warp";
+    case Variant::kBlock:
+      return "block";
+    case Variant::kReread:
+      return "reread";
+  }
+  return "unknown";
+}
+
+// What an op does with its rows.
+enum class RowUse {
+  kAbsent,    // it has none
+  kRead,      // it reads them
+  kReadWrite  // it reads them and writes a row along each one's direction
+};
+
+// What is kept of a row between its two passes.
+enum class Kept {
+  kUnserved,   // no kernel of this variant serves the norm
+  kNothing,    // nothing: the row is read again, or there is no second pass
+  kRegisters,  // its packs, in registers, at most kRegisterPacks a thread
+  kPacks,      // its packs, in shared memory
+  kSigns,      // two bits an element, in shared memory
+  kLargest,    // where each thread saw its largest element; the first pass writes zeros
+};
+
+MARGIN_HD constexpr Kept kept(Variant variant, RowUse use, Norm norm) {
+  if (use == RowUse::kAbsent) return Kept::kUnserved;
+  if (use == RowUse::kRead) return Kept::kNothing;
+  switch (variant) {
+    case Variant::kAuto:
+      return Kept::kUnserved;
+    case Variant::kWarp:
+      // Powers take longer than a second read of the row, so keeping it would gain nothing.
+      return takes_powers(norm) ? Kept::kUnserved : Kept::kRegisters;
+    case Variant::kBlock:
+      if (takes_powers(norm)) return Kept::kUnserved;
+      switch (direction_needs(norm)) {
+        case DirectionNeeds::kElements:
+          return Kept::kPacks;
+        case DirectionNeeds::kSigns:
+          return Kept::kSigns;
+        case DirectionNeeds::kLargest:
+          return Kept::kLargest;
+      }
+      return Kept::kUnserved;
+    case Variant::kReread:
+      // The block variant keeps nothing of such a row, whatever its size.
+      return direction_needs(norm) == DirectionNeeds::kLargest ? Kept::kUnserved : Kept::kNothing;
+  }
+  return Kept::kUnserved;
+}
+
+// Whether an op has a kernel of this variant for rows of T. float64 serves gradient checks, and
+// every kernel takes seconds of every build, so it has no kernels for warps.
+template <typename T>
+constexpr bool has_kernel(Variant variant, RowUse use) {
+  if (variant == Variant::kWarp) return !std::is_same_v<T, double>;
+  return variant != Variant::kReread || use == RowUse::kReadWrite;
+}
+
+}  // namespace margin::cuda
