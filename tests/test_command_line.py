@@ -105,3 +105,40 @@ def test_doctor_without_installed_metadata(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "requires", not_installed)
     assert doctor.extras() == []
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_is_quick_and_needs_no_torch(command):
+    program = (
+        "import sys, time\n"
+        "start = time.perf_counter()\n"
+        "from margin_ext.command_line import main\n"
+        "try:\n"
+        f"    main(['{command}', '--help'])\n"
+        "except SystemExit as stopped:\n"
+        "    assert stopped.code == 0\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+        "sys.stderr.write(str(time.process_time()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stderr) < 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "near"),
+    [
+        (["trian"], "train"),
+        (["train", "--out", "x", "--learning-rte", "1"], "--learning-rate"),
+        (
+            ["measure", "--model", "a:b", "--data", "digits", "--dta-range", "0", "1"],
+            "--data-range",
+        ),
+        (["demo", "--epocs", "3"], "--epochs"),
+    ],
+)
+def test_mistyped_words_get_a_suggestion(argv, near, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert f"did you mean {near}?" in capsys.readouterr().err

@@ -13,10 +13,11 @@ import signal
 import sys
 import time
 
+import matplotlib.backends.backend_agg  # noqa: F401
 import torch
 
 from margin_ext.command_line import main
-from margin_ext.training import TrialsReport, trial_settings  # noqa: F401
+from margin_ext.training import trial_settings, trials_figure, trials_report  # noqa: F401
 
 torch.set_num_threads(1)
 switch = ctypes.CDLL(os.environ["LD_PRELOAD"])
@@ -50,4 +51,5 @@ for line in sys.stdin:
     with os.fdopen(reading) as stream:
         said = json.loads(stream.read() or "{}")
     _, status = os.waitpid(process, 0)
-    print(json.dumps({**said, "status": os.waitstatus_to_exitcode(status)}), flush=True)
+    sys.stdout.write(json.dumps({**said, "status": os.waitstatus_to_exitcode(status)}) + "\n")
+    sys.stdout.flush()
