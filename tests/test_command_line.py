@@ -79,7 +79,7 @@ def test_doctor_tells_what_is_missing_and_what_mends_it(capsys, monkeypatch):
     healthy = _backend_info.backend_info()
     note = _backend_info.Note("a thing is broken", "mend-it --now", needed=True)
     broken = dataclasses.replace(healthy, notes=(note,))
-    monkeypatch.setattr(doctor, "backend_info", lambda: broken)
+    monkeypatch.setattr(_backend_info, "backend_info", lambda: broken)
     monkeypatch.setattr(
         importlib.metadata,
         "requires",
@@ -111,7 +111,6 @@ def test_doctor_without_installed_metadata(monkeypatch):
 def test_help_is_quick_and_needs_no_torch(command):
     program = (
         "import sys, time\n"
-        "start = time.perf_counter()\n"
         "from margin_ext.command_line import main\n"
         "try:\n"
         f"    main(['{command}', '--help'])\n"
@@ -120,7 +119,9 @@ def test_help_is_quick_and_needs_no_torch(command):
         "assert 'torch' not in sys.modules, 'torch'\n"
         "sys.stderr.write(str(time.process_time()))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stderr) < 1
 
@@ -131,8 +132,8 @@ def test_help_is_quick_and_needs_no_torch(command):
         (["trian"], "train"),
         (["train", "--out", "x", "--learning-rte", "1"], "--learning-rate"),
         (
-            ["measure", "--model", "a:b", "--data", "digits", "--dta-range", "0", "1"],
-            "--data-range",
+            ["measure", "--model", "a:b", "--data", "digits", "--limt", "3"],
+            "--limit",
         ),
         (["demo", "--epocs", "3"], "--epochs"),
     ],
