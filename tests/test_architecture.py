@@ -27,6 +27,7 @@ LAYERS = (
     ("measurement", "ledger"),
     ("training", "reproduction", "integrations"),
     ("command_line", "__main__"),
+    ("_api",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS, start=1) for name in names}
 
