@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     Attributes:
         first: Index of the first one in the whole data.
-        inputs: [B, ...] on the measuring device; a copy, never the caller's own memory.
+        inputs: [B, ...] on the measuring device. It may be the caller's own memory.
         target: int64 [B].
     """
 
@@ -103,17 +103,17 @@ class Batches:
             size = self.batch_size or max(inputs.shape[0], 1)
             for x, y in zip(inputs.split(size), target.split(size), strict=True):
                 if x.shape[0]:
-                    yield Batch(first, self._copied(x), y.to(self.device))
+                    dtype = _wanted(x.dtype, self.dtype)
+                    yield Batch(first, self._placed(x, dtype), self._placed(y, torch.int64))
                     first += x.shape[0]
             if self.limit is not None and first >= self.limit:
                 return
         if first == 0:
             raise ValueError("the data has no samples")
 
-    def _copied(self, x: Tensor) -> Tensor:
-        # A copy even where nothing moves: a model may write into its inputs, and inference tensors
-        # cannot require gradients.
-        return x.detach().to(self.device, _wanted(x.dtype, self.dtype), copy=True)
+    def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        # Inference tensors cannot require gradients; their copies can.
+        return tensor.detach().to(self.device, dtype, copy=tensor.is_inference())
 
 
 def _wanted(given: torch.dtype, model: torch.dtype | None) -> torch.dtype:

@@ -117,7 +117,10 @@ def _only_in_eval_mode() -> Iterator[None]:
     check.changes_nothing = True  # type: ignore[attr-defined]
     handle = register_module_forward_pre_hook(check)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Compiled modules tell of hooks on all modules; this one does no harm.
+            warnings.filterwarnings("ignore", ".*there are global hooks on modules.*")
+            yield
     finally:
         handle.remove()
 

@@ -14,7 +14,8 @@ __all__ = ["modules_behind"]
 
 # Their functions use no modules of the user, and have thousands of globals.
 _LIBRARIES = ("torch", "numpy", "margin_ext", "builtins", "functools", "importlib", "typing")
-# Longer containers hold data.
+# Things that are looked at, and the longest container that is: longer ones hold data.
+_MOST = 20_000
 _LARGEST = 1000
 _PLAIN = (str, bytes, int, float, complex, type(None), type)
 
@@ -27,8 +28,6 @@ def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
 
     Example:
         >>> net = nn.Linear(2, 2)
-        >>> modules_behind(lambda x: net(x).relu())
-        [Linear(in_features=2, out_features=2, bias=True)]
         >>> modules_behind(functools.partial(net.forward))
         [Linear(in_features=2, out_features=2, bias=True)]
     """
@@ -43,7 +42,9 @@ def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
         seen[id(thing)] = thing
         if isinstance(thing, nn.Module):
             found.setdefault(id(thing), thing)
-        else:
+            # Modules that are not registered, such as those in a list.
+            waiting.extend(v for m in thing.modules() for v in vars(m).values())
+        elif len(seen) < _MOST:
             waiting.extend(_held_by(thing))
     inner = {id(m) for module in found.values() for m in module.modules() if m is not module}
     return [module for key, module in found.items() if key not in inner]

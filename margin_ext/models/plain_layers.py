@@ -35,8 +35,8 @@ def plain_layers(model: Model) -> list[nn.Module]:
             its forward is replaced, or its weights are of a special kind.
 
     Example:
-        >>> plain_layers(nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), nn.Linear(3, 2)))
-        [Linear(in_features=2, out_features=3, bias=True), ReLU(), Linear(in_features=3, ...
+        >>> plain_layers(nn.Sequential(nn.Sequential(nn.Flatten(), nn.Tanh()), nn.ReLU()))
+        [Flatten(start_dim=1, end_dim=-1), Tanh(), ReLU()]
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"layers can be walked through in a module, got {_kind(model)}")

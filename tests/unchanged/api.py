@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -199,7 +200,13 @@ def measured(
         norm = found["norms"][name] = _renamed(quantities, _OLD_NAMES)
         for quantity, totals in norm.items():
             new = {"quantiles", "misclassified"}
-            numbers = {k: v for k, v in totals.items() if k not in new} | totals["quantiles"]
+            quantiles = totals["quantiles"]
+            if totals["infinite"]:
+                # They were those of the finite values; now infinite ones count.
+                values = report[name[1:]]["minimum_distance" if quantity == "attack" else quantity]
+                values = values[np.isfinite(values)].astype(np.float64)
+                quantiles = {q: float(np.quantile(values, float(q))) for q in quantiles}
+            numbers = {k: v for k, v in totals.items() if k not in new} | quantiles
             norm[quantity] = list(numbers.values())
     columns = {
         "_".join(_OLD_NAMES.get(part, part) for part in name.rsplit("_", 1)): column
