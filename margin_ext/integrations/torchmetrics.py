@@ -121,7 +121,7 @@ class RobustAccuracy(Metric):
     Args:
         eps: The radius, or several.
         options: Further arguments of :func:`margin_ext.robust_accuracy`, such as
-            ``{"p": "inf", "steps": 20, "data_range": (0, 1)}``.
+            ``{"p": "inf", "data_range": (0, 1), "attacks": [PGD(steps=20)]}``.
         **kwargs: Those of ``torchmetrics.Metric``.
     """
 
@@ -155,7 +155,7 @@ class RobustAccuracy(Metric):
             inputs: [B, ...].
             target: int64 [B].
         """
-        # Each batch has random starts of its own.
+        # Attacks that are given by name have other random starts in each batch.
         options = {**self.options, "seed": self.options["seed"] + int(self.count)}
         found = robust_accuracy(
             model, (inputs, target), self.eps, diagnose_masking=False, progress=False, **options
