@@ -112,12 +112,15 @@ def figure(results: dict[str, Any], images: Tensor, names: list[str], last: Tens
             color = COLORS[0] if key == "gap" else GREY
             ax.barh(place, np.mean(values), color=color, height=0.65)
             ax.plot(values, [place] * len(values), "o", color="black", markersize=3)
-            ax.text(max(values) + 0.01, place, f"{np.mean(values):.3f}", va="center", fontsize=8)
+            ax.text(max(values) + 0.03, place, f"{np.mean(values):.3f}", va="center", fontsize=8)
         ax.set_yticks(range(len(TITLES)), TITLES.values())
         ax.invert_yaxis()
         ax.set_xlim(0, 1)
-        ax.set_title(f"{name}: {found['samples']:,} images, {found['epochs']} epochs", fontsize=10)
+        ax.set_title(f"{name}: {found['samples']:,} images, {found['epochs']} epochs", fontsize=9)
         plain(ax, "share of the wrong labels that is missed", "")
+        ax.grid(False, axis="y")
+        ax.tick_params(labelsize=8)
+        ax.xaxis.label.set_size(8)
     average, given, wrong = last
     for ax, i in zip(bottom.subplots(2, 8).flat, average.argsort()[:16].tolist(), strict=True):
         ax.imshow(images[i].permute(1, 2, 0).numpy())

@@ -57,15 +57,12 @@ class AverageMargin(_MarginMetric):
     Args:
         **kwargs: Those of ``torchmetrics.Metric``.
 
-    Example:
-        >>> import pytest
-        >>> _ = pytest.importorskip("torchmetrics")
-        >>> from margin_ext.integrations.torchmetrics import AverageMargin
-        >>> average = AverageMargin()
-        >>> average.update(torch.tensor([1.0, 3.0]))
-        >>> average.update(torch.tensor([-1.0]))
-        >>> average.compute()
-        tensor(1.)
+    Over the batches of an epoch::
+
+        average = AverageMargin()
+        for inputs, target in loader:
+            average.update(criterion.run(model, inputs, target).margin)
+        print(average.compute())
     """
 
     total: Tensor
