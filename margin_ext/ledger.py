@@ -47,8 +47,7 @@ class MarginLedger:
 
     Example:
         >>> import torch
-        >>> from margin_ext import logit_gap
-        >>> from margin_ext.ledger import MarginLedger
+        >>> from margin_ext import MarginLedger, logit_gap
         >>> ledger = MarginLedger(3)
         >>> for logits in ([[2.0, 0.0], [0.0, 1.0]], [[4.0, 0.0], [3.0, 0.0]]):
         ...     gap = logit_gap(torch.tensor(logits), torch.tensor([0, 1])).gap

@@ -22,7 +22,7 @@ LIBRARIES = {
     "cleanlab": "cleanlab",
     "foolbox": "foolbox",
     "lightning": "lightning",
-    "peft": "peft (no extra)",
+    "peft": "integrations",
     "pyautoattack": "autoattack",
     "sklearn": "demo",
     "torchmetrics": "torchmetrics",
