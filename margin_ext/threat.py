@@ -189,7 +189,7 @@ def check_radius(eps: float) -> None:
 
 def _check_range(data_range: DataRange) -> None:
     try:
-        low, high = (torch.as_tensor(end, dtype=torch.float64) for end in data_range)
+        low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in data_range)
     except (TypeError, ValueError) as error:
         raise ValueError(f"data_range must be (lowest, highest), got {data_range!r}") from error
     if not bool((low < high).all()) or not bool((low.isfinite() & high.isfinite()).all()):

@@ -285,7 +285,7 @@ class _Run:
 
     def robust(self, attack: Attack, batch: Batch, correct: Tensor) -> Tensor:
         """Whether samples are robust at each radius [B, len(radii)], on the CPU."""
-        robust = torch.zeros(batch.target.shape[0], len(self.radii), dtype=torch.bool)
+        robust = torch.zeros(batch.target.shape[0], len(self.radii), dtype=torch.bool, device="cpu")
         left = correct.nonzero().squeeze(1)
         for column, eps in enumerate(self.radii):
             if left.numel():
@@ -348,7 +348,7 @@ class _Evidence:
             norm = run.threat.dual_norm(grad)
             self.underflow[loss] += int((norm < UNDERFLOW).sum())
         self.count += chosen.shape[0]
-        numbers = torch.tensor([batch.first + i for i in chosen.tolist()])
+        numbers = batch.first + chosen.cpu()
         for part in LARGE_PARTS:
             robust = PGD(seed=run.seed)(
                 run.model,
