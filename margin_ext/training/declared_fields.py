@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
-import importlib.util
-import inspect
+import pkgutil
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +27,7 @@ class DeclaredField:
         type: Its annotation.
         words: What it can be, if its type is a `Literal`; else empty.
         default: Its default, `MISSING` if it has none.
-        help: The first sentence about it in the class's docstring.
+        help: The first sentence about it in the class's docstring, without markup.
     """
 
     name: str
@@ -97,10 +95,11 @@ def _source(module: str) -> _Source:
 
 
 def _text(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    get_source = getattr(spec.loader, "get_source", None) if spec is not None else None
-    text = get_source(module) if get_source is not None else None
-    return text if text is not None else inspect.getsource(importlib.import_module(module))
+    package, _, inner = module.partition(".")
+    # Without importing the packages around it, which may import torch.
+    text = pkgutil.get_data(package, inner.replace(".", "/") + ".py")
+    assert text is not None
+    return text.decode()
 
 
 def _words(source: _Source, annotation: ast.expr) -> tuple[str, ...]:
@@ -117,8 +116,8 @@ def _words(source: _Source, annotation: ast.expr) -> tuple[str, ...]:
             )
         return ()
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
-        found = ast.literal_eval(annotation.slice)
-        return found if isinstance(found, tuple) else (found,)
+        words = ast.literal_eval(annotation.slice)
+        return words if isinstance(words, tuple) else (words,)
     return ()
 
 
@@ -131,6 +130,7 @@ def _told(docstring: str) -> dict[str, str]:
     found = {}
     for name, text in _ENTRY.findall(attributes):
         line = " ".join(text.partition("\n\n")[0].split())
-        sentence = re.split(r"(?<=[^.])\.(?: |$)|; ", line)[0].replace("``", "")
+        sentence = re.split(r"\.(?: |$)", line)[0]
+        sentence = re.sub(r"(?::\w+:)?`+([^`]*)`+", r"\1", sentence)
         found[name] = sentence[:1].lower() + sentence[1:]
     return found

@@ -24,8 +24,9 @@ class Recipe:
     Attributes:
         epochs: Passes through the training data.
         batch_size: Samples in each step, over all processes.
-        learning_rate: Its highest value.
-        momentum: Nesterov's; the first beta of adam and adamw.
+        learning_rate: Its highest value (default on the command line: 0.05 for sgd, 0.001 for adam
+            and adamw).
+        momentum: The momentum of sgd (Nesterov's), or the first beta of adam and adamw.
         seed: Decides the initial weights, the order of the samples, and all else that is random.
         optimizer: The optimizer.
         schedule: "warm_cosine" rises over the first fifth of the training and falls to 0 by a

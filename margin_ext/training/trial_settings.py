@@ -18,7 +18,13 @@ from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.image_model import image_model
 from margin_ext.training.ranks import ALONE
 from margin_ext.training.recipe import Recipe
-from margin_ext.training.setting_table import DIFFERENCE, OPTIONS, SECANT
+from margin_ext.training.setting_table import (
+    DIFFERENCE,
+    OPTIONS,
+    SECANT,
+    loss_options,
+    options_with,
+)
 from margin_ext.training.settings_file import SettingsError, complete_settings, settings_text
 from margin_ext.training.training_objective import Objective
 from margin_ext.training.trial import CHECKPOINT, SETTINGS, Trial
@@ -157,19 +163,18 @@ def _objective(settings: Mapping[str, Any], device: torch.device) -> Objective:
     if settings["loss"] == "cross_entropy":
         criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=settings["label_smoothing"])
         return Objective(criterion, settings["beta"])
-    names = [
-        name
-        for name, option in OPTIONS.items()
-        if option.section == "loss" and name not in ("loss", "beta", *DIFFERENCE, *SECANT)
-    ]
-    options = {name: settings[name] for name in names}
-    difference = FiniteDifference(**{f: settings[name] for name, f in DIFFERENCE.items()})
-    modes = {"finite_difference": difference, "auto": Auto(difference)}
-    options["gradient"] = modes.get(options["gradient"], options["gradient"])
+    options = {name: settings[name] for name in loss_options()}
+    difference, attack = (
+        {field: settings[name] for name, field in options_with(prefix).items()}
+        for prefix in (DIFFERENCE, SECANT)
+    )
     if options["margin"] == "secant":
         low, high = settings["data_range"]
-        attack = {f: settings[name] for name, f in SECANT.items()}
         options["margin"] = Secant(data_range=(low, high), **attack)
+    if options["gradient"] == "finite_difference":
+        options["gradient"] = FiniteDifference(**difference)
+    elif options["gradient"] == "auto":
+        options["gradient"] = Auto(FiniteDifference(**difference))
     criterion = AverageMarginLoss(**options)
     if (
         settings["compile"] not in ("off", "eager")

@@ -204,6 +204,8 @@ void bind_emulator(py::module_& m) {
   device.def_readwrite("cluster_limit", &simt::Device::cluster_limit);
   device.def_readwrite("capturing", &simt::Device::capturing);
   m.def("device", &simt::device, py::return_value_policy::reference);
+  m.def("record_only", [](bool only) { simt::recording().only = only; });
+  m.def("recorded_parameters", [] { return py::bytes(simt::recording().parameters); });
 }
 
 }  // namespace
