@@ -103,7 +103,10 @@ class WarpGroup {
   static constexpr unsigned kThreads = kMaxThreads / 2;  // more samples a block would gain nothing
   static constexpr unsigned kResidentBlocks = 6;
 
-  MARGIN_DEVICE explicit WarpGroup(const LaunchShape& shape) : shape_(shape) {}
+  // The number goes through a shuffle to show the compiler that it is uniform in a warp. It then
+  // keeps addresses and loop counters in uniform registers.
+  MARGIN_DEVICE explicit WarpGroup(const LaunchShape& shape)
+      : shape_(shape), number_(__shfl_sync(0xffffffffu, threadIdx.x / kWarp, 0)) {}
 
   MARGIN_DEVICE int64_t first_sample() const {
     return static_cast<int64_t>(blockIdx.x) * warps() + number();
@@ -117,7 +120,7 @@ class WarpGroup {
   MARGIN_DEVICE unsigned rank() const { return 0; }
   MARGIN_DEVICE unsigned ranks() const { return 1; }
   // The number of this group among the groups of its block.
-  MARGIN_DEVICE unsigned number() const { return threadIdx.x / kWarp; }
+  MARGIN_DEVICE unsigned number() const { return number_; }
   MARGIN_DEVICE unsigned groups() const { return warps(); }
   // The group's part of the dynamic shared memory.
   MARGIN_DEVICE unsigned char* kept(unsigned char* shared) const {
@@ -145,6 +148,7 @@ class WarpGroup {
   MARGIN_DEVICE static unsigned warps() { return blockDim.x / kWarp; }
 
   const LaunchShape& shape_;
+  unsigned number_;
 };
 
 // A cluster of blocks a sample. A single block is a cluster of one.
