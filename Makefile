@@ -2,7 +2,10 @@
 #
 #   make demo     train on handwritten digits and see what promoting the margin does
 #   make test     run the tests
+#   make test-integrations   run the tests that need other libraries, with these libraries
 #   make bench    run the benchmarks
+#   make wheel    build the source distribution, and from it a wheel for this platform, into dist/
+#   make docs     build the documentation site into site/
 #   make lint     run the checks of style and types
 #   make format   put the sources into the checked form
 #   make clean    remove what the build left
@@ -11,6 +14,7 @@
 #   PYTHON=python3.12       the interpreter that .venv is made with
 #   PIP_FLAGS="..."         further arguments for every pip install
 #   ARGS="..."              further arguments for the program that the target runs
+#   CUDA="9.0;10.0+PTX"     make wheel: with CUDA kernels for these architectures, into dist/cuda
 PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
@@ -26,16 +30,17 @@ SOURCES := CMakeLists.txt setup.py pyproject.toml constraints.txt margin_ext/_ex
 CXX_FILES := $(shell find $(wildcard csrc tests benchmarks) -type f \
                \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-# All architectures that a release is built for would take many minutes. Here: those of this
-# machine's devices; where there are none, an old and a new one, to see that it compiles, and nothing
-# for the demo, which could not use it.
+# CUDA kernels are built where torch has CUDA and nvcc is found, or with MARGIN_EXT_CUDA=on. All
+# architectures that a release is built for would take many minutes. Here: those of this machine's
+# devices; where there are none, an old and a new one, to see that it compiles, and nothing for the
+# demo, which could not use it.
 DEVICES := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
              | grep -E '^[0-9]+\.[0-9]+$$' | sort -u | paste -sd ';' -)
 export TORCH_CUDA_ARCH_LIST ?= $(or $(DEVICES),7.5;9.0+PTX)
 export MARGIN_EXT_CUDA ?= auto
 $(VENV)/installed-demo: MARGIN_EXT_CUDA := $(if $(DEVICES),$(MARGIN_EXT_CUDA),off)
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-integrations bench wheel docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -44,8 +49,21 @@ demo: $(VENV)/installed-demo
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(ARGS)
 
+test-integrations: $(VENV)/installed-integrations
+	$(BIN)/python -m pytest tests/integrations tests/docs tests/test_ledger.py $(ARGS)
+
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# The wheel serves every Python and torch that the package serves. One with CUDA needs nvcc, and no
+# GPU; its version says that it has CUDA, as torch's do.
+wheel: $(VENV)/tools
+	$(PIP) build
+	$(if $(CUDA),MARGIN_EXT_CUDA=on MARGIN_EXT_LOCAL_VERSION=cuda TORCH_CUDA_ARCH_LIST='$(CUDA)',MARGIN_EXT_CUDA=off) \
+	  $(BIN)/python -m build --no-isolation --outdir dist$(if $(CUDA),/cuda) $(ARGS)
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 lint: $(VENV)/installed-lint $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -59,7 +77,7 @@ format: $(VENV)/installed-lint
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf $(VENV) build dist margin_ext/lib *.egg-info .pytest_cache .hypothesis .mypy_cache \
+	rm -rf $(VENV) build dist site margin_ext/lib *.egg-info .pytest_cache .hypothesis .mypy_cache \
 	       .ruff_cache .benchmarks
 
 # torch and the build tools first: the libraries are built against this torch, and pip must not
@@ -75,6 +93,16 @@ $(VENV)/installed-demo: $(VENV)/tools $(SOURCES)
 
 $(VENV)/installed-test: $(VENV)/tools $(SOURCES)
 	$(PIP) --no-build-isolation --editable '.[test]'
+	touch $@
+
+$(VENV)/installed-integrations: $(VENV)/installed-test
+	$(PIP) --no-build-isolation --editable '.[test,integrations]'
+	touch $@
+
+# The site is made from the sources, without an installed package.
+$(VENV)/installed-docs: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) mkdocs-material 'mkdocstrings[python]' ruff
 	touch $@
 
 $(VENV)/installed-lint: constraints.txt

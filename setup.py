@@ -4,9 +4,11 @@ torch is never imported here. pip runs this file in an isolated environment that
 a torch installed there would not be the user's. So the interpreter is asked, with -I, which hides
 what pip put before the environment's own packages, where its torch lies.
 
-Environment:
-    MARGIN_EXT_BUILD=off         no libraries: a pure Python package that runs on the reference
-    MARGIN_EXT_CUDA=auto|on|off  whether to build the CUDA library (auto: where nvcc is found)
+Environment (a variable that is empty or blank counts as not set):
+    MARGIN_EXT_BUILD=on|off      off: no libraries, a pure Python package that runs on the reference
+    MARGIN_EXT_CUDA=auto|on|off  whether to build the CUDA library
+                                 (auto: where the environment's torch has CUDA and nvcc is found)
+    MARGIN_EXT_LOCAL_VERSION     what stands after "+" in the version, such as "cuda"
     TORCH_CUDA_ARCH_LIST         CUDA architectures, in torch's notation
     CMAKE_ARGS                   further arguments for CMake
 """
@@ -17,6 +19,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shlex
@@ -55,9 +58,27 @@ class Torch(NamedTuple):
     version: str
 
 
+def variable(name: str) -> str:
+    """Return an environment variable without blanks around it; empty where it is not set."""
+    return os.environ.get(name, "").strip()
+
+
+def switch(name: str, *others: str, default: str) -> str:
+    """Return "on", "off" or one of ``others``, as an environment variable says."""
+    words = dict.fromkeys(("on", "1", "true", "yes"), "on")
+    words.update(dict.fromkeys(("off", "0", "false", "no"), "off"))
+    words.update((other, other) for other in others)
+    value = variable(name).lower() or default
+    if value not in words:
+        raise PlatformError(
+            f"{name} must be {', '.join((*others, 'on'))} or off, and is {os.environ[name]!r}"
+        )
+    return words[value]
+
+
 def libraries_wanted() -> bool:
     """Whether the compiled libraries are to be built."""
-    return os.environ.get("MARGIN_EXT_BUILD", "on").lower() not in ("off", "0", "false", "no")
+    return switch("MARGIN_EXT_BUILD", default="on") == "on"
 
 
 def find_torch() -> Torch:
@@ -99,13 +120,25 @@ def find_tool(name: str) -> str:
     return path
 
 
+def compiler_candidates() -> list[str]:
+    """Return what may be the C++ compiler's program.
+
+    CXX is read as CMake reads it: a path, which may hold spaces, or a program and its arguments.
+    """
+    chosen = variable("CXX")
+    if not chosen:
+        return ["c++", "g++", "clang++"]
+    words = chosen.split(" ")
+    return [" ".join(words[:count]) for count in range(len(words), 0, -1)]
+
+
 def check_compiler() -> None:
     """Say early, and in one line, that no C++ compiler is there."""
-    chosen = os.environ.get("CXX")
-    names = [shlex.split(chosen)[0]] if chosen else ["c++", "g++", "clang++"]
+    names = compiler_candidates()
     if not any(shutil.which(name) for name in names):
+        tried = variable("CXX") or ", ".join(names)
         raise ExecError(
-            f"margin_ext found no C++ compiler ({', '.join(names)}): install one (apt install g++, "
+            f"margin_ext found no C++ compiler ({tried}): install one (apt install g++, "
             "xcode-select --install), or MARGIN_EXT_BUILD=off for a package without compiled "
             "kernels, which is slow"
         )
@@ -117,7 +150,7 @@ def build_folder(torch: Torch) -> Path:
     CMake remembers compilers and arguments that it was given once, so the folder is named by them:
     no build inherits another's.
     """
-    remembered = [str(torch.folder), *(os.environ.get(name, "") for name in CMAKE_REMEMBERS)]
+    remembered = [str(torch.folder), *map(variable, CMAKE_REMEMBERS)]
     key = hashlib.sha256(json.dumps(remembered).encode()).hexdigest()[:8]
     return ROOT / "build" / f"cmake-{key}"
 
@@ -137,17 +170,25 @@ class BuildLibraries(build_ext):
             f"-DMARGIN_EXT_VERSION={self.distribution.get_version()}",
             f"-DMARGIN_EXT_TORCH_DIR={torch.folder}",
             f"-DMARGIN_EXT_TORCH_VERSION={torch.version}",
-            f"-DMARGIN_EXT_CUDA={os.environ.get('MARGIN_EXT_CUDA', 'auto')}",
-            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+            f"-DMARGIN_EXT_CUDA={switch('MARGIN_EXT_CUDA', 'auto', default='auto')}",
+            *shlex.split(variable("CMAKE_ARGS")),
         ]
         # What an earlier build left there would be packed too, built or not this time.
         shutil.rmtree(self.library_folder, ignore_errors=True)
+        # CMake takes a blank CXX for the name of a compiler.
+        environment = {name: value for name, value in os.environ.items() if value.strip()}
         for command in (
             configure,
             [cmake, "--build", str(work)],
             [cmake, "--install", str(work), "--prefix", str(self.library_folder)],
         ):
-            self.spawn(command)
+            self.announce(shlex.join(command), level=logging.INFO)
+            done = subprocess.run(command, env=environment, check=False)
+            if done.returncode:
+                raise ExecError(
+                    f"{Path(command[0]).name} failed with status {done.returncode}: what went "
+                    "wrong stands above"
+                )
 
     @property
     def library_folder(self) -> Path:
@@ -187,7 +228,10 @@ class AnyPythonWheel(bdist_wheel):
         return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
 
 
+local_version = variable("MARGIN_EXT_LOCAL_VERSION")
+
 setup(
+    options={"egg_info": {"tag_build": f"+{local_version}"}} if local_version else {},
     # CMake knows the sources; setuptools only has to know that there is something to build.
     ext_modules=[Extension(f"{PACKAGE}.lib", sources=[])] if libraries_wanted() else [],
     cmdclass={

@@ -30,9 +30,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from margin_ext.measurement.evaluation_mode import evaluation_mode
-from margin_ext.measurement.models import AUTHORS_MODELS
-from margin_ext.measurement.sampled import Sampling, sampled_margins
+from margin_ext.bounds import Sampled
+from margin_ext.models.authors_models import AUTHORS_MODELS
+from margin_ext.models.evaluation_mode import evaluation_mode
+from margin_ext.threat import ThreatModel
 
 RADIUS = 5.0
 
@@ -85,8 +86,8 @@ def ways(
         return with_mode
 
     def ours(nearest: int | None) -> Callable[[], object]:
-        settings = Sampling(points=points, radius=RADIUS, nearest=nearest, chunk=chunk)
-        return frozen(lambda: sampled_margins(model, sample, label, settings=settings))
+        sampled = Sampled(points=points, radius=RADIUS, nearest=nearest, chunk=chunk)
+        return frozen(lambda: sampled(model, sample, label, threat=ThreatModel(p=2)))
 
     return {
         "authors_loop": lambda: authors_loop(model, sample, points),

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from margin_ext import AverageMarginLoss, dual_direction
+from margin_ext import AverageMarginLoss
+from margin_ext.attacks.pgd import attack_gradient
 from margin_ext.functional import dispatch
-from margin_ext.gradient_modes import GRADIENT_MODES
-from margin_ext.measurement.pgd import attack_gradient
-from margin_ext.perturbation import project
+from margin_ext.gradient_modes import gradient_mode_names
+from margin_ext.threat import ThreatModel
 
 PLAIN = "plain"
 SECANT = "secant"
@@ -47,7 +47,7 @@ class Precision:
 def names(with_attention: bool) -> Iterator[str]:
     """Every way to train: plain first, which the others are compared with."""
     yield PLAIN
-    for mode in (*GRADIENT_MODES, SECANT):
+    for mode in (*gradient_mode_names(), SECANT):
         yield mode
         yield mode + REFERENCE
     if with_attention:
@@ -115,10 +115,10 @@ def _loss(mode: str, model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _adversarial(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
     """Madry et al.'s inner loop in the l_inf ball: every sample takes all steps."""
+    threat = ThreatModel(p=math.inf)
     eps = inputs.new_full(inputs.shape[:1], _PGD_EPS)
     x = inputs + torch.empty_like(inputs).uniform_(-_PGD_EPS, _PGD_EPS)
     for _ in range(_PGD_STEPS):
         _, grad = attack_gradient(model, x, target, "cross_entropy")
-        x = dual_direction(grad, eps * (2.5 / _PGD_STEPS), p=math.inf, base=x)
-        x = project(x, inputs, eps, p=math.inf, bounds=None)
+        x = threat.project(threat.step(grad, eps * (2.5 / _PGD_STEPS), x), inputs, eps)
     return x

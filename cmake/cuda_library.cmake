@@ -1,7 +1,9 @@
-# libmargin_ext_cuda: csrc/cuda and its registration with torch, where a working nvcc is found.
+# libmargin_ext_cuda: csrc/cuda and its registration with torch.
 #
-# It builds beside a CPU-only torch too: the few symbols of libtorch_cuda stay undefined and are
-# found when the library is loaded, which margin_ext does only where torch itself has CUDA.
+# MARGIN_EXT_CUDA=auto builds it where torch has CUDA and a working nvcc is found: a torch without
+# CUDA could not use it, and it takes many minutes. MARGIN_EXT_CUDA=on builds it with a CPU-only
+# torch too: the few symbols of libtorch_cuda stay undefined and are found when the library is
+# loaded, which margin_ext does only where torch itself has CUDA.
 include(CheckLanguage)
 include(cuda_architectures)
 
@@ -17,6 +19,8 @@ if(wanted MATCHES "^(off|0|false|no)$")
   set(MARGIN_CUDA_SKIPPED "built with MARGIN_EXT_CUDA=off")
 elseif(NOT cuda_sources OR NOT EXISTS "${cuda_registration}")
   set(MARGIN_CUDA_SKIPPED "this source tree has no CUDA sources")
+elseif(wanted STREQUAL "auto" AND NOT MARGIN_TORCH_HAS_CUDA)
+  set(MARGIN_CUDA_SKIPPED "the torch that it was built with has no CUDA")
 else()
   find_program(MARGIN_NVCC nvcc
                HINTS "$ENV{CUDA_HOME}/bin" "$ENV{CUDA_PATH}/bin" PATHS /usr/local/cuda/bin)
@@ -50,6 +54,7 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+margin_drop_fast_math(CMAKE_CUDA_FLAGS CMAKE_CUDA_FLAGS_RELEASE)
 find_package(CUDAToolkit REQUIRED)
 
 add_library(margin_ext_cuda SHARED ${cuda_sources} "${cuda_registration}")

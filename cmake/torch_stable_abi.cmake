@@ -17,6 +17,12 @@ find_library(MARGIN_TORCH_CPU_LIBRARY torch_cpu PATHS "${MARGIN_EXT_TORCH_DIR}/l
              NO_DEFAULT_PATH REQUIRED)
 find_library(MARGIN_TORCH_LIBRARY torch PATHS "${MARGIN_EXT_TORCH_DIR}/lib" NO_DEFAULT_PATH REQUIRED)
 
+file(GLOB torch_cuda "${MARGIN_EXT_TORCH_DIR}/lib/*torch_cuda.*")
+set(MARGIN_TORCH_HAS_CUDA FALSE)
+if(torch_cuda)
+  set(MARGIN_TORCH_HAS_CUDA TRUE)
+endif()
+
 add_library(margin_torch INTERFACE)
 target_include_directories(margin_torch SYSTEM INTERFACE "${MARGIN_EXT_TORCH_DIR}/include")
 # The oldest torch whose ABI we may use, whatever torch's headers are: 2.11.

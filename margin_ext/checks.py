@@ -10,12 +10,14 @@ from torch import Tensor
 
 __all__ = [
     "check_class_weight",
+    "check_classes",
     "check_eps",
     "check_grad",
     "check_labels",
     "check_logits",
     "check_logits_and_labels",
     "check_loss_settings",
+    "check_nearest",
     "check_probabilities",
     "check_same_device",
     "check_sample_vector",
@@ -71,6 +73,17 @@ def check_labels(name: str, labels: Tensor, classes: int, ignore_index: int | No
             + (f" or equal ignore_index = {ignore_index}" if ignore_index is not None else "")
             + f", got {int(labels[tuple(first)])} at index {_index_text(first)}"
         )
+
+
+def check_nearest(nearest: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Require nearest [B], in range and never the label of a sample; synchronises with a GPU."""
+    check_sample_vector("nearest", nearest, target.shape[0])
+    if nearest.dtype != torch.int64:
+        raise TypeError(f"nearest must be int64 class indices, got {nearest.dtype}")
+    counted = target != ignore_index
+    check_labels("nearest", torch.where(counted, nearest, 0), classes, None)
+    if bool((counted & (nearest == target)).any()):
+        raise ValueError("nearest must differ from target in every sample")
 
 
 def _index_text(index: list[int]) -> str:
@@ -158,6 +171,12 @@ def check_loss_settings(mu: float, eps: float, label_smoothing: float) -> None:
     check_eps(eps)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
+
+
+def check_classes(classes: str | int) -> None:
+    """Require "runner_up", "all" or a whole number of at least 1."""
+    if not (classes in ("runner_up", "all") or (isinstance(classes, int) and classes >= 1)):
+        raise ValueError(f'classes must be "runner_up", "all" or a number >= 1, got {classes!r}')
 
 
 def check_class_weight(weight: Tensor, logits: Tensor) -> None:

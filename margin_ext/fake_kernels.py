@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_grad, check_logits
-from margin_ext.reference.dual import wide
 from margin_ext.statistics import STATISTIC_NAMES
 
 __all__ = ["register_fake_kernels"]
@@ -47,7 +47,7 @@ def _logit_gap(
     logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     check_logits(logits, target)
-    gap = logits.new_empty(logits.shape[0], dtype=wide(logits))
+    gap = logits.new_empty(logits.shape[0], dtype=accumulation_dtype(logits))
     return gap, target.new_empty(logits.shape[0])
 
 
@@ -99,7 +99,7 @@ def _average_margin_loss(
     batch = logits.shape[0]
 
     def vector(*shape: int) -> Tensor:
-        return logits.new_empty(shape, dtype=wide(logits))
+        return logits.new_empty(shape, dtype=accumulation_dtype(logits))
 
     return (
         vector(batch) if reduction == 0 else vector(),

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from problems import REGULARIZERS
 from torch import Tensor
 
 from margin_ext import reference
-from margin_ext.reference.margin_loss import REDUCTIONS
+from margin_ext.loss_settings import Reduction
 from margin_ext.regularizers import Regularizer
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "everything is there")
@@ -138,7 +138,7 @@ class Loss:
             self.weight,
             self.scale if self.with_grad else None,
             *(dual(self.p), 1e-6, 0.7, phi.code, phi.lo, phi.hi, self.smoothing, -100),
-            REDUCTIONS.index(self.reduction),
+            get_args(Reduction).index(self.reduction),
             True,
             True,
         )
@@ -160,7 +160,7 @@ class Loss:
             regularizer=self.regularizer,
             mu=0.7,
             p=self.p,
-            critical=self.which,
+            nearest=self.which,
             weight=cast(self.weight),
             label_smoothing=self.smoothing,
             reduction=self.reduction,
@@ -276,7 +276,7 @@ def test_any_schedule_repeats_bit_for_bit(variant: tuple[int, int]) -> None:
                 assert torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", get_args(Reduction))
 @pytest.mark.parametrize("with_grad", [True, False])
 def test_reductions_weights_and_ignored_samples(reduction: str, with_grad: bool) -> None:
     for variant in (AUTO, BLOCK):
@@ -424,7 +424,7 @@ def test_logit_gap(dtype: torch.dtype) -> None:
         logits[3] = logits[3, 0]  # all tied
         for critical in (None, (target + 1) % classes):
             ours = Simt(variant).logit_gap(logits, target, critical, -100)
-            right = reference.logit_gap(logits, target, critical=critical)
+            right = reference.logit_gap(logits, target, nearest=critical)
             assert torch.equal(ours[0].nan_to_num(9), right.gap.nan_to_num(9))
             assert torch.equal(ours[1], right.runner_up)
 

@@ -69,7 +69,7 @@ def test_the_report_has_everything(finished: Path) -> None:
     assert report["data"]["train"] == 200
     assert report["environment"]["torch"] == torch.__version__
     assert [training["key"] for training in report["trainings"]] == list(KEYS)
-    eps = report["evaluation"]["eps"]
+    eps = report["evaluation"]["eps_attack"]
     assert eps == sorted(eps)
     for training in report["trainings"]:
         assert training["epochs"] == report["recipe"]["epochs"] == 3
@@ -125,7 +125,7 @@ def test_again_computes_nothing_and_says_the_same(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*/*")}
-    table = (finished / "table.txt").read_text()
+    table = (finished / "report.txt").read_text()
     assert demo(finished) == 0
     shown = capsys.readouterr()
     assert table in shown.out
@@ -219,7 +219,7 @@ def test_mnist_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "damaged" in said
     assert images.name in said
     assert demo(tmp_path / "out", "--data-dir", str(tmp_path / "nowhere")) == 2
-    assert "--data-dir must hold" in capsys.readouterr().err
+    assert "must hold MNIST" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_rest_is_written(

@@ -12,7 +12,8 @@ import torch
 from margin_ext._extension import require_ops
 from margin_ext.regularizers import Regularizer
 
-# Row lengths that csrc/cuda/policy.h sends to the variants warp, block, block in clusters, and reread.
+# Row lengths that csrc/cuda/policy.h sends to the variants warp, block, block in clusters and
+# reread.
 SIZES = (1, 17, 784, 3072, 20_000, 150_528, 1_000_003)
 BATCH = 3
 

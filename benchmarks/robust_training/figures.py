@@ -17,7 +17,7 @@ from benchmarks import environment
 from benchmarks.robust_training.methods import METHODS
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.tables import runs_of
-from margin_ext.measurement.figures import COLORS, GREY, plain
+from margin_ext.output.figure_style import COLORS, GREY, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,6 @@
 """Peers of the margin loss, each in a few lines on the package's own parts.
 
-All have what `margin_ext.training.Training` asks of an objective: ``loss`` and ``settings``.
+All have what `margin_ext.training.TrainingLoop` asks of an objective: ``loss`` and ``settings``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from margin_ext import AverageMarginLoss, dual_direction
-from margin_ext.measurement.pgd import attack_gradient
-from margin_ext.measurement.randomness import unit_ball
-from margin_ext.perturbation import project
+from margin_ext import AverageMarginLoss
+from margin_ext.attacks.pgd import attack_gradient
+from margin_ext.random_points import unit_ball
 from margin_ext.reference.dual import dual_norm
+from margin_ext.threat import ThreatModel
 
 __all__ = ["AdversarialTraining", "InputGradientPenalty"]
 
@@ -41,15 +41,15 @@ class AdversarialTraining:
     def loss(self, model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
         radius = inputs.new_full(inputs.shape[:1], self.eps)
         step = radius if self.steps == 1 else radius * (2.5 / self.steps)
-        box = inputs.new_zeros(()), inputs.new_ones(())
+        threat = ThreatModel(p=2, data_range=(0.0, 1.0))
         x = inputs
         if self.steps > 1:
             noise = unit_ball(len(inputs), inputs[0].numel(), 2.0, torch.default_generator)
             start = inputs + self.eps * noise.reshape(inputs.shape)
-            x = project(start, inputs, radius, p=2.0, bounds=box)
+            x = threat.project(start, inputs, radius)
         for _ in range(self.steps):
             _, grad = attack_gradient(model, x, target, "cross_entropy")
-            x = project(dual_direction(grad, step, p=2, base=x), inputs, radius, p=2.0, bounds=box)
+            x = threat.project(threat.step(grad, step, x), inputs, radius)
         if self.criterion is None:
             return cross_entropy(model(x), target)
         return self.criterion.run(model, x, target).loss

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +22,17 @@ import torch
 from torch import nn
 
 from benchmarks import environment
-from benchmarks.robust_training.evaluation import BOX
+from benchmarks.robust_training.evaluate_network import BOX
 from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext.bounds import Bound, Certified, MinimumDistance
+from margin_ext.data import load_data
+from margin_ext.data.image_data import ImageData
 from margin_ext.measurement import measure
-from margin_ext.measurement.bounds import BoundName
-from margin_ext.measurement.figures import COLORS, plain
-from margin_ext.measurement.files import write_atomically
-from margin_ext.measurement.minimum_distance import DistanceAttack
-from margin_ext.measurement.models import linear_classifier
-from margin_ext.measurement.report import finite_json
-from margin_ext.training.data import ImageData, mnist
-from margin_ext.training.loop import Recipe, Training
-from margin_ext.training.objective import Objective
+from margin_ext.models.authors_models import linear_classifier
+from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.figure_style import COLORS, plain
+from margin_ext.output.finite_json import finite_json
+from margin_ext.training import Objective, Recipe, TrainingLoop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,8 +73,8 @@ CERTIFIED_AFTER = {"linear": MEASURED_AFTER, "mlp": (40,), "cnn": ()}
 
 
 def objectives() -> dict[str, tuple[str, Objective]]:
-    authors = AverageMarginLoss(mu=0.1, tau=40.0, margin="logit_gap", regularizer="authors_code")
-    ours = AverageMarginLoss(mu=2.0, tau=2.5, gradient="finite_difference", difference=_BOUNDARY)
+    authors = AverageMarginLoss(mu=0.1, tau=40.0, margin="logit_gap", regularizer="negative_ramp")
+    ours = AverageMarginLoss(mu=2.0, tau=2.5, gradient=_BOUNDARY)
     return {
         "plain": ("cross-entropy", Objective(nn.CrossEntropyLoss())),
         "authors": ("authors' regularizer, orthogonality", Objective(authors, beta=1e-3)),
@@ -84,7 +83,7 @@ def objectives() -> dict[str, tuple[str, Objective]]:
 
 
 def measured(
-    model: nn.Module, data: ImageData, bounds: tuple[BoundName, ...]
+    model: nn.Module, data: ImageData, bounds: Sequence[Bound]
 ) -> dict[str, dict[str, float]]:
     """Minimum and average of every quantity on both parts."""
     found = {}
@@ -94,7 +93,6 @@ def measured(
             model,
             part,
             bounds=bounds,
-            attack=DistanceAttack(steps=50),
             data_range=BOX,
             progress=False,
             limit=BOUNDED,
@@ -109,21 +107,26 @@ def measured(
             "first_order average": margin.average,
         }
         for bound in bounds:
-            total = bounded.summary(quantity=bound)
-            values[f"{bound} minimum"] = total.minimum
-            values[f"{bound} average"] = total.average
+            total = bounded.summary(quantity=bound.name)
+            # The stored results call the minimum distance "attack".
+            word = "attack" if bound.kind == "upper" else bound.name
+            values[f"{word} minimum"] = total.minimum
+            values[f"{word} average"] = total.average
         found[split] = values
     return found
 
 
-def _history(network: str, training: Training, data: ImageData, path: Path) -> list[dict[str, Any]]:
+def _history(
+    network: str, training: TrainingLoop, data: ImageData, path: Path
+) -> list[dict[str, Any]]:
     """Train what is left; what was measured before an interruption is in the file."""
     history: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for epoch in training.epochs():
         if epoch in MEASURED_AFTER:
             history = [record for record in history if record["epoch"] < epoch]
             certified = epoch in CERTIFIED_AFTER[network]
-            bounds: tuple[BoundName, ...] = ("certified", "attack") if certified else ("attack",)
+            distance = MinimumDistance(steps=50)
+            bounds: list[Bound] = [Certified(), distance] if certified else [distance]
             history.append({"epoch": epoch, **measured(training.model, data, bounds)})
             text = json.dumps(finite_json(history))
             write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
@@ -132,7 +135,7 @@ def _history(network: str, training: Training, data: ImageData, path: Path) -> l
 
 def run(folder: Path, work: Path) -> None:
     """Train what is not there yet."""
-    data = mnist(folder).limited(train=IMAGES, held_out=None)
+    data = load_data("mnist", folder).limited(train=IMAGES, held_out=None)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     for network, (_, build, recipe) in NETWORKS.items():
         for method, (_, objective) in objectives().items():
@@ -141,7 +144,7 @@ def run(folder: Path, work: Path) -> None:
                 continue
             torch.manual_seed(recipe.seed)
             kept = work / name.replace(" ", "_")
-            training = Training(
+            training = TrainingLoop(
                 build(), data.train, objective, recipe, checkpoint=kept / "checkpoint.pt"
             )
             history = _history(network, training, data, kept / "history.json")

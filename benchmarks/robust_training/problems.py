@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from margin_ext.training.data import ImageData, mnist
-from margin_ext.training.image_files import cifar10
-from margin_ext.training.loop import Recipe
-from margin_ext.training.models import small_cnn
+from margin_ext.data import load_data
+from margin_ext.data.image_data import ImageData
+from margin_ext.models.small_cnn import small_cnn
+from margin_ext.training import Recipe
 
 __all__ = ["PROBLEMS", "Problem"]
 
@@ -31,7 +31,7 @@ class Problem:
 
     Attributes:
         title: For tables.
-        data: From a folder.
+        data: A data source, by name.
         network: With initial weights drawn from torch's generator.
         recipe: How all methods are trained; the seed is set for each run.
         images: Training images used, the first so many; None: all.
@@ -43,7 +43,7 @@ class Problem:
     """
 
     title: str
-    data: Callable[[Path], ImageData]
+    data: str
     network: Callable[[], nn.Module]
     recipe: Recipe
     images: int | None
@@ -54,7 +54,7 @@ class Problem:
     narrowed: Mapping[str, tuple[dict[str, float], ...]] = field(default_factory=dict)
 
     def load(self, folder: Path) -> ImageData:
-        return self.data(folder).limited(train=self.images, held_out=None)
+        return load_data(self.data, folder).limited(train=self.images, held_out=None)
 
     def model(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -91,7 +91,7 @@ _CIFAR_SETTINGS = {
 PROBLEMS: dict[str, Problem] = {
     "mnist_mlp": Problem(
         "MNIST, MLP 784-1024-10 with ReLU",
-        mnist,
+        "mnist",
         _mlp,
         Recipe(epochs=4, batch_size=128, learning_rate=0.1),
         None,
@@ -102,7 +102,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "mnist_cnn": Problem(
         "MNIST, CNN of two strided convolutions with GELU",
-        mnist,
+        "mnist",
         lambda: small_cnn((1, 28, 28)),
         Recipe(epochs=4, batch_size=128, learning_rate=0.1),
         30_000,
@@ -114,7 +114,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "cifar_cnn": Problem(
         "CIFAR-10 (10,000 images), CNN of two strided convolutions with GELU",
-        cifar10,
+        "cifar10",
         lambda: small_cnn((3, 32, 32)),
         Recipe(epochs=15, batch_size=64, learning_rate=0.05),
         None,

@@ -8,9 +8,14 @@ that ``margin-ext --help`` shows stand in ``COMMANDS``.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import os
+import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from margin_ext.command_line.messages import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,8 +48,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
 }
 
-_INTERRUPTED = 130
-
 
 def _chosen_command(argv: Sequence[str]) -> str | None:
     """Return the subcommand, which is the first argument that is no option."""
@@ -52,17 +55,28 @@ def _chosen_command(argv: Sequence[str]) -> str | None:
     return words[0] if words and words[0] in COMMANDS else None
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that suggests the nearest word for a mistyped one."""
+
+    known: tuple[str, ...] = ()
+
+    def error(self, message: str) -> NoReturn:
+        mistyped = re.search(r"(?:unrecognized arguments:|invalid choice:) '?([\w-]+)", message)
+        near = difflib.get_close_matches(mistyped[1], self.known, n=1) if mistyped else []
+        super().error(message + (f"; did you mean {near[0]}?" if near else ""))
+
+
 def _build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """Return the parser; only the chosen subcommand's module is imported."""
-    parser = argparse.ArgumentParser(
-        prog="margin-ext", description="Measure and train the margin of classifiers."
-    )
+    parser = _Parser(prog="margin-ext", description="Measure and train the margin of classifiers.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
         if name == chosen:
             importlib.import_module(module).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary)
+    options = () if chosen is None else subparsers.choices[chosen]._option_string_actions
+    parser.known = (*COMMANDS, *options)
     return parser
 
 
@@ -82,4 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(importlib.import_module(module).run(arguments))
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone. The interpreter must not try to write the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED

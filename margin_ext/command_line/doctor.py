@@ -9,8 +9,6 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from margin_ext._backend_info import backend_info
-
 if TYPE_CHECKING:
     import argparse
 
@@ -95,7 +93,9 @@ def _extras_text(found: list[Extra]) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report; return 1 where something needed is missing or broken."""
-    info = backend_info()
+    from margin_ext import _backend_info
+
+    info = _backend_info.backend_info()
     found = extras()
     if arguments.json:
         listed = [{**asdict(extra), "mend": extra.mend} for extra in found]

@@ -6,10 +6,15 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from margin_ext.data.data_source import data_forms
 
 if TYPE_CHECKING:
+    import torch
+
     from margin_ext.command_line import Subparsers
+    from margin_ext.measurement import MarginReport
 
 __all__ = ["add_parser", "run"]
 
@@ -23,22 +28,23 @@ def add_parser(subparsers: Subparsers) -> None:
         help="measure the margins and the robust accuracy of a saved model",
         description="Measure first-order margins, bounds on the true margin and robust accuracy.",
         epilog="example: margin-ext measure --model mnist_cnn --checkpoint MNISTCNN_00200.tar "
-        "--data mnist:DIR --data-range 0 1 --bounds attack --attack 1 2 --limit 500 --out results",
+        "--data mnist:DIR --data-range 0 1 --bounds minimum_distance --attack 1 2 --limit 500 "
+        "--out results",
     )
     parser.add_argument(
         "--model",
         required=True,
-        help="module:callable that returns a torch.nn.Module, or the name of one of the paper's "
-        "architectures, such as mnist_cnn",
+        help="module:callable that returns a torch.nn.Module (it gets the samples' shape and the "
+        "number of classes if it has parameters of these names), or a name such as small_cnn, "
+        "resnet or mnist_cnn",
     )
     parser.add_argument("--checkpoint", type=Path, help="parameters, loaded as tensors only")
     parser.add_argument(
         "--data",
         required=True,
-        help='"mnist:FOLDER" (idx files), "digits", a .npz file with inputs and target, or '
-        "module:callable that returns tensors, a Dataset or a DataLoader",
+        help=f"one of {data_forms()}; a module:callable returns tensors, a Dataset or a DataLoader",
     )
-    parser.add_argument("--train", action="store_true", help="MNIST's training set")
+    parser.add_argument("--train", action="store_true", help="the training part of the data")
     parser.add_argument("--p", nargs="+", default=["2"], help="threat norms, such as 2 inf")
     parser.add_argument(
         "--classes", default="all", help="all, runner_up or a number of nearest classes"
@@ -47,8 +53,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--unsigned", action="store_true", help="from the predicted class, as the authors report"
     )
     parser.add_argument(
-        "--bounds", nargs="*", default=[], choices=("certified", "attack", "sampled"),
-        help="measure these beside the first-order margin",
+        "--bounds", nargs="*", default=[], metavar="BOUND",
+        help="measure these in addition: minimum_distance, certified, sampled",
     )  # fmt: skip
     parser.add_argument("--points", type=int, default=1024, help="of the sampled estimate")
     parser.add_argument("--radius", type=float, default=5.0, help="of the sampled estimate's ball")
@@ -81,52 +87,93 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print and save; 2 where something does not fit."""
+    import torch
+
     # Their text is part of the report and not of a traceback.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
             _measure(arguments)
+        except torch.OutOfMemoryError as error:
+            _tell(f"out of memory, try --max-memory or --batch-size: {_first_line(error)}")
+            return _FAILED
         except (ValueError, TypeError, OSError, ImportError) as error:
-            sys.stderr.write(f"margin-ext measure: {error}\n")
+            _tell(_first_line(error))
             return _FAILED
     for warning in caught:
-        sys.stderr.write(f"margin-ext measure: warning: {warning.message}\n")
+        _tell(f"warning: {warning.message}")
     return 0
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _tell(text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"margin-ext measure: {text}\n")
 
 
 def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
-    from margin_ext.measurement import Sampling, measure, robust_accuracy
-    from margin_ext.measurement.checkpoint import load_checkpoint
-    from margin_ext.measurement.sources import data_source, model_source
+    from margin_ext.output.exclusive import exclusive
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    model = model_source(arguments.model)
+    model, data = _model_and_data(arguments)
+    out: Path | None = arguments.out
+    if out is None:
+        _measured(arguments, model, data, None)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive(out):
+        _measured(arguments, model, data, out)
+    sys.stdout.write(f"\nsaved in {out}\n")
+
+
+def _model_and_data(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Any]:
+    from margin_ext.data import load_part
+    from margin_ext.measurement.measuring import usable_device
+    from margin_ext.models.checkpoint import load_checkpoint
+    from margin_ext.models.named_model import named_model
+
+    device = None if arguments.device is None else usable_device(arguments.device)
+    data = load_part(arguments.data, "train" if arguments.train else "test")
+    shape = classes = None
+    if isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[1], "max"):
+        shape, classes = tuple(data[0].shape[1:]), 1 + int(data[1].max())
+    model = named_model(arguments.model, shape=shape, classes=classes)
     if arguments.checkpoint is not None:
         load_checkpoint(model, arguments.checkpoint)
-    if arguments.device is not None:
-        model.to(arguments.device)
-    data = data_source(arguments.data, train=arguments.train)
-    out: Path | None = arguments.out
-    std = arguments.input_std
+    return (model if device is None else model.to(device)), data
+
+
+def _measured(
+    arguments: argparse.Namespace, model: torch.nn.Module, data: Any, out: Path | None
+) -> None:
+    """Measure, print, and keep everything in the folder."""
+    from margin_ext.attacks import PGD, AttackLoss
+    from margin_ext.bounds import Sampled
+    from margin_ext.measurement import measure, robust_accuracy
+
+    std, seed = arguments.input_std, arguments.seed
     common: dict[str, Any] = {
         "data_range": tuple(arguments.data_range) if arguments.data_range else None,
         "input_std": std[0] if std is not None and len(std) == 1 else std,
-        "seed": arguments.seed,
+        "seed": seed,
         "batch_size": arguments.batch_size,
         "limit": arguments.limit,
     }
     rule = arguments.classes
+    sampled = Sampled(points=arguments.points, radius=arguments.radius, seed=seed)
     report = measure(
         model,
         data,
         p=arguments.p,
         classes=int(rule) if rule.isdigit() else rule,
         signed=not arguments.unsigned,
-        bounds=arguments.bounds,
-        sampling=Sampling(points=arguments.points, radius=arguments.radius),
+        bounds=[sampled if name == sampled.name else name for name in arguments.bounds],
         max_memory=arguments.max_memory,
         resume=None if out is None else out / "partial.npz",
         **common,
@@ -136,30 +183,27 @@ def _measure(arguments: argparse.Namespace) -> None:
         for suffix in ("json", "csv", "npz"):
             report.save(out / f"report.{suffix}")
         _save_figures(report, out)
-    if arguments.attack:
-        for p in arguments.p:
-            robust = robust_accuracy(
-                model,
-                data,
-                arguments.attack,
-                p=p,
-                steps=arguments.steps,
-                restarts=arguments.restarts,
-                **common,
-            )
-            sys.stdout.write(f"\n{robust}\n")
-            if out is not None:
-                robust.save(out / f"robust_accuracy_l{p}.json")
-    if out is not None:
-        sys.stdout.write(f"\nsaved in {out}\n")
+    attacks = [
+        PGD(loss=loss, steps=arguments.steps, restarts=arguments.restarts, seed=seed)
+        for loss in get_args(AttackLoss)
+    ]
+    for p in report.norms if arguments.attack else ():
+        robust = robust_accuracy(model, data, arguments.attack, p=p, attacks=attacks, **common)
+        sys.stdout.write(f"\n{robust}\n")
+        if out is not None:
+            robust.save(out / f"robust_accuracy_{robust.threat.name}.json")
 
 
-def _save_figures(report: Any, out: Path) -> None:
-    from margin_ext.measurement.report import norm_name
+def _save_figures(report: MarginReport, out: Path) -> None:
+    from margin_ext.norms import norm_name
+    from margin_ext.output.figure_style import write_figure
 
     try:
-        for p in report.norms:
-            report.histogram(p).savefig(out / f"histogram_{norm_name(p)}.png")
-            report.scatter(p).savefig(out / f"gap_against_margin_{norm_name(p)}.png")
+        for p, norm in report.norms.items():
+            name = norm_name(p)
+            write_figure(report.histogram(p), out / f"histogram_{name}.png")
+            write_figure(report.scatter(p), out / f"gap_against_margin_{name}.png")
+            if norm.bounds:
+                write_figure(report.plot(p), out / f"robustness_{name}.png")
     except ImportError as error:
-        sys.stderr.write(f"margin-ext measure: no figures: {error}\n")
+        _tell(f"no figures: {error}")

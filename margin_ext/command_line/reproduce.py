@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compute and compare: 1 where a figure disagrees unexpectedly, 2 where input does not fit."""
     import torch
 
-    from margin_ext.measurement.reproduction import compare, comparison_table, reproduce
+    from margin_ext.reproduction.reproduce import compare, comparison_table, reproduce
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _save_figure(values: dict[str, float], path: Path) -> None:
-    from margin_ext.measurement.reproduction_figure import reproduction_figure
+    from margin_ext.reproduction.reproduction_figure import reproduction_figure
 
     try:
         reproduction_figure(values).savefig(path)

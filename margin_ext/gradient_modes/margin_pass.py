@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from margin_ext.functional import MarginLoss
+from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.compiled import kept_for_two_gradients
-from margin_ext.gradient_modes.deferral import deferral_for
+from margin_ext.gradient_modes.deferred_passes import deferred_passes
 from margin_ext.gradient_modes.layer_state import state_kept, training_batchnorms
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
 from margin_ext.gradient_modes.randomness import RandomState
 from margin_ext.gradient_modes.step import Step
+from margin_ext.loss_options import BatchNormPolicy
+from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import MARGIN_STATISTICS, STATISTIC_NAMES, BatchStatistics
 
 __all__ = ["Passes", "run_step"]
@@ -30,23 +32,22 @@ class Passes:
     Attributes:
         model: A module, or any function of the inputs.
         call: Maps the model and inputs [B, ...] to logits [B, C].
-        batchnorm: "batch" or "running": what BatchNorm in training normalises by where margins
-            are concerned.
+        batchnorm: What BatchNorm in training normalises by where margins are concerned.
         fraction: The part of the batch whose margins are taken, 0 to 1.
-        reruns: Whether the mode may run the model on other inputs too.
-        deferred: How many times it may do so in the backward.
+        reruns: How many times the mode may run the model on other inputs too.
+        deferred: Whether it may do so in the backward.
     """
 
     model: Any
     call: Callable[[Any, Tensor], Tensor]
-    batchnorm: str
-    fraction: float
-    reruns: bool = False
-    deferred: int = 0
+    batchnorm: BatchNormPolicy = "batch"
+    fraction: float = 1.0
+    reruns: int = 0
+    deferred: bool = False
 
     @property
     def separate(self) -> bool:
-        """Whether margins need a pass of their own, beside that of the cross-entropy."""
+        """Whether margins need a pass of their own, in addition to that of the cross-entropy."""
         running = self.batchnorm == "running" and bool(training_batchnorms(self.model))
         return running or self.fraction < 1
 
@@ -63,7 +64,7 @@ class Passes:
         Args:
             objective: The loss.
             inputs: [B, ...].
-            target: Labels, as the objective takes them.
+            target: Labels of the inputs.
             first: Whether this is the step's first pass, which moves BatchNorm's running
                 statistics and goes through the model's DistributedDataParallel wrapper.
         """
@@ -78,11 +79,13 @@ class Passes:
             return self.call(self.model, inputs) if first else again(inputs)
 
         if not self.reruns:
-            return Step(objective, inputs, run(), target, self.module)
-        deferral = None
+            logits = run()
+            labels = objective.labels(logits, target)
+            return Step(objective, inputs, logits, labels, self.module)
+        deferred = None
         if self.deferred:  # which has to come before the pass that it lets go first
             shape = inputs.shape[:1] if objective.per_sample else ()
-            deferral = deferral_for(self.model, inputs, self.batchnorm, shape, self.deferred)
+            deferred = deferred_passes(self.model, inputs, self.batchnorm, shape, self.reruns)
         state = RandomState(inputs, self.model)
 
         def rerun(moved: Tensor) -> Tensor:
@@ -93,14 +96,14 @@ class Passes:
         batchnorms = training_batchnorms(inner)
         if self.batchnorm == "running":
             batchnorms = [layer for layer in batchnorms if layer.running_mean is None]
-        coupled = bool(batchnorms)
-        return Step(objective, inputs, logits, target, self.module, rerun, coupled, deferral)
+        labels, dependent = objective.labels(logits, target), bool(batchnorms)
+        return Step(objective, inputs, logits, labels, self.module, rerun, dependent, deferred)
 
 
 def run_step(
     passes: Passes,
     objective: Objective,
-    mode: Callable[[Step], MarginLoss],
+    mode: GradientMode,
     inputs: Tensor,
     target: Tensor,
 ) -> tuple[Tensor, MarginLoss]:
@@ -120,16 +123,17 @@ def run_step(
             step = passes.margin_step(objective, inputs, target, first=True)
             return step.logits, mode(step)
     logits = passes.call(passes.model, inputs)
-    plain = objective.plain(logits, target)
-    counted = objective.counted(target)
+    labels = objective.labels(logits, target)
+    plain = objective.plain(logits, labels)
+    counted = labels.counted()
     chosen = _choose(counted, passes.fraction)
     with kept_for_two_gradients(passes.model):
         part = passes.margin_step(objective, inputs[chosen], target[chosen], first=False)
         regularized = mode(part)
-    term = regularized.loss - objective.cross_entropy(part.logits, part.target)
-    # What the term of one chosen sample stands for.
-    share = counted.sum() / counted[chosen].sum().clamp_min(1)
-    return logits, _joined(plain, regularized, term, chosen, share, objective)
+    term = regularized.loss - objective.cross_entropy(part.logits, part.labels)
+    # How many samples one chosen sample stands for.
+    weight = counted.sum() / counted[chosen].sum().clamp_min(1)
+    return logits, _joined(plain, regularized, term, chosen, weight, objective)
 
 
 def _choose(counted: Tensor, fraction: float) -> Tensor:
@@ -147,17 +151,17 @@ def _joined(
     part: MarginLoss,
     term: Tensor,
     chosen: Tensor,
-    share: Tensor,
+    weight: Tensor,
     objective: Objective,
 ) -> MarginLoss:
     """The loss of the whole batch from its cross-entropy and the regularizer of the chosen."""
-    term, share = term.to(plain.loss.dtype), share.to(plain.loss.dtype)
+    term, weight = term.to(plain.loss.dtype), weight.to(plain.loss.dtype)
     if objective.per_sample:
-        loss = plain.loss.index_add(0, chosen, term * share)
+        loss = plain.loss.index_add(0, chosen, term * weight)
     else:
-        # A mean over the chosen stands for that over the batch; a sum has to be blown up.
-        is_sum = objective.reduction == "sum" or objective.normalizer is not None
-        loss = plain.loss + (term * share if is_sum else term)
+        # A mean over the chosen stands for that over the batch; a sum has to be scaled up.
+        is_sum = objective.options.reduction == "sum"
+        loss = plain.loss + (term * weight if is_sum else term)
     missing = torch.full_like(plain.gap, math.nan)
     values = plain.statistics.values_tensor.clone()
     for name in MARGIN_STATISTICS:

@@ -6,78 +6,53 @@ Every function draws into given axes, or makes a figure of its own; none touches
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from margin_ext.measurement.report import norm_name
+from margin_ext.norms import norm_name
+from margin_ext.output.figure_style import COLORS, GREY, axes_or_new, new_axes, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from margin_ext.measurement.accuracy_under_attack import RobustAccuracy
     from margin_ext.measurement.monitor import MarginMonitor
     from margin_ext.measurement.report import MarginReport
+    from margin_ext.measurement.robust_accuracy import RobustAccuracy
 
-__all__ = ["gap_against_margin", "margin_histogram", "margin_history", "robust_accuracy_curves"]
-
-# Distinguishable with the common colour blindnesses (Okabe and Ito), first come first served.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY = "#777777"
-
-_NAMES = {
-    "margin": "first-order margin",
-    "certified": "certified lower bound",
-    "attack": "attack distance (upper bound)",
-    "sampled": "sampled estimate",
-}
-
-
-def new_axes(columns: int = 1, width: float = 5.5, height: float = 3.8) -> tuple[Figure, list[Any]]:
-    """A figure with axes side by side.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'margin_ext[plot]'") from error
-    figure = Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
-
-
-def plain(ax: Axes, x: str, y: str) -> None:
-    """Label axes; a light grid and no box."""
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    ax.grid(True, color="#dddddd", linewidth=0.6)
-    ax.set_axisbelow(True)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+__all__ = [
+    "gap_against_margin",
+    "margin_histogram",
+    "margin_history",
+    "robust_accuracy_curves",
+    "robustness_curves",
+]
 
 
 def margin_histogram(
     report: MarginReport, p: float | str | None = None, ax: Axes | None = None
 ) -> Figure:
     """Histograms of the first-order margin and of every bound that was measured."""
-    figure, ax = _axes(ax)
+    figure, ax = axes_or_new(ax)
     norm = report.first if p is None else report[p]
-    series = {"margin": norm.margin, **norm.bounds}
-    finite = {name: values[np.isfinite(values)] for name, values in series.items()}
+    finite = {name: norm[name][np.isfinite(norm[name])] for name in norm.quantities}
     pooled = np.concatenate(list(finite.values()))
     # The few largest would squeeze the rest into a corner.
     top = float(np.quantile(pooled, 0.999)) if pooled.size else 1.0
     bins = np.linspace(float(pooled.min()) if pooled.size else 0.0, top, 61)
     for color, (name, values) in zip(COLORS, finite.items(), strict=False):
         mean = values.mean() if values.size else np.nan
+        title = f"{report.title(name)}, mean {mean:.3g}"
+        left_out = norm[name].size - values.size
+        if left_out:
+            title += f" ({left_out} not found)"
         ax.hist(values, bins=bins.tolist(), histtype="step", color=color, linewidth=1.4)
         ax.axvline(mean, color=color, linewidth=1, linestyle="--")
-        ax.plot([], [], color=color, label=f"{_NAMES[name]}, mean {mean:.3g}")
+        ax.plot([], [], color=color, label=title)
     ax.axvline(0, color=GREY, linewidth=0.8)
     sign = "signed" if report.signed else "unsigned"
+    sign += f", {int((~report.correct).sum())} misclassified"
     plain(ax, f"{norm_name(norm.p)} margin ({sign})", "samples")
     ax.legend(frameon=False, fontsize=8)
     return figure
@@ -87,7 +62,7 @@ def gap_against_margin(
     report: MarginReport, p: float | str | None = None, ax: Axes | None = None
 ) -> Figure:
     """Scatter of logit gap against first-order margin: how far the one tells of the other."""
-    figure, ax = _axes(ax)
+    figure, ax = axes_or_new(ax)
     norm = report.first if p is None else report[p]
     kept = np.isfinite(norm.margin)
     right = report.correct & kept
@@ -97,6 +72,29 @@ def gap_against_margin(
     ax.scatter([], [], s=12, color=COLORS[0], label="correct")
     ax.scatter([], [], s=12, color=COLORS[1], label="misclassified")
     plain(ax, "logit gap", f"first-order {norm_name(norm.p)} margin")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def robustness_curves(
+    report: MarginReport, p: float | str | None = None, ax: Axes | None = None
+) -> Figure:
+    """Share of the samples beyond each distance, for every bound that was measured.
+
+    The robust accuracy lies below the attack's curve and above the certified one. Shaded: 95 %
+    bands. Without bounds the curve is that of the first-order margins, which is an estimate.
+    """
+    figure, ax = axes_or_new(ax)
+    norm = report.first if p is None else report[p]
+    for color, name in zip(COLORS, norm.bounds or ("margin",), strict=False):
+        curve = report.robustness_curve(p=norm.p, quantity=name)
+        ax.step(
+            curve.radii, curve.share, where="post", color=color, linewidth=1.4,
+            label=report.title(name),
+        )  # fmt: skip
+        ax.fill_between(curve.radii, curve.low, curve.high, color=color, alpha=0.12, step="post")
+    ax.set_ylim(-0.02, 1.02)
+    plain(ax, f"{norm_name(norm.p)} distance", "share of samples beyond")
     ax.legend(frameon=False, fontsize=8)
     return figure
 
@@ -140,15 +138,14 @@ def robust_accuracy_curves(results: Mapping[str, RobustAccuracy], ax: Axes | Non
 
     The clean accuracy is the point at radius 0. Shaded: two standard errors.
     """
-    figure, ax = _axes(ax)
-    title = {"gap": "PGD on gap", "cross_entropy": "PGD on cross-entropy"}
+    figure, ax = axes_or_new(ax)
     p = 2.0
     for color, (name, result) in zip(COLORS, results.items(), strict=False):
-        p = result.p
+        p = result.threat.p
         radii = [0.0, *result.eps]
         for attack in result.robust:
             shares = np.array([result.accuracy, *result.curve(attack)])
-            label = ", ".join(part for part in (name, title[attack]) if part)
+            label = ", ".join(part for part in (name, result.titles[attack]) if part)
             gap = attack == "gap"
             ax.plot(
                 radii, shares, color=color, linestyle="-" if gap else ":", marker="o",
@@ -161,13 +158,3 @@ def robust_accuracy_curves(results: Mapping[str, RobustAccuracy], ax: Axes | Non
     plain(ax, f"radius of the {norm_name(p)} ball", "accuracy under attack")
     ax.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _axes(ax: Axes | None) -> tuple[Figure, Axes]:
-    if ax is None:
-        figure, (new,) = new_axes()
-        return figure, new
-    owner = ax.get_figure(root=True)
-    if owner is None:
-        raise ValueError("the axes belong to no figure")
-    return owner, ax

@@ -1,4 +1,4 @@
-"""Signs that a robustness figure says more of the attack than of the model (paper.md section 5)."""
+"""Signs that a robustness figure says more of the attack than of the model (arXiv 1802.00420)."""
 
 from __future__ import annotations
 

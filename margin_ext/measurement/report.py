@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,55 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from margin_ext.measurement.files import write_atomically
+from margin_ext.measurement.drawing import draw
+from margin_ext.measurement.margin_summary import MarginSummary
+from margin_ext.measurement.report_files import save_report
+from margin_ext.measurement.report_table import report_table
+from margin_ext.measurement.robustness_curve import RobustnessCurve
+from margin_ext.norms import norm_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["BOUND_NAMES", "MarginReport", "MarginSummary", "NormMargins"]
+    from margin_ext.bounds.bound import BoundKind
 
-# In the order in which they bracket the true margin; "sampled" is an estimate and bounds nothing.
-BOUND_NAMES = ("certified", "attack", "sampled")
+__all__ = ["MarginReport", "NormMargins"]
 
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+# The columns of a report: those of a sample, and those of a sample in one norm, each of which is
+# followed by the norm's name, such as margin_l2. Bounds add a column of their own name.
+SAMPLE_COLUMNS = ("target", "prediction", "correct", "gap", "runner_up")
+NORM_COLUMNS = ("margin", "nearest_class", "norm")
 
 
-@dataclass(frozen=True)
-class MarginSummary:
-    """Totals over the samples whose margin is finite.
+def norm_columns(p: float, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of one norm by their names in the report.
 
-    Attributes:
-        count: Number of finite margins.
-        infinite: Number of samples left out: no class has an input gradient.
-        minimum: Smallest margin, in the inputs' units (pixel units with input_std).
-        average: Mean margin.
-        average_correct: Mean over the correctly classified samples; NaN where there is none.
-        quantiles: Quantile (0.01 to 0.99) to margin.
+    Example:
+        >>> norm_columns(2.0, {"margin": 0.5, "certified": 0.4})
+        {'margin_l2': 0.5, 'certified_l2': 0.4}
     """
-
-    count: int
-    infinite: int
-    minimum: float
-    average: float
-    average_correct: float
-    quantiles: dict[float, float]
-
-    @staticmethod
-    def of(values: NDArray[Any], correct: NDArray[np.bool_]) -> MarginSummary:
-        """Summarise margins [N]."""
-        finite = np.isfinite(values)
-        kept = values[finite].astype(np.float64)
-        right = values[finite & correct].astype(np.float64)
-        nan = math.nan
-        return MarginSummary(
-            count=int(kept.size),
-            infinite=int(values.size - kept.size),
-            minimum=float(kept.min()) if kept.size else nan,
-            average=float(kept.mean()) if kept.size else nan,
-            average_correct=float(right.mean()) if right.size else nan,
-            quantiles={q: float(np.quantile(kept, q)) if kept.size else nan for q in QUANTILES},
-        )
+    return {f"{name}_{norm_name(p)}": column for name, column in values.items()}
 
 
 @dataclass(frozen=True)
@@ -70,28 +50,66 @@ class NormMargins:
     Attributes:
         p: Threat norm.
         margin: First-order margin [N], signed or unsigned as the report says.
-        critical: The class that attains it [N].
+        nearest_class: The class that attains it [N].
         norm: Dual norm of that class's gap gradient [N].
-        bounds: Further values [N] by name: "certified" (lower bound), "attack" (distance of an
-            adversarial example: upper bound), "sampled" (the authors' estimate). Distances: 0
-            where the sample is already on the wrong side; "attack" is infinite where it failed.
+        bounds: The distances [N] of the bounds that were measured, by name. 0 where the sample
+            is already on the wrong side, infinite where a search found nothing.
+        kinds: Whether each of them is an "upper" bound, a "lower" bound or an "estimate".
     """
 
     p: float
     margin: NDArray[Any]
-    critical: NDArray[np.int64]
+    nearest_class: NDArray[np.int64]
     norm: NDArray[Any]
     bounds: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    kinds: Mapping[str, BoundKind] = field(default_factory=dict)
 
-    def share_above_attack(self, values: NDArray[Any], correct: NDArray[np.bool_]) -> float:
-        """Share of the correct samples on which values [N] exceed the attack distance.
+    @staticmethod
+    def of(
+        p: float, columns: Mapping[str, NDArray[Any]], kinds: Mapping[str, BoundKind]
+    ) -> NormMargins:
+        """The margins among the columns of a report, and the bounds of these names and kinds."""
+
+        def of(names: Iterable[str]) -> dict[str, Any]:
+            return {name: columns[f"{name}_{norm_name(p)}"] for name in names}
+
+        return NormMargins(p, **of(NORM_COLUMNS), bounds=of(kinds), kinds=kinds)
+
+    def __getitem__(self, quantity: str) -> NDArray[Any]:
+        """Values [N] of "margin", or of a bound that was measured."""
+        if quantity == "margin":
+            return self.margin
+        if quantity not in self.bounds:
+            raise KeyError(f"{quantity!r} was not measured; ask for it with bounds=")
+        return self.bounds[quantity]
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The names that ``[]`` takes."""
+        return ("margin", *self.bounds)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Every value of a sample by the name that it has in the report."""
+        own = {name: getattr(self, name) for name in NORM_COLUMNS}
+        return norm_columns(self.p, {**own, **self.bounds})
+
+    @property
+    def smallest_upper(self) -> NDArray[Any] | None:
+        """The smallest upper bound of every sample [N]; None where none was measured."""
+        upper = [values for name, values in self.bounds.items() if self.kinds[name] == "upper"]
+        return np.minimum.reduce(upper) if upper else None
+
+    def share_above_upper(self, values: NDArray[Any], correct: NDArray[np.bool_]) -> float:
+        """Fraction of the correct samples on which values [N] exceed the smallest upper bound.
 
         Such a value is proven not to be a lower bound of that sample's margin.
         """
-        attack = self.bounds["attack"]
-        kept = correct & np.isfinite(attack)
+        upper = self.smallest_upper
+        if upper is None:
+            return math.nan
+        kept = correct & np.isfinite(upper)
         # A rounding above the distance proves nothing.
-        above = values[kept] > attack[kept] * (1 + 1e-4)
+        above = values[kept] > upper[kept] * (1 + 1e-4)
         return float(above.mean()) if above.size else math.nan
 
 
@@ -109,6 +127,7 @@ class MarginReport:
         signed: Measured from the label (negative where misclassified), or unsigned from the
             prediction, as the authors report.
         classes: The class rule, "all", "runner_up" or a number of classes.
+        titles: The line of each bound in the table, by the bound's name.
         exact: The model is linear, so the first-order margins are its exact distances.
         settings: Everything else that the numbers depend on.
         seconds: Time it took, reloaded parts included.
@@ -122,6 +141,7 @@ class MarginReport:
     norms: Mapping[float, NormMargins]
     signed: bool
     classes: str | int
+    titles: Mapping[str, str]
     exact: bool
     settings: Mapping[str, Any]
     seconds: float
@@ -135,6 +155,9 @@ class MarginReport:
         except KeyError:
             raise KeyError(f"measured norms: {', '.join(map(norm_name, self.norms))}") from None
 
+    def __str__(self) -> str:
+        return report_table(self)
+
     @property
     def first(self) -> NormMargins:
         """Margins in the first norm that was asked for."""
@@ -147,13 +170,18 @@ class MarginReport:
 
     @property
     def accuracy(self) -> float:
-        """Share of correctly classified samples."""
+        """Fraction of correctly classified samples."""
         return float(self.correct.mean())
 
     @property
     def misclassified(self) -> float:
-        """Share of misclassified samples."""
+        """Fraction of misclassified samples."""
         return 1.0 - self.accuracy
+
+    @property
+    def average_gap(self) -> float:
+        """Mean logit gap."""
+        return float(self.gap.astype(np.float64).mean())
 
     @property
     def minimum_margin(self) -> float:
@@ -165,13 +193,53 @@ class MarginReport:
         """Mean first-order margin in the first norm."""
         return self.summary().average
 
+    @property
+    def sides(self) -> NDArray[np.bool_]:
+        """Samples on the right side of the reference class's boundary: all of them if unsigned."""
+        return self.correct if self.signed else np.ones_like(self.correct)
+
     def summary(self, p: float | str | None = None, quantity: str = "margin") -> MarginSummary:
         """Totals of one quantity: "margin", or the name of a bound that was measured."""
         norm = self.first if p is None else self[p]
-        if quantity != "margin" and quantity not in norm.bounds:
-            raise KeyError(f"{quantity!r} was not measured; ask for it with bounds=")
-        values = norm.margin if quantity == "margin" else norm.bounds[quantity]
-        return MarginSummary.of(values, self.correct)
+        return MarginSummary.of(norm[quantity], self.correct)
+
+    def title(self, quantity: str) -> str:
+        """What a table or a figure calls a quantity."""
+        return self.titles.get(quantity, "first-order margin")
+
+    def robustness_curve(
+        self,
+        radii: ArrayLike | None = None,
+        *,
+        p: float | str | None = None,
+        quantity: str | None = None,
+    ) -> RobustnessCurve:
+        """Fraction of the samples whose distance exceeds each radius, with its band.
+
+        From upper bounds, such as minimum distances, it is an upper bound on the robust accuracy
+        at every radius at once; from certified distances a lower bound.
+
+        Args:
+            radii: Where to evaluate; None: 101 radii up to the largest finite distance.
+            p: Threat norm; None: the first.
+            quantity: A bound that was measured, by name; None: the smallest upper bound.
+
+        Raises:
+            KeyError: It was not measured.
+        """
+        norm = self.first if p is None else self[p]
+        distance = norm.smallest_upper if quantity is None else norm[quantity]
+        if distance is None:
+            raise KeyError('no upper bound was measured; ask for bounds=["minimum_distance"]')
+        # A misclassified sample withstands nothing, whatever the distance to its predicted class.
+        return RobustnessCurve.of(np.where(self.correct, distance, 0.0), radii)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Every per-sample value by column name, such as ``margin_l2``."""
+        columns = {name: getattr(self, name) for name in SAMPLE_COLUMNS}
+        for norm in self.norms.values():
+            columns.update(norm.columns())
+        return columns
 
     def to_dict(self, *, samples: bool = True) -> dict[str, Any]:
         """Plain Python values: totals, settings and, where asked for, every sample's values."""
@@ -182,55 +250,23 @@ class MarginReport:
             "signed": self.signed,
             "classes": self.classes,
             "exact": self.exact,
-            "average_gap": float(self.gap.astype(np.float64).mean()),
+            "average_gap": self.average_gap,
             "seconds": self.seconds,
             "settings": dict(self.settings),
-            "norms": {},
+            "norms": {
+                norm_name(p): {name: self._totals(norm, name) for name in norm.quantities}
+                for p, norm in self.norms.items()
+            },
         }
-        for p, norm in self.norms.items():
-            entry: dict[str, Any] = {}
-            for quantity in ("margin", *norm.bounds):
-                total = self.summary(p, quantity)
-                entry[quantity] = {
-                    "count": total.count,
-                    "infinite": total.infinite,
-                    "minimum": total.minimum,
-                    "average": total.average,
-                    "average_correct": total.average_correct,
-                    "quantiles": {str(q): value for q, value in total.quantiles.items()},
-                }
-                if "attack" in norm.bounds and quantity != "attack":
-                    values = norm.margin if quantity == "margin" else norm.bounds[quantity]
-                    entry[quantity]["share_above_attack"] = norm.share_above_attack(
-                        values, self.sides
-                    )
-            out["norms"][norm_name(p)] = entry
         if samples:
             out["samples"] = {name: column.tolist() for name, column in self.columns().items()}
         return out
 
-    @property
-    def sides(self) -> NDArray[np.bool_]:
-        """Samples on the right side of the reference class's boundary: all of them if unsigned."""
-        return self.correct if self.signed else np.ones_like(self.correct)
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """Every per-sample value by column name, such as ``margin_l2``."""
-        columns: dict[str, NDArray[Any]] = {
-            "target": self.target,
-            "prediction": self.prediction,
-            "correct": self.correct,
-            "gap": self.gap,
-            "runner_up": self.runner_up,
-        }
-        for p, norm in self.norms.items():
-            name = norm_name(p)
-            columns[f"margin_{name}"] = norm.margin
-            columns[f"critical_{name}"] = norm.critical
-            columns[f"norm_{name}"] = norm.norm
-            for bound, values in norm.bounds.items():
-                columns[f"{bound}_{name}"] = values
-        return columns
+    def _totals(self, norm: NormMargins, quantity: str) -> dict[str, Any]:
+        totals = self.summary(norm.p, quantity).to_dict()
+        if norm.smallest_upper is not None and norm.kinds.get(quantity) != "upper":
+            totals["share_above_upper"] = norm.share_above_upper(norm[quantity], self.sides)
+        return totals
 
     def save(self, path: str | Path) -> Path:
         """Write atomically to .json, .csv (one row a sample) or .npz, by the name's end.
@@ -238,27 +274,7 @@ class MarginReport:
         Raises:
             ValueError: The name ends in something else.
         """
-        path = Path(path)
-        if path.suffix == ".json":
-            text = json.dumps(finite_json(self.to_dict()), indent=1)
-            write_atomically(path, lambda file: file.write(text.encode()))
-        elif path.suffix == ".npz":
-            summary = json.dumps(finite_json(self.to_dict(samples=False)))
-            columns = {**self.columns(), "report_json": np.array(summary)}
-            write_atomically(path, lambda file: np.savez_compressed(file, **columns))  # type: ignore[arg-type]
-        elif path.suffix == ".csv":
-            columns = self.columns()
-            lines: list[str] = []
-            writer = csv.writer(_Lines(lines))
-            writer.writerow(["index", *columns])
-            writer.writerows(
-                [i, *row]
-                for i, row in enumerate(zip(*(c.tolist() for c in columns.values()), strict=True))
-            )
-            write_atomically(path, lambda file: file.write("".join(lines).encode()))
-        else:
-            raise ValueError(f"a report is saved to .json, .csv or .npz, got {path.name}")
-        return path
+        return save_report(self, Path(path))
 
     def to_pandas(self) -> Any:
         """One row a sample, as a pandas DataFrame (needs pandas)."""
@@ -268,43 +284,12 @@ class MarginReport:
 
     def histogram(self, p: float | str | None = None) -> Figure:
         """Histogram of the margins and of the bounds that were measured."""
-        from margin_ext.measurement.figures import margin_histogram
-
-        return margin_histogram(self, p)
+        return draw("margin_histogram", self, p)
 
     def scatter(self, p: float | str | None = None) -> Figure:
         """Gap against margin, one point a sample."""
-        from margin_ext.measurement.figures import gap_against_margin
+        return draw("gap_against_margin", self, p)
 
-        return gap_against_margin(self, p)
-
-    def __str__(self) -> str:
-        from margin_ext.measurement.table import report_table
-
-        return report_table(self)
-
-
-class _Lines:
-    """The little of a file that csv.writer needs."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def write(self, line: str) -> None:
-        self._lines.append(line)
-
-
-def norm_name(p: float) -> str:
-    """l1, l2, linf, l1.5."""
-    return "linf" if math.isinf(p) else f"l{p:g}"
-
-
-def finite_json(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: they become strings that Python's float() reads."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: finite_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_json(item) for item in value]
-    return value
+    def plot(self, p: float | str | None = None) -> Figure:
+        """Share of the samples beyond each distance: the robustness curve with its band."""
+        return draw("robustness_curves", self, p)

@@ -1,39 +1,19 @@
-"""Dual norm and dual direction of input gradients (paper.md section 4)."""
+"""Dual norm and dual direction of input gradients (arXiv 1907.11780, sections 2 and 4)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_grad, check_same_device, check_sample_vector, shape_text
+from margin_ext.input_std import InputStd, channel_scale
 from margin_ext.norms import dual_exponent
 
-__all__ = ["channel_scale", "dual_direction", "dual_norm", "wide"]
-
-
-def wide(*tensors: Tensor) -> torch.dtype:
-    """The type to compute in: float64 where any of the tensors has it, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def channel_scale(input_std: float | Sequence[float] | Tensor, grad: Tensor) -> Tensor:
-    """1 / std, shaped to multiply grad [B, Ch, ...]: a gradient in pixel units is grad / std.
-
-    Where the loader normalises, x_pixel = x * std + mean.
-    """
-    std = torch.as_tensor(input_std, dtype=wide(grad), device=grad.device)
-    if std.dim() == 0 or std.numel() == 1:
-        return 1 / std.reshape(1)
-    if std.dim() != 1 or std.shape[0] != grad.shape[1]:
-        raise ValueError(
-            f"input_std must be a number or have one value a channel, [{grad.shape[1]}] for inputs "
-            f"{shape_text(grad)}, got {shape_text(std)}"
-        )
-    return (1 / std).reshape(1, -1, *[1] * (grad.dim() - 2))
+__all__ = ["dual_direction", "dual_norm"]
 
 
 class _DualNorm(torch.autograd.Function):
@@ -92,7 +72,7 @@ def dual_norm(
     grad: Tensor,
     *,
     p: float | str = 2,
-    input_std: float | Sequence[float] | Tensor | None = None,
+    input_std: InputStd = None,
 ) -> Tensor:
     """||grad_i||_q of every sample, for the threat norm l_p.
 
@@ -103,9 +83,13 @@ def dual_norm(
 
     Returns:
         [B], float32 (float64 for float64).
+
+    Example:
+        >>> dual_norm(torch.tensor([[3.0, -4.0]]), p="inf")
+        tensor([7.])
     """
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
-    x = grad.to(wide(grad))
+    x = grad.to(accumulation_dtype(grad))
     if input_std is not None:
         x = x * channel_scale(input_std, grad)
     return _norm(x.flatten(1), dual_exponent(p))
@@ -117,7 +101,7 @@ def dual_direction(
     *,
     p: float | str = 2,
     base: Tensor | None = None,
-    input_std: float | Sequence[float] | Tensor | None = None,
+    input_std: InputStd = None,
 ) -> Tensor:
     """Return base + factor_i * v(grad_i), v the direction of steepest rise per unit of l_p.
 
@@ -134,9 +118,13 @@ def dual_direction(
 
     Returns:
         The shape and type of grad.
+
+    Example:
+        >>> dual_direction(torch.tensor([[3.0, -4.0]]), p=1)
+        tensor([[ 0., -1.]])
     """
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
-    x = grad.to(wide(grad))
+    x = grad.to(accumulation_dtype(grad))
     scale = None if input_std is None else channel_scale(input_std, grad)
     if scale is not None:
         x = x * scale

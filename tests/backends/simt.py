@@ -17,7 +17,7 @@ import torch
 from simt import kernel_library, toolchain
 from torch import Tensor
 
-from margin_ext.reference.dual import wide
+from margin_ext.accumulation import accumulation_dtype
 from margin_ext.statistics import STATISTIC_NAMES
 
 __all__ = [
@@ -115,7 +115,7 @@ class Simt:
         self, logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int
     ) -> tuple[Tensor, Tensor]:
         batch = logits.shape[0]
-        gap = self.allocate((batch,), wide(logits))
+        gap = self.allocate((batch,), accumulation_dtype(logits))
         runner_up = self.allocate((batch,), torch.int64)
         a = kernels().LogitGapArguments()
         a.batch = batch
@@ -128,8 +128,8 @@ class Simt:
         self, gap: Tensor, grad: Tensor, q: float, eps: float, input_scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         batch = grad.shape[0]
-        margin = self.allocate((batch,), wide(grad))
-        norm = self.allocate((batch,), wide(grad))
+        margin = self.allocate((batch,), accumulation_dtype(grad))
+        norm = self.allocate((batch,), accumulation_dtype(grad))
         a = kernels().MarginArguments()
         a.batch, a.eps, a.gap = batch, eps, gap.data_ptr()
         a.norm.q = q
@@ -177,7 +177,7 @@ class Simt:
         need_grad_logits: bool,
         need_grad_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        batch, dtype = logits.shape[0], wide(logits)
+        batch, dtype = logits.shape[0], accumulation_dtype(logits)
         a = kernels().LossArguments()
         self._loss_inputs(a, logits, target, grad, critical, class_weight, input_scale)
         a.norm.q = q

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from margin_ext.command_line import main
-from margin_ext.measurement.checkpoint import load_checkpoint
-from margin_ext.measurement.models import AUTHORS_MODELS, linear_classifier
+from margin_ext.models.authors_models import AUTHORS_MODELS, linear_classifier
+from margin_ext.models.checkpoint import load_checkpoint
 
 MODULE = """
 import torch
@@ -64,7 +64,7 @@ def measure(*words: str) -> int:
 def test_measure_prints_and_saves(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--model", "my_models:good", "--data", "my_models:data", "--p", "2", "inf",
-        "--bounds", "attack", "sampled", "--points", "16", "--attack", "0.1", "0.3",
+        "--bounds", "minimum_distance", "sampled", "--points", "16", "--attack", "0.1", "0.3",
         "--steps", "4", "--data-range", "0", "1", "--out", "results",
     ]  # fmt: skip
     assert measure(*words) == 0
@@ -89,7 +89,7 @@ def test_checkpoints_and_npz_data(here: Path, capsys: pytest.CaptureFixture[str]
     x = np.random.default_rng(0).integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
     with torch.no_grad():
         y = model(torch.from_numpy(x).float() / 255).argmax(dim=1).numpy()
-    np.savez(here / "d.npz", images=x, labels=y)
+    np.savez(here / "d.npz", inputs=x, target=y)
     assert measure("--model", "my_models:good", "--checkpoint", "c.pt", "--data", "d.npz") == 0
     assert "accuracy 1.0000" in capsys.readouterr().out
 
@@ -106,7 +106,7 @@ def test_checkpoints_and_npz_data(here: Path, capsys: pytest.CaptureFixture[str]
         (["--model", "resnet9000"], "model must be module:callable"),
         (["--data", "nonsense"], "data must be"),
         (["--data", "absent.npz"], "no data at"),
-        (["--data", "bad.npz"], "no npz file"),
+        (["--data", "bad.npz"], "no whole npz file"),
         (["--data", "mnist:nowhere"], "has neither"),
         (["--data-range", "0", "0.5"], "outside the stated data range"),
         (["--checkpoint", "absent.pt"], "no checkpoint at"),
@@ -114,7 +114,7 @@ def test_checkpoints_and_npz_data(here: Path, capsys: pytest.CaptureFixture[str]
         (["--checkpoint", "bad.npz"], "no checkpoint of tensors"),
         (["--classes", "most"], "classes must be"),
         (["--p", "0.3"], "p must be"),
-        (["--bounds", "attack", "--p", "1"], "p = 2 and p = inf"),
+        (["--bounds", "minimum_distance", "--p", "1"], "p = 2 and p = inf"),
     ],
 )
 def test_bad_input_gives_one_clear_line(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from margin_ext.measurement.checkpoint import read_checkpoint
-from margin_ext.measurement.idx import read_idx
+from margin_ext.data.idx_files import read_idx
+from margin_ext.models.checkpoint import read_checkpoint
 
 
 def flipped(content: bytes, position: int) -> bytes:

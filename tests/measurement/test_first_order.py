@@ -65,7 +65,7 @@ def test_several_norms_in_one_pass_are_those_of_single_passes() -> None:
     for p in (2, "inf", 1):
         alone = measure(model, batch, p=p)
         assert (together[p].margin == alone.margin).all()
-        assert (together[p].critical == alone.first.critical).all()
+        assert (together[p].nearest_class == alone.first.nearest_class).all()
 
 
 def test_unsigned_margins_are_measured_from_the_prediction() -> None:
@@ -144,6 +144,27 @@ def test_a_norm_bound_saves_passes_and_changes_nothing() -> None:
     assert (pruned.margin == plain.margin).all()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_norm_bound_changes_no_margin_of_misclassified_samples(seed: int) -> None:
+    model = relu_network((6, 20, 8), seed)
+    x, y = data(40, 6, 8, seed)
+    plain = measure(model, (x, y))
+    # Every margin counts, so that no class is skipped for another sample's sake.
+    for one in range(40):
+        sample = x[one : one + 1], y[one : one + 1]
+        bound = measure(model, sample, norm_bound=1e3)
+        torch.testing.assert_close(float(bound.margin[0]), float(plain.margin[one]))
+
+
+def test_a_norm_bound_that_is_contradicted_is_refused() -> None:
+    model = relu_network((6, 20, 8))
+    batch = data(20, 6, 8)
+    largest = float(measure(model, batch).first.norm.max())
+    with pytest.raises(ValueError, match=r"norm_bound is .* for l2, and a gradient of norm"):
+        measure(model, batch, norm_bound=largest / 2)
+    measure(model, batch, norm_bound=20 * largest)
+
+
 def test_ties_are_misclassified_and_have_margin_zero() -> None:
     model = nn.Linear(3, 4).double()
     with torch.no_grad():
@@ -216,7 +237,7 @@ def test_models_that_do_not_fit(output: object, error: type[Exception], message:
         ({"limit": 0}, ValueError, "limit"),
         ({"norm_bound": -1.0}, ValueError, "norm_bound"),
         ({"bounds": ["magic"]}, ValueError, "bounds must be"),
-        ({"bounds": ["attack"], "p": 1}, ValueError, "p = 2 and p = inf"),
+        ({"bounds": ["minimum_distance"], "p": 1}, ValueError, "p = 2 and p = inf"),
     ],
 )
 def test_arguments_that_do_not_fit(
@@ -230,7 +251,8 @@ def test_arguments_that_do_not_fit(
     ("samples", "error", "message"),
     [
         ((torch.ones(2, 4).long(), torch.zeros(2).long()), TypeError, "floating"),
-        ((torch.ones(2, 4).double(), torch.zeros(2)), TypeError, "int64"),
+        ((torch.ones(2, 4).double(), torch.tensor([0.0, 0.5])), ValueError, "whole numbers"),
+        ((torch.ones(2, 4).double(), torch.tensor([0.0, math.nan])), ValueError, "whole numbers"),
         ((torch.ones(2, 4).double(), torch.tensor([0, 3])), ValueError, "0..2"),
         ((torch.ones(2, 4).double(), torch.zeros(3).long()), ValueError, "inputs must be"),
         ((torch.ones(0, 4).double(), torch.zeros(0).long()), ValueError, "no samples"),
@@ -253,7 +275,7 @@ def test_the_model_is_left_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
     with torch.no_grad():
-        measure(model, (x, y), bounds=["sampled", "attack"])
+        measure(model, (x, y), bounds=["sampled", "minimum_distance"])
     with pytest.raises(ValueError, match="NaN"):
         measure(model, [(x, y), (x * math.nan, y)])
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from margin_ext.measurement.reproduction import PARTS, compare, reproduce
+from margin_ext.reproduction.reproduce import PARTS, compare, reproduce
 
 pytestmark = pytest.mark.data
 

@@ -58,7 +58,7 @@ def arrays(train: int = 60, test: int = 20) -> dict[str, NDArray[Any]]:
         labels = rng.integers(0, 3, count)
         images = rng.integers(0, 120, (count, 1, 6, 6), dtype=np.uint8)
         images[np.arange(count), 0, 2 * labels] += 100
-        found[f"{part}_images"], found[f"{part}_labels"] = images, labels.astype(np.uint8)
+        found[f"{part}_inputs"], found[f"{part}_target"] = images, labels.astype(np.uint8)
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from margin_ext.training import DataError, digits, mnist
+from margin_ext.data import DataError, load_data
 from training.idx_files import write_idx, write_mnist
 
 IMAGES = "train-images-idx3-ubyte.gz"
@@ -15,7 +15,7 @@ LABELS = "t10k-labels-idx1-ubyte.gz"
 
 
 def test_digits_are_split_without_overlap_and_always_alike() -> None:
-    first, second = digits(), digits()
+    first, second = load_data("digits"), load_data("digits")
     parts = (first.train, first.validation, first.test)
     assert [len(y) for _, y in parts] == [1000, 297, 500]
     together = torch.cat([x for x, _ in parts])
@@ -29,7 +29,7 @@ def test_digits_are_split_without_overlap_and_always_alike() -> None:
 
 
 def test_limits_keep_the_first() -> None:
-    data = digits()
+    data = load_data("digits")
     small = data.limited(train=7, held_out=None)
     assert torch.equal(small.train[0], data.train[0][:7])
     assert len(small.test[1]) == 500
@@ -37,7 +37,7 @@ def test_limits_keep_the_first() -> None:
 
 def test_mnist_reads_what_was_written(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    data = mnist(tmp_path)
+    data = load_data("mnist", tmp_path)
     assert data.shape == (1, 28, 28)
     assert len(data.train[1]) + len(data.validation[1]) == 40
     assert len(data.test[1]) == 20
@@ -83,11 +83,11 @@ def _label_out_of_range(folder: Path) -> None:
         (_header_cut_off, "training files .* damaged"),
         (_fewer_labels, "20 images, 3 labels"),
         (_label_out_of_range, "labels .* up to 17"),
-        (lambda folder: (folder / IMAGES).unlink(), "--data-dir must hold"),
+        (lambda folder: (folder / IMAGES).unlink(), "must hold MNIST"),
     ],
 )
 def test_bad_files_are_told(tmp_path: Path, spoil, said: str) -> None:
     write_mnist(tmp_path)
     spoil(tmp_path)
     with pytest.raises(DataError, match=said):
-        mnist(tmp_path)
+        load_data("mnist", tmp_path)

@@ -9,43 +9,45 @@ import numpy as np
 import pytest
 import torch
 
-from margin_ext.training import DataError, cifar10, npz
+from margin_ext.data import DataError, load_data
 from training.small_images import arrays, write_images
 
 
 def test_bytes_become_pixels_and_the_last_tenth_is_for_validation(tmp_path: Path) -> None:
     write_images(tmp_path / "images.npz")
-    data = npz(tmp_path / "images.npz")
+    data = load_data("npz", tmp_path / "images.npz")
     given = arrays()
     assert [len(part[1]) for part in (data.train, data.validation, data.test)] == [54, 6, 20]
     assert data.shape == (1, 6, 6)
     assert data.classes == 3
     images = torch.cat([data.train[0], data.validation[0]])
-    torch.testing.assert_close(images, torch.from_numpy(given["train_images"]).float() / 255)
+    torch.testing.assert_close(images, torch.from_numpy(given["train_inputs"]).float() / 255)
     labels = torch.cat([data.train[1], data.validation[1]])
-    assert labels.tolist() == given["train_labels"].tolist()
+    assert labels.tolist() == given["train_target"].tolist()
     assert labels.dtype == torch.int64
     # A folder with one such file is as good.
-    assert torch.equal(npz(tmp_path).test[0], data.test[0])
+    assert torch.equal(load_data("npz", tmp_path).test[0], data.test[0])
 
 
 def test_forms_of_images(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "images.npz"
     grey = rng.integers(0, 256, (60, 6, 5), dtype=np.uint8)
-    write_images(path, train_images=grey, test_images=grey[:20])
-    assert torch.equal(npz(path).train[0][:, 0], torch.from_numpy(grey[:54]).float() / 255)
+    write_images(path, train_inputs=grey, test_inputs=grey[:20])
+    assert torch.equal(
+        load_data("npz", path).train[0][:, 0], torch.from_numpy(grey[:54]).float() / 255
+    )
     color = rng.random((60, 6, 5, 3))
     write_images(
         path,
-        train_images=color,
-        test_images=color[:20],
-        train_labels=np.zeros((60, 1), dtype=np.int32),
-        val_images=color[:7].astype(np.float16),
-        val_labels=np.ones(7, dtype=np.int64),
+        train_inputs=color,
+        test_inputs=color[:20],
+        train_target=np.zeros((60, 1), dtype=np.int32),
+        val_inputs=color[:7].astype(np.float16),
+        val_target=np.ones(7, dtype=np.int64),
         class_names=np.array(["a", "b", "c", "d"]),
     )
-    data = npz(path)
+    data = load_data("npz", path)
     assert data.shape == (3, 6, 5)
     assert data.classes == 4
     assert [len(part[1]) for part in (data.train, data.validation, data.test)] == [60, 7, 20]
@@ -55,32 +57,37 @@ def test_forms_of_images(tmp_path: Path) -> None:
 def test_normalised_images_need_their_range(tmp_path: Path) -> None:
     path = tmp_path / "images.npz"
     images = np.linspace(-2, 3, 60 * 36, dtype=np.float32).reshape(60, 1, 6, 6)
-    write_images(path, train_images=images, test_images=images[:20])
-    with pytest.raises(DataError, match=r"lie in \[-2, 3\], outside \[0, 1\]: say with --data-r"):
-        npz(path)
-    assert float(npz(path, (-2.0, 3.0)).train[0].min()) == -2
+    write_images(path, train_inputs=images, test_inputs=images[:20])
+    with pytest.raises(
+        DataError, match=r"lie in \[-2, 2\.4\d*\], outside \[0, 1\]: say with --data-r"
+    ):
+        load_data("npz", path)
+    assert float(load_data("npz", path, (-2.0, 3.0)).train[0].min()) == -2
     write_images(path)
-    with pytest.raises(DataError, match="are bytes, which become 0 to 1"):
-        npz(path, (-2.0, 3.0))
+    with pytest.raises(DataError, match="lie in 0 to 1: leave out --data-range"):
+        load_data("npz", path, (-2.0, 3.0))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"test_images": None}, "must hold train_images.* it holds train_images, train_labels"),
-        ({"train_labels": None}, "must hold train_images"),
-        ({"train_labels": np.zeros(7, dtype=np.int64)}, "are 60, with 7 labels"),
-        ({"train_labels": np.zeros(60)}, "must be whole numbers"),
-        ({"train_labels": -np.ones(60, dtype=np.int64)}, "go down to -1"),
-        ({"train_images": np.zeros((60, 36))}, r"must be \[N, height, width\].* got \[60, 36\]"),
-        ({"train_images": np.zeros((60, 6, 6), dtype=np.int64)}, "bytes or of a floating type"),
-        ({"train_images": np.full((60, 6, 6), np.nan)}, "hold NaN"),
-        ({"test_images": np.zeros((20, 1, 6, 7))}, r"test images .* \[1, 6, 7\], the training"),
-        ({"class_names": np.array(["a"])}, "go up to 2, for 1 class_names"),
-        ({"train_images": np.array([{}])}, "no whole npz file of plain arrays"),
+        ({"test_inputs": None}, "must hold train_inputs.* it holds train_inputs, train_target"),
+        ({"train_target": None}, "must hold train_inputs"),
+        ({"train_target": np.zeros(7, dtype=np.int64)}, r"are \[60, 1, 6, 6\], with 7 labels"),
+        ({"train_target": np.zeros(60)}, "must be whole numbers"),
         (
-            {"train_images": np.zeros((5, 6, 6)), "train_labels": np.zeros(5, dtype=np.int64)},
-            "holds 5 training images: too few",
+            {"train_target": -np.ones(60, dtype=np.int64)},
+            "must lie in 0 to .*, they go from -1 to -1",
+        ),
+        ({"train_inputs": np.zeros((60, 36))}, r"must be \[N, height, width\].* got \[60, 36\]"),
+        ({"train_inputs": np.zeros((60, 6, 6), dtype=np.int64)}, "bytes or of a floating type"),
+        ({"train_inputs": np.full((60, 6, 6), np.nan)}, "hold NaN"),
+        ({"test_inputs": np.zeros((20, 1, 6, 7))}, r"test images .* \[1, 6, 7\], the training"),
+        ({"class_names": np.array(["a"])}, "go up to 2, for 1 class_names"),
+        ({"train_inputs": np.array([{}])}, "no whole npz file of plain arrays"),
+        (
+            {"train_inputs": np.zeros((5, 6, 6)), "train_target": np.zeros(5, dtype=np.int64)},
+            "5 training images are too few",
         ),
     ],
 )
@@ -90,7 +97,7 @@ def test_what_is_wrong_in_an_npz_file_is_told(
     path = tmp_path / "images.npz"
     write_images(path, **changed)
     with pytest.raises(DataError, match=message) as told:
-        npz(path)
+        load_data("npz", path)
     assert str(path) in str(told.value)
 
 
@@ -100,7 +107,7 @@ def test_a_file_that_is_cut_off(tmp_path: Path, kept: int) -> None:
     write_images(path)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DataError, match="no whole npz file"):
-        npz(path)
+        load_data("npz", path)
 
 
 def test_bytes_that_were_changed(tmp_path: Path) -> None:
@@ -110,16 +117,16 @@ def test_bytes_that_were_changed(tmp_path: Path) -> None:
     content[1000:1010] = bytes(10)
     path.write_bytes(content)
     with pytest.raises(DataError, match="no whole npz file"):
-        npz(path)
+        load_data("npz", path)
 
 
 def test_a_folder_with_several_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds none"):
-        npz(tmp_path)
+        load_data("npz", tmp_path)
     for name in ("a.npz", "b.npz"):
         write_images(tmp_path / name)
     with pytest.raises(DataError, match=r"holds a\.npz, b\.npz"):
-        npz(tmp_path)
+        load_data("npz", tmp_path)
 
 
 def write_cifar(folder: Path, images: int = 4) -> None:
@@ -136,7 +143,7 @@ def test_cifars_binary_files(tmp_path: Path) -> None:
     folder.mkdir()
     write_cifar(folder)
     for place in (tmp_path, folder):
-        data = cifar10(place)
+        data = load_data("cifar10", place)
         assert data.shape == (3, 32, 32)
         assert data.train[1].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 2
         assert data.validation[1].tolist() == [4] * 2
@@ -148,31 +155,31 @@ def test_cifars_binary_files(tmp_path: Path) -> None:
 
 
 def test_cifars_files_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no CIFAR-10: --data-dir must hold data_batch_1"):
-        cifar10(tmp_path)
+    with pytest.raises(DataError, match="holds no CIFAR-10: it must hold data_batch_1"):
+        load_data("cifar10", tmp_path)
     write_cifar(tmp_path)
     path = tmp_path / "data_batch_3.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(DataError, match=r"data_batch_3\.bin is damaged"):
-        cifar10(tmp_path)
+        load_data("cifar10", tmp_path)
     path.write_bytes(b"\x11" + whole[1:])
     with pytest.raises(DataError, match="go up to 17, not 9"):
-        cifar10(tmp_path)
+        load_data("cifar10", tmp_path)
     path.unlink()
     with pytest.raises(DataError, match=r"data_batch_3\.bin is missing"):
-        cifar10(tmp_path)
+        load_data("cifar10", tmp_path)
 
 
 def test_cifar_in_an_npz_file(tmp_path: Path) -> None:
     images = np.zeros((60, 3, 32, 32), dtype=np.uint8)
     labels = np.arange(60, dtype=np.uint8) % 10
     path = tmp_path / "small.npz"
-    write_images(path, train_images=images, train_labels=labels)
+    write_images(path, train_inputs=images, train_target=labels)
     with pytest.raises(DataError, match="test images"):
-        cifar10(path)
-    write_images(path, train_images=images, train_labels=labels, test_images=images[:20])
-    assert cifar10(tmp_path).classes == 10
+        load_data("cifar10", path)
+    write_images(path, train_inputs=images, train_target=labels, test_inputs=images[:20])
+    assert load_data("cifar10", tmp_path).classes == 10
     write_images(path)
     with pytest.raises(DataError, match=r"images \[1, 6, 6\] of 3 classes, not CIFAR-10's"):
-        cifar10(path)
+        load_data("cifar10", path)

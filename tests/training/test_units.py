@@ -15,7 +15,7 @@ def test_normalised_images_give_the_run_of_the_pixels(here: Path, tmp_path: Path
     normalised = {
         name: (value.astype("float32") / 255 - 0.5) / 0.25
         for name, value in arrays().items()
-        if name.endswith("images")
+        if name.endswith("inputs")
     }
     write_images(tmp_path / "normalised.npz", **normalised)
     words = ("--data-dir", str(tmp_path / "normalised.npz"), "--data-range", "-2", "2")

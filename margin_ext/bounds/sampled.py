@@ -1,0 +1,202 @@
+"""The sampled margin of Wu and Yu (arXiv 1907.11780): an estimate, not a bound.
+
+For the label c and every competitor j: L_j = largest dual norm of grad(z_c - z_j) over points drawn
+uniformly in the l_p ball of radius R; the estimate is min_j min(R, (z_c - z_j)(x) / L_j). The true
+local Lipschitz constant is at least L_j, so the estimate is at least what it estimates.
+
+All competitors share one set of points, so a point costs one forward pass and one backward pass a
+competitor. With a new set for each competitor it would cost as many forward as backward passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
+from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.random_points import sample_generator, unit_ball
+from margin_ext.threat import ThreatModel
+
+__all__ = ["Sampled", "SampledMargins"]
+
+
+class SampledMargins(NamedTuple):
+    """Estimates of a batch.
+
+    Attributes:
+        estimate: [B], 0 where the sample is not classified as its label, at most R.
+        lipschitz: L_j [B, K] for the K competitors looked at.
+        competitors: The classes j [B, K], smallest gap first.
+    """
+
+    estimate: Tensor
+    lipschitz: Tensor
+    competitors: Tensor
+
+
+@register_bound
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Margins estimated from the largest gradient at random points around each sample.
+
+    Attributes:
+        points: Points a block. The authors draw 50 blocks of 1024.
+        blocks: Number of blocks.
+        radius: R, in pixel units where the threat model has input_std.
+        nearest: Competitors with the smallest gaps to look at; None: all.
+        in_range: Move points outside the data range onto its faces.
+        extreme_value: The CLEVER score (Weng et al., arXiv 1801.10578) in place of the plain
+            maximum: L_j is the location parameter of a reverse Weibull distribution fitted to the
+            blocks' maxima by maximum likelihood (needs scipy; at least 10 blocks).
+        chunk: Points a forward pass.
+        seed: Of the points.
+    """
+
+    points: int = 1024
+    blocks: int = 1
+    radius: float = 5.0
+    nearest: int | None = None
+    in_range: bool = False
+    extreme_value: bool = False
+    chunk: int = 128
+    seed: int = 0
+
+    name: ClassVar[str] = "sampled"
+    title: ClassVar[str] = "sampled estimate"
+    kind: ClassVar[BoundKind] = "estimate"
+
+    def __post_init__(self) -> None:
+        if min(self.points, self.blocks, self.chunk) < 1 or (self.nearest or 1) < 1:
+            raise ValueError("points, blocks, nearest and chunk must be at least 1")
+        if not self.radius > 0:
+            raise ValueError(f"radius must be positive, got {self.radius}")
+        if self.extreme_value and self.blocks < 10:
+            raise ValueError(f"the extreme-value fit needs at least 10 blocks, got {self.blocks}")
+
+    def check(self, threat: ThreatModel) -> None:
+        """Any norm will do."""
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the estimates depend on."""
+        return dataclasses.asdict(self)
+
+    def __call__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        label: Tensor,
+        *,
+        threat: ThreatModel,
+        indices: Sequence[int] | None = None,
+    ) -> BoundResult:
+        """The estimates [B] of :meth:`estimate`, as a bound."""
+        return BoundResult(
+            self.estimate(model, inputs, label, threat=threat, indices=indices).estimate
+        )
+
+    def estimate(
+        self,
+        model: Model,
+        inputs: Tensor,
+        label: Tensor,
+        *,
+        threat: ThreatModel,
+        indices: Sequence[int] | None = None,
+    ) -> SampledMargins:
+        """Estimate margins, and say from which Lipschitz constants.
+
+        Args:
+            model: In eval mode.
+            inputs: [B, ...].
+            label: The class c [B]; the authors take the predicted one.
+            threat: The norm, of the ball too.
+            indices: Of the samples in the whole data; None: 0 to B - 1.
+        """
+        numbers = range(inputs.shape[0]) if indices is None else indices
+        with torch.no_grad():
+            logits = checked_logits(model, inputs)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        competitors = class_order(logits, label)[:, : self.nearest]
+        gaps = logits.gather(1, label.unsqueeze(1)) - logits.gather(1, competitors)
+        maxima = torch.zeros(*gaps.shape, self.blocks, dtype=gaps.dtype, device=gaps.device)
+        generators = [sample_generator(self.seed, self.name, i, inputs.device) for i in numbers]
+        together = max(1, self.chunk // self.points)
+        for first in range(0, inputs.shape[0], together):
+            group = slice(first, first + together)
+            for block in range(self.blocks):
+                for start in range(0, self.points, self.chunk):
+                    count = min(self.chunk, self.points - start)
+                    points = self._draw(inputs[group], generators[group], count, threat)
+                    norms = _gap_norms(model, points, label[group], competitors[group], threat)
+                    maxima[group, :, block] = torch.maximum(maxima[group, :, block], norms)
+        lipschitz = _locations(maxima) if self.extreme_value else maxima.amax(dim=2)
+        ratio = torch.where(lipschitz > 0, gaps / lipschitz, torch.inf)
+        estimate = ratio.amin(dim=1).clamp(0.0, self.radius)
+        return SampledMargins(estimate, lipschitz, competitors)
+
+    def _draw(
+        self,
+        inputs: Tensor,
+        generators: Sequence[torch.Generator],
+        count: int,
+        threat: ThreatModel,
+    ) -> Tensor:
+        """Points [B * count, ...] around inputs [B, ...], each sample's in a row."""
+        size = inputs[0].numel()
+        noise = torch.stack([unit_ball(count, size, threat.p, one) for one in generators])
+        noise = noise.reshape(-1, *inputs.shape[1:]).mul_(self.radius)
+        noise = threat.in_input_units(noise).to(inputs.dtype)
+        points = inputs.repeat_interleave(count, dim=0) + noise
+        return threat.clamp(points) if self.in_range else points
+
+
+def _gap_norms(
+    model: Model, points: Tensor, label: Tensor, competitors: Tensor, threat: ThreatModel
+) -> Tensor:
+    """Largest dual norm of each competitor's gap gradient over the sample's points [B, K]."""
+    x = points.requires_grad_()
+    logits = checked_logits(model, x)
+    require_graph(logits)
+    count = points.shape[0] // label.shape[0]
+    rank_count = competitors.shape[1]
+    chosen = competitors.repeat_interleave(count, dim=0)
+    upstream_label = torch.nn.functional.one_hot(
+        label.repeat_interleave(count), logits.shape[1]
+    ).to(logits.dtype)
+    largest = []
+    for rank in range(rank_count):
+        upstream = upstream_label.scatter(1, chosen[:, rank : rank + 1], -1.0)
+        (grad,) = torch.autograd.grad(logits, x, upstream, retain_graph=rank + 1 < rank_count)
+        largest.append(threat.dual_norm(grad).reshape(label.shape[0], count).amax(dim=1))
+    return torch.stack(largest, dim=1)
+
+
+def _locations(maxima: Tensor) -> Tensor:
+    """Right end point of a reverse Weibull distribution fitted to block maxima [B, K, blocks]."""
+    try:
+        from scipy.stats import weibull_max
+    except ImportError as error:
+        raise ImportError(
+            "the extreme-value score needs scipy: pip install 'margin_ext[certify]'"
+        ) from error
+    values = maxima.double().cpu().numpy().reshape(-1, maxima.shape[2])
+    fitted = np.empty(values.shape[0])
+    for row, block_maxima in enumerate(values):
+        top, spread = block_maxima.max(), float(np.ptp(block_maxima))
+        if spread <= 1e-9 * top:
+            # A linear model: every block has the same maximum.
+            fitted[row] = top
+            continue
+        # Fitted on values of order 1, started just above the largest; the end point is no smaller.
+        scaled = (block_maxima - top) / spread
+        _, location, _ = weibull_max.fit(scaled, loc=0.1, scale=0.5)
+        fitted[row] = top + spread * max(location, 0.0)
+    return torch.as_tensor(fitted.reshape(maxima.shape[:2]), dtype=maxima.dtype).to(maxima.device)

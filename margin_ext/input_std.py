@@ -1,0 +1,51 @@
+"""The standard deviation by which a loader divides, and what it does to gradients.
+
+Where the loader normalises, x_pixel = x * std + mean, so a gradient in pixel units is the gradient
+with respect to the model's input divided by std.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from margin_ext.accumulation import accumulation_dtype
+from margin_ext.checks import shape_text
+
+__all__ = ["InputStd", "channel_scale", "checked_std"]
+
+# A number, one value a channel, or None where the loader does not normalise.
+InputStd: TypeAlias = float | Sequence[float] | Tensor | None
+
+
+def channel_scale(input_std: float | Sequence[float] | Tensor, grad: Tensor) -> Tensor:
+    """1 / std, in a shape that multiplies grad [B, Ch, ...]."""
+    std = torch.as_tensor(input_std, dtype=accumulation_dtype(grad), device=grad.device)
+    if std.dim() == 0 or std.numel() == 1:
+        return 1 / std.reshape(1)
+    if std.dim() != 1 or std.shape[0] != grad.shape[1]:
+        raise ValueError(
+            f"input_std must be a number or have one value a channel, [{grad.shape[1]}] for inputs "
+            f"{shape_text(grad)}, got {shape_text(std)}"
+        )
+    return (1 / std).reshape(1, -1, *[1] * (grad.dim() - 2))
+
+
+def checked_std(input_std: InputStd) -> Tensor | None:
+    """Standard deviation(s) in float64, a number or [channels].
+
+    Raises:
+        ValueError: A value is zero, negative, infinite or NaN, or there are further dimensions.
+    """
+    if input_std is None:
+        return None
+    std = torch.as_tensor(input_std, dtype=torch.float64, device="cpu")
+    if std.dim() > 1 or not std.numel() or not bool(((std > 0) & std.isfinite()).all()):
+        raise ValueError(
+            "input_std must be a number or [channels], above 0 and finite, "
+            f"got {input_std.tolist() if isinstance(input_std, Tensor) else input_std!r}"
+        )
+    return std

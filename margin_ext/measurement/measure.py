@@ -1,0 +1,304 @@
+"""``measure``: the margins of a data set in one call."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from margin_ext.bounds.bound import Bound, resolve_bounds
+from margin_ext.bounds.first_order import (
+    ClassRule,
+    FirstOrderMargins,
+    check_class_rule,
+    first_order_margins,
+)
+from margin_ext.bounds.linear import is_linear
+from margin_ext.data.batches import Batch, Batches, BatchFunction
+from margin_ext.measurement.measuring import measuring
+from margin_ext.measurement.memory import samples_that_fit
+from margin_ext.measurement.report import (
+    NORM_COLUMNS,
+    SAMPLE_COLUMNS,
+    MarginReport,
+    NormMargins,
+    norm_columns,
+)
+from margin_ext.measurement.resume import FINGERPRINTED, PartialResults
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.in_parts import InParts
+from margin_ext.models.logits_function import logits_function
+from margin_ext.models.model_digest import model_digest
+from margin_ext.models.modules_behind import modules_behind
+from margin_ext.norms import dual_exponent
+from margin_ext.output.exclusive import exclusive
+from margin_ext.plain_numbers import real_numbers
+from margin_ext.threat import DataRange, ThreatModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["measure", "threat_norms"]
+
+
+def threat_norms(p: float | str | Sequence[float | str]) -> tuple[float, ...]:
+    """One or several threat norms as numbers, checked, without repetition."""
+    several = real_numbers(p)
+    if not several:
+        raise ValueError("p must name at least one norm")
+    for one in several:
+        dual_exponent(one)
+    return tuple(dict.fromkeys(float(one) for one in several))
+
+
+def measure(
+    model: Model,
+    data: Any,
+    *,
+    p: float | str | Sequence[float | str] = 2,
+    classes: ClassRule = "all",
+    signed: bool = True,
+    input_std: float | Sequence[float] | Tensor | None = None,
+    data_range: DataRange | None = None,
+    bounds: Sequence[str | Bound] = (),
+    norm_bound: float | Sequence[float] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    batch_size: int | None = None,
+    max_memory: int | str | None = None,
+    limit: int | None = None,
+    resume: str | Path | None = None,
+    save_every: float = 10.0,
+    progress: bool | None = None,
+    call: Callable[[Any, Tensor], Any] | None = None,
+    logits_fn: Callable[[Any], Tensor] | None = None,
+    batch_fn: BatchFunction | None = None,
+) -> MarginReport:
+    """Measure the first-order margins of a model on data.
+
+    The model is put into eval mode and restored. Every sample's value depends on the sample, its
+    index and the seed, not on how samples are batched (up to rounding).
+
+    Args:
+        model: A module, or any function from inputs [B, ...] to logits [B, C].
+        data: Tensors (inputs, target), a Dataset, a DataLoader or an iterable of batches.
+        p: Threat norm or norms, at least 1; all are measured in one pass.
+        classes: Classes that compete with the label: "all", "runner_up" or the top k.
+        signed: From the label, negative where misclassified. False: from the predicted class, as
+            the authors report; then misclassified samples count as positive.
+        input_std: The loader's standard deviation(s), for margins in pixel units.
+        data_range: Lowest and highest input value, in the units that the model gets. Inputs are
+            checked against it.
+        bounds: What to measure in addition, as objects or by name: "minimum_distance" (distance
+            of an adversarial example: an upper bound), "certified" (a lower bound, for small
+            networks), "sampled" (the authors' estimate). Others can be registered
+            (:func:`margin_ext.bounds.register_bound`).
+        norm_bound: An upper bound on the dual norm of every gap's gradient (for each p), such as
+            a Lipschitz constant; saves backward passes, changes no answer.
+        seed: Of the random bounds that are given by name; bound objects have their own.
+        device: Where to measure; None: the model's device. The model is not moved.
+        batch_size: Largest batch; None: the loader's.
+        max_memory: Bytes, or such as "2GB", for activations: splits batches that need more.
+        limit: Only the first ``limit`` samples.
+        resume: A file (.npz) in which results are kept as they come; a run that was killed goes
+            on from it.
+        save_every: Seconds between two savings.
+        progress: Show a bar; None: on a terminal.
+        call: How to call the model, where it is not ``model(inputs)``.
+        logits_fn: Takes the logits from what the model returns, such as
+            ``lambda output: output.logits``.
+        batch_fn: Takes (inputs, target) from what the data yield, where that is something else.
+
+    Returns:
+        The report; print it, save it, or read its arrays.
+
+    Raises:
+        TypeError, ValueError: Arguments, data or the model's output do not fit; the gradient is 0
+            everywhere; the file to resume from belongs to another run.
+    """
+    norms = threat_norms(p)
+    check_class_rule(classes)
+    function = logits_function(model, call, logits_fn)
+    measurement = _Measurement(
+        function,
+        threats=[ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms],
+        classes=classes,
+        signed=signed,
+        norm_bound=_norm_bounds(norm_bound, norms),
+        bounds=resolve_bounds(bounds, seed=seed),
+        seed=seed,
+    )
+    measurement.check()
+    batches = Batches(
+        data, batch_size=batch_size, limit=limit, data_range=data_range, batch_fn=batch_fn
+    )
+    path = None if resume is None else Path(resume)
+    with nullcontext() if path is None else exclusive(path):
+        partial = PartialResults(path, measurement.identity(), save_every)
+        try:
+            with measuring(function, batches, device=device, progress=progress) as samples:
+                for whole in samples:
+                    if path is not None and whole.first == 0:
+                        first = whole.part(0, FINGERPRINTED)
+                        partial.require_same_model(first, measurement.fingerprint(first))
+                    batch = partial.unmeasured(whole)
+                    if batch is not None:
+                        for part in measurement.parts(batch, max_memory):
+                            partial.append(part, measurement.columns(part))
+            partial.require_complete()
+        finally:
+            partial.save()
+    report = measurement.report(partial)
+    _warn_without_gradient(report)
+    return report
+
+
+@dataclass(kw_only=True)
+class _Measurement:
+    """What is measured of every sample."""
+
+    model: Model = field(kw_only=False)
+    threats: Sequence[ThreatModel]
+    classes: ClassRule
+    signed: bool
+    norm_bound: Sequence[float] | None
+    bounds: Sequence[Bound]
+    seed: int
+
+    def check(self) -> None:
+        """Raise where a bound does not exist for a threat model."""
+        for bound in self.bounds:
+            for threat in self.threats:
+                bound.check(threat)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the numbers depend on but the model and the data, as plain values."""
+        threat = self.threats[0].settings()
+        return {
+            "p": [one.name for one in self.threats],
+            "classes": self.classes,
+            "signed": self.signed,
+            "input_std": threat["input_std"],
+            "data_range": threat["data_range"],
+            "seed": self.seed,
+            **{bound.name: bound.settings() for bound in self.bounds},
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, and what the model has learned."""
+        learned = model_digest(*modules_behind(self.model))
+        return {**self.settings(), "model": learned}
+
+    def parts(self, batch: Batch, memory: int | str | None) -> list[Batch]:
+        """The batch in parts that fit into the memory."""
+        if memory is None:
+            return [batch]
+        if not isinstance(self.model, InParts):
+            # The first batch decides, for the points around samples too.
+            size = samples_that_fit(self.model, batch.inputs, memory)
+            self.model = InParts(self.model, size)
+        size = self.model.size
+        return [batch.part(start, size) for start in range(0, batch.target.shape[0], size)]
+
+    def first_order(self, batch: Batch) -> FirstOrderMargins:
+        """First-order margins of the batch's samples."""
+        return first_order_margins(
+            self.model,
+            batch.inputs,
+            batch.target if self.signed else None,
+            threats=self.threats,
+            classes=self.classes,
+            norm_bound=self.norm_bound,
+        )
+
+    def fingerprint(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """What tells this model from others on a few samples."""
+        found = self.first_order(batch)
+        values = {
+            "logits": found.logits,
+            "first-order margins": found.margin.T,
+            "gradient norms": found.norm.T,
+        }
+        return {name: value.double().cpu().numpy() for name, value in values.items()}
+
+    def columns(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Every value of the batch's samples by its column in the report."""
+        found = self.first_order(batch)
+        prediction = found.logits.argmax(dim=1)
+        label = batch.target if self.signed else prediction
+        right = found.gap > 0
+        # A tie counts as misclassified: the gap must be positive.
+        values = (batch.target, prediction, right & (label == batch.target), found.gap)
+        columns = dict(zip(SAMPLE_COLUMNS, (*values, found.runner_up), strict=True))
+        for row, threat in enumerate(self.threats):
+            own = (found.margin[row], found.nearest_class[row], found.norm[row])
+            of_norm = dict(zip(NORM_COLUMNS, own, strict=True))
+            for bound in self.bounds:
+                of_norm[bound.name] = self._distances(bound, batch, label, right, threat)
+            columns.update(norm_columns(threat.p, of_norm))
+        return {name: column.cpu().numpy() for name, column in columns.items()}
+
+    def _distances(
+        self, bound: Bound, batch: Batch, label: Tensor, right: Tensor, threat: ThreatModel
+    ) -> Tensor:
+        """The bound's distances [B]; 0 where the sample is already on the wrong side."""
+        wide = torch.promote_types(batch.inputs.dtype, torch.float32)
+        values = torch.zeros(label.shape[0], dtype=wide, device=label.device)
+        chosen = right.nonzero().squeeze(1)
+        if chosen.numel():
+            indices = [batch.first + i for i in chosen.tolist()]
+            inputs = batch.inputs[chosen]
+            found = bound(self.model, inputs, label[chosen], threat=threat, indices=indices)
+            values[chosen] = found.distance.to(wide)
+        return values
+
+    def report(self, partial: PartialResults) -> MarginReport:
+        """The report of everything measured."""
+        columns = partial.columns()
+        kinds = {bound.name: bound.kind for bound in self.bounds}
+        return MarginReport(
+            **{name: columns[name] for name in SAMPLE_COLUMNS},
+            norms={one.p: NormMargins.of(one.p, columns, kinds) for one in self.threats},
+            signed=self.signed,
+            classes=self.classes,
+            titles={bound.name: bound.title for bound in self.bounds},
+            exact=is_linear(self.model) and self.classes == "all",
+            settings=self.settings(),
+            seconds=partial.elapsed(),
+        )
+
+
+def _norm_bounds(
+    bound: float | Sequence[float] | None, norms: Sequence[float]
+) -> tuple[float, ...] | None:
+    if bound is None:
+        return None
+    values = tuple(map(float, real_numbers(bound)))
+    if len(values) != len(norms) or not all(value > 0 for value in values):
+        raise ValueError(f"norm_bound must be positive, one for each of {len(norms)} norms")
+    return values
+
+
+def _warn_without_gradient(report: MarginReport) -> None:
+    total = report.summary()
+    if not report.first.norm.any():
+        raise ValueError(
+            f"the gradient of every logit gap with respect to the inputs is 0 on all {len(report)} "
+            "samples: is the model constant, are its units dead, or does it round its input?"
+        )
+    if total.infinite:
+        warnings.warn(
+            f"{total.infinite} of {len(report)} samples have no input gradient: their first-order "
+            "margin is infinite, and they are left out of the averages",
+            stacklevel=3,
+        )
+    if not math.isfinite(total.average):
+        warnings.warn("the average margin is not finite", stacklevel=3)

@@ -1,0 +1,44 @@
+"""A hash of what a module has learned."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+__all__ = ["model_digest", "tensor_bytes"]
+
+
+def model_digest(*modules: nn.Module) -> str:
+    """Hash of the modules' parameters and buffers.
+
+    Buffers that a state dict leaves out count as well: they change what the module computes.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for module in modules:
+        for name, tensor in sorted(_tensors(module)):
+            digest.update(name.encode())
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    # State dicts may hold more, such as the packed weights of quantized layers.
+    own.update({n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)})
+    return own.items()
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The values' bytes in order."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    # Through uint8, because numpy has no bfloat16.
+    return flat.view(dtype=torch.uint8).numpy().tobytes() if flat.numel() else b""

@@ -1,0 +1,60 @@
+"""Numbers as users give them: Python's, numpy's, tensors with one element."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["real_numbers", "whole_number"]
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of at least ``least``.
+
+    Raises:
+        ValueError: It is smaller, or no whole number.
+
+    Example:
+        >>> import numpy as np
+        >>> whole_number("batch_size", np.int64(8)), whole_number("batch_size", 8.0)
+        (8, 8)
+    """
+    try:
+        number = _one(value)
+        whole = int(number)
+    except (TypeError, ValueError, OverflowError):
+        whole, number = 0, None
+    if number is None or isinstance(value, bool) or whole != number or whole < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return whole
+
+
+def real_numbers(value: Any) -> tuple[float | str, ...]:
+    """One or several numbers (or words, such as "inf") as a tuple of Python's own.
+
+    Args:
+        value: A number, a word, an array or tensor of any number of elements, or an iterable.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> real_numbers(np.float32(0.5)), real_numbers(torch.tensor([1.0, 2.0]))
+        ((0.5,), (1.0, 2.0))
+    """
+    if isinstance(value, (str, numbers.Real)):
+        return (_one(value),)
+    if hasattr(value, "tolist"):  # numpy's arrays and scalars, tensors
+        value = value.tolist()
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(_one(item) for item in value)
+    return (_one(value),)
+
+
+def _one(value: Any) -> float | str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if hasattr(value, "item"):
+        return _one(value.item())
+    return float(value)

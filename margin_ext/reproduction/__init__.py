@@ -1,0 +1,1 @@
+"""The authors' published figures beside ours."""

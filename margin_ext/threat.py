@@ -1,0 +1,246 @@
+"""The threat model: which perturbations an adversary may make, and how their size is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from margin_ext.checks import shape_text
+from margin_ext.functional.dual_direction import dual_direction
+from margin_ext.functional.first_order_margin import first_order_margin
+from margin_ext.input_std import InputStd, channel_scale, checked_std
+from margin_ext.norms import dual_exponent, norm_name
+from margin_ext.random_points import ball_noise
+
+__all__ = ["DataRange", "ThreatModel", "check_radius", "require_attackable"]
+
+# Lowest and highest value, numbers or one value a channel, in the units that the model gets.
+DataRange: TypeAlias = tuple[float | Tensor | Sequence[float], float | Tensor | Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ThreatModel:
+    """An l_p ball around each input, inside the range that data can have.
+
+    Lengths are in pixel units where ``input_std`` is given, otherwise in the inputs' own units.
+    Inputs are [B, ...]; with values a channel, [B, channels, ...].
+
+    Attributes:
+        p: The norm, a real number of at least 1 or infinity.
+        data_range: Lowest and highest value that an input can have, as numbers or one value a
+            channel, in the units that the model gets. None: perturbed inputs may lie anywhere.
+        input_std: The standard deviation(s) by which the loader divided the inputs.
+
+    Raises:
+        ValueError: A setting is out of its range.
+
+    Example:
+        >>> threat = ThreatModel(p=2, data_range=(0.0, 1.0))
+        >>> x = torch.full((1, 4), 0.5)
+        >>> threat.distance(x + 0.1, x)
+        tensor([0.2000])
+    """
+
+    p: float = 2.0
+    data_range: DataRange | None = None
+    input_std: InputStd = None
+
+    def __post_init__(self) -> None:
+        dual_exponent(self.p)
+        object.__setattr__(self, "p", float(self.p))
+        checked_std(self.input_std)
+        if self.data_range is not None:
+            _check_range(self.data_range)
+
+    @property
+    def q(self) -> float:
+        """Exponent of the dual norm, in which input gradients are measured."""
+        return dual_exponent(self.p)
+
+    @property
+    def name(self) -> str:
+        """Such as "l2" or "linf"."""
+        return norm_name(self.p)
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values, for reports and to recognise stored results."""
+        return {
+            "p": self.name,
+            "data_range": None if self.data_range is None else [_plain(e) for e in self.data_range],
+            "input_std": _plain(self.input_std),
+        }
+
+    def without_range(self) -> ThreatModel:
+        """The same norm, with perturbed inputs that may lie anywhere."""
+        return replace(self, data_range=None)
+
+    def dual_norm(self, grad: Tensor) -> Tensor:
+        """||grad_i||_q of every sample [B]."""
+        one = grad.new_ones(grad.shape[0])
+        return first_order_margin(one, grad, p=self.p, eps=1.0, input_std=self.input_std).norm
+
+    def step(self, grad: Tensor, length: Tensor, base: Tensor) -> Tensor:
+        """Move base [B, ...] by length [B] along the direction in which grad [B, ...] rises most.
+
+        The result may lie outside the data range: see :meth:`project` and :meth:`clamp`.
+        """
+        return dual_direction(grad, length, p=self.p, base=base, input_std=self.input_std)
+
+    def project(self, x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
+        """Bring x [B, ...] into the ball of radius [B] around center, and into the data range.
+
+        For p = 1, 2 and inf the point of the ball is the nearest one (p = 1: Duchi et al., 2008).
+        For other norms x moves straight toward the center, which is not the nearest point. The
+        ball comes first and then the range: both hold afterwards, because the range contains the
+        center and clamping moves every coordinate toward it.
+
+        Example:
+            >>> x = torch.tensor([[3.0, 1.0]])
+            >>> ThreatModel(p=1).project(x, torch.zeros(1, 2), torch.tensor([2.0]))
+            tensor([[2., 0.]])
+        """
+        scale = self._to_pixels(x)
+        delta = (x - center) * scale
+        limit = radius.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+        if self.p == math.inf:
+            delta = torch.minimum(torch.maximum(delta, -limit), limit)
+        elif self.p == 1:
+            delta = _into_l1_ball(delta.flatten(1), radius.to(delta.dtype)).reshape(delta.shape)
+        else:
+            norm = torch.linalg.vector_norm(delta.flatten(1), self.p, dim=1).reshape(limit.shape)
+            delta = delta * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
+        return self.clamp(center + delta / scale)
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """Bring x [B, ...] into the data range."""
+        bounds = self.bounds(x)
+        return x if bounds is None else torch.minimum(torch.maximum(x, bounds[0]), bounds[1])
+
+    def distance(self, x: Tensor, center: Tensor) -> Tensor:
+        """||x_i - center_i||_p of every sample [B]."""
+        delta = (x - center) * self._to_pixels(x)
+        norm: Tensor = torch.linalg.vector_norm(delta.flatten(1), self.p, dim=1)
+        return norm
+
+    def inward(self, direction: Tensor, x: Tensor) -> Tensor:
+        """The direction [B, ...] without the coordinates along which x cannot move any farther."""
+        bounds = self.bounds(x)
+        if bounds is None:
+            return direction
+        low, high = bounds
+        blocked = ((x <= low) & (direction < 0)) | ((x >= high) & (direction > 0))
+        return direction.masked_fill(blocked, 0.0)
+
+    def reach(self, x: Tensor) -> Tensor:
+        """A distance [B] beyond which there is nothing to look for.
+
+        With a data range that of its farthest corner, otherwise a thousand times the length of x.
+        """
+        bounds = self.bounds(x)
+        if bounds is not None:
+            corner = torch.where(x - bounds[0] > bounds[1] - x, bounds[0], bounds[1])
+            return self.distance(corner.to(x.dtype), x)
+        length = self.distance(x, torch.zeros_like(x))
+        return 1000 * torch.where(length > 0, length, 1.0)
+
+    def random_point(
+        self,
+        center: Tensor,
+        radius: float | Tensor,
+        *,
+        seed: int,
+        stream: str,
+        indices: Sequence[int],
+    ) -> Tensor:
+        """One point a sample, uniform in the ball of this radius, then brought into the range.
+
+        Args:
+            center: [B, ...].
+            radius: Of the ball, one for all or [B].
+            seed: Of the whole run.
+            stream: Names the purpose; other purposes get other points.
+            indices: Of the samples in the whole data [B]: a sample's point depends on its index
+                and not on its batch.
+        """
+        noise = ball_noise(center, self.p, seed=seed, stream=stream, indices=indices)
+        radii = torch.as_tensor(radius, dtype=center.dtype, device=center.device)
+        radii = radii.expand(center.shape[0])
+        offset = radii.reshape(-1, *[1] * (center.dim() - 1)) * self.in_input_units(noise)
+        return self.project(center + offset.to(center.dtype), center, radii)
+
+    def bounds(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The data range as two tensors that broadcast over inputs; None where there is none."""
+        if self.data_range is None:
+            return None
+        low, high = (_end(end, inputs) for end in self.data_range)
+        return low, high
+
+    def in_input_units(self, offset: Tensor) -> Tensor:
+        """An offset [B, ...] in pixel units as one in the units that the model gets."""
+        return offset if self.input_std is None else offset * channel_scale(self.input_std, offset)
+
+    def _to_pixels(self, inputs: Tensor) -> Tensor | float:
+        return 1.0 if self.input_std is None else 1 / channel_scale(self.input_std, inputs)
+
+
+def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
+    """The nearest point of the l1 ball of radius [B] to every row of delta [B, D].
+
+    It is sign(delta) * max(|delta| - t, 0) with the smallest t >= 0 whose l1 norm is at most the
+    radius; t follows from the sorted magnitudes (Duchi et al., 2008, figure 1).
+    """
+    size = delta.abs()
+    ordered = size.sort(dim=1, descending=True).values
+    # The threshold if the k largest magnitudes stay above it, for every k.
+    count = torch.arange(1, size.shape[1] + 1, dtype=size.dtype, device=size.device)
+    thresholds = (ordered.cumsum(dim=1) - radius.unsqueeze(1)) / count
+    kept = (ordered > thresholds).sum(dim=1, keepdim=True).clamp_min(1)
+    threshold = thresholds.gather(1, kept - 1).clamp_min(0)
+    return delta.sign() * (size - threshold).clamp_min(0)
+
+
+def require_attackable(threat: ThreatModel) -> None:
+    """Raise ValueError where the attacks do not exist for the norm."""
+    if threat.p not in (2.0, math.inf):
+        raise ValueError(f"attacks are for p = 2 and p = inf, got {threat.p:g}")
+
+
+def check_radius(eps: float) -> None:
+    """Require a radius of at least 0, and finite."""
+    if not eps >= 0 or math.isinf(eps):
+        raise ValueError(f"eps must be a number >= 0, got {eps}")
+
+
+def _check_range(data_range: DataRange) -> None:
+    try:
+        low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in data_range)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data_range must be (lowest, highest), got {data_range!r}") from error
+    if not bool((low < high).all()) or not bool((low.isfinite() & high.isfinite()).all()):
+        raise ValueError(
+            f"data_range must be (lowest, highest) with lowest < highest and both finite, "
+            f"got {data_range!r}"
+        )
+
+
+def _end(end: float | Tensor | Sequence[float], inputs: Tensor) -> Tensor:
+    bound = torch.as_tensor(end, dtype=inputs.dtype, device=inputs.device)
+    if bound.dim() == 1 and bound.numel() > 1:
+        if inputs.dim() < 2 or bound.shape[0] != inputs.shape[1]:
+            raise ValueError(
+                "data_range must have numbers or one value a channel, got "
+                f"{shape_text(bound)} for inputs {shape_text(inputs)}"
+            )
+        bound = bound.reshape(1, -1, *[1] * (inputs.dim() - 2))
+    return bound
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return list(value) if isinstance(value, Sequence) else value
