@@ -89,14 +89,15 @@ def _set_eval(module: nn.Module) -> _Undo:
 
 def _keep_buffers(module: nn.Module) -> _Undo:
     kept = {
-        name: (buffer, buffer.detach().clone(), buffer._version)
+        name: (buffer, buffer.detach().clone())
         for name, buffer in module._buffers.items()
         if buffer is not None and not buffer.is_inference()
     }
 
     def undo() -> None:
-        for name, (buffer, values, version) in kept.items():
-            if buffer._version != version:
+        for name, (buffer, values) in kept.items():
+            # Batch norm moves its statistics without a change of the buffers' versions.
+            if not torch.equal(buffer, values):
                 with torch.no_grad():
                     buffer.copy_(values)
             if name in module._buffers:

@@ -508,6 +508,31 @@ def test_buffers_that_move_in_evaluation_mode_are_put_back() -> None:
     assert float(model.other) == 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_statistics_that_move_inside_an_exported_module_are_put_back() -> None:
+    net = normalised_linear()
+    x, y = labelled(net)
+    before = net[0].running_mean.clone()  # type: ignore[union-attr, operator]
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(net, (x,), dynamic_shapes=shapes).module()
+    with pytest.raises(ValueError, match="other samples are in its batch"):
+        measure(exported, (x, y))
+    assert torch.equal(net[0].running_mean, before)  # type: ignore[arg-type]
+    exported = torch.export.export(net.eval(), (x,), dynamic_shapes=shapes).module()
+    report = measure(exported, (x, y))
+    torch.testing.assert_close(torch.from_numpy(report.margin), exact_margins(net, x, y))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_models_in_training_mode() -> None:
+    net = normalised_linear()
+    x, y = labelled(net)
+    scripted = torch.jit.script(net)
+    report = measure(scripted, (x, y))
+    torch.testing.assert_close(torch.from_numpy(report.margin), exact_margins(net, x, y))
+    assert scripted.training
+
+
 def test_the_gradient_mode_of_the_caller_does_not_matter() -> None:
     net = normalised_linear()
     data = labelled(net)
