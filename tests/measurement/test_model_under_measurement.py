@@ -422,6 +422,24 @@ def test_a_default_device_changes_nothing(device: str) -> None:
     assert again.diagnosis == robust.diagnosis
 
 
+def test_a_default_type_changes_nothing() -> None:
+    net = nn.Sequential(nn.Linear(DIMS, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    data = torch.randn(12, DIMS), torch.arange(12) % CLASSES
+    bounds = ["minimum_distance", "certified", Sampled(points=4)]
+    right = measure(net, data, bounds=bounds, p=[2, "inf"])
+    robust = robust_accuracy(net, data, [0.1, 0.5], data_range=(-9, 9))
+    torch.set_default_dtype(torch.float64)
+    try:
+        report = measure(net, data, bounds=bounds, p=[2, "inf"])
+        again = robust_accuracy(net, data, [0.1, 0.5], data_range=(-9, 9))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, column in right.columns().items():
+        assert (report.columns()[name] == column).all(), name
+        assert report.columns()[name].dtype == column.dtype
+    assert again.curve() == robust.curve()
+
+
 @pytest.mark.parametrize("model", [torch.float32, torch.float64])
 @pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.float16])
 def test_data_and_model_of_other_types(model: torch.dtype, given: torch.dtype) -> None:
