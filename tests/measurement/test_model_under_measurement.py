@@ -526,6 +526,57 @@ def test_buffers_that_move_in_evaluation_mode_are_put_back() -> None:
     assert float(model.other) == 0
 
 
+class Merging(nn.Module):
+    """Adds a correction to its weight in evaluation mode, as low-rank adapters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.layer = nn.Linear(DIMS, CLASSES)
+        self.correction = nn.Parameter(torch.randn(CLASSES, DIMS) / 3)
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if self.merged == mode:
+            self.layer.weight.data += -self.correction if mode else self.correction
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.merged:
+            raise RuntimeError("runs in evaluation mode only")
+        z: Tensor = self.layer(x)
+        return z
+
+
+def test_modules_with_an_evaluation_mode_of_their_own() -> None:
+    net = nn.Sequential(Merging()).train()
+    x, y = torch.randn(12, DIMS), torch.arange(12) % CLASSES
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    weight = net[0].layer.weight + net[0].correction  # type: ignore[operator, union-attr]
+    expected = linear_margin(weight.detach(), net[0].layer.bias.detach(), x, y, p=2)  # type: ignore[union-attr]
+    report = measure(net, (x, y))
+    torch.testing.assert_close(torch.from_numpy(report.margin), expected, rtol=1e-4, atol=1e-5)
+    assert net.training
+    assert net[0].training
+    assert not net[0].merged
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_autocast_of_the_caller_is_off() -> None:
+    net = nn.Sequential(nn.Linear(DIMS, 16), nn.GELU(), nn.Linear(16, CLASSES))
+    data = torch.randn(12, DIMS), torch.arange(12) % CLASSES
+    right = measure(net, data, bounds=["minimum_distance"])
+    robust = robust_accuracy(net, data, [0.1, 0.5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = measure(net, data, bounds=["minimum_distance"])
+        assert robust_accuracy(net, data, [0.1, 0.5]).curve() == robust.curve()
+    for name, column in right.columns().items():
+        assert (report.columns()[name] == column).all(), name
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_statistics_that_move_inside_an_exported_module_are_put_back() -> None:
     net = normalised_linear()
