@@ -36,8 +36,9 @@ def test_examples_run(name):
         pytest.skip(f"needs {error.name}")
     found = doctest.testmod(
         module,
-        extraglobs={"torch": torch},
-        optionflags=doctest.NORMALIZE_WHITESPACE,
+        # As if a user had written them.
+        extraglobs={"torch": torch, "__name__": "__main__"},
+        optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS,
     )
     assert found.failed == 0
 
