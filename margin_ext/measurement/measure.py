@@ -32,6 +32,7 @@ from margin_ext.measurement.report import (
 )
 from margin_ext.measurement.resume import FINGERPRINTED, PartialResults
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.in_parts import InParts
 from margin_ext.models.logits_function import logits_function
 from margin_ext.models.model_digest import model_digest
 from margin_ext.models.modules_behind import modules_behind
@@ -150,7 +151,7 @@ def measure(
                         partial.require_same_model(first, measurement.fingerprint(first))
                     batch = partial.unmeasured(whole)
                     if batch is not None:
-                        for part in _within_memory(function, batch, max_memory):
+                        for part in measurement.parts(batch, max_memory):
                             partial.append(part, measurement.columns(part))
             partial.require_complete()
         finally:
@@ -160,7 +161,7 @@ def measure(
     return report
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Measurement:
     """What is measured of every sample."""
 
@@ -195,6 +196,17 @@ class _Measurement:
         """The settings, and what the model has learned."""
         learned = model_digest(*modules_behind(self.model))
         return {**self.settings(), "model": learned}
+
+    def parts(self, batch: Batch, memory: int | str | None) -> list[Batch]:
+        """The batch in parts that fit into the memory."""
+        if memory is None:
+            return [batch]
+        if not isinstance(self.model, InParts):
+            # The first batch decides, for the points around samples too.
+            size = samples_that_fit(self.model, batch.inputs, memory)
+            self.model = InParts(self.model, size)
+        size = self.model.size
+        return [batch.part(start, size) for start in range(0, batch.target.shape[0], size)]
 
     def first_order(self, batch: Batch) -> FirstOrderMargins:
         """First-order margins of the batch's samples."""
@@ -273,13 +285,6 @@ def _norm_bounds(
     if len(values) != len(norms) or not all(value > 0 for value in values):
         raise ValueError(f"norm_bound must be positive, one for each of {len(norms)} norms")
     return values
-
-
-def _within_memory(model: Model, batch: Batch, memory: int | str | None) -> list[Batch]:
-    if memory is None:
-        return [batch]
-    size = samples_that_fit(model, batch.inputs, memory)
-    return [batch.part(start, size) for start in range(0, batch.target.shape[0], size)]
 
 
 def _warn_without_gradient(report: MarginReport) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["InUseError", "exclusive"]
+__all__ = ["InUseError", "exclusive", "hold"]
+
+# Locks that this process keeps, by its number and the file: a fork has none of its own.
+_HELD: dict[tuple[int, Path], IO[bytes]] = {}
 
 
 class InUseError(OSError):
@@ -30,15 +34,32 @@ def exclusive(path: Path) -> Iterator[None]:
     Raises:
         InUseError: Another one has it.
     """
+    with _locked(path):
+        yield
+
+
+def hold(path: Path) -> None:
+    """Refuse a second process that writes to the same file, until this process ends.
+
+    Raises:
+        InUseError: Another process has it.
+    """
+    key = os.getpid(), path.absolute()
+    if key not in _HELD:
+        _HELD[key] = _locked(path)
+
+
+def _locked(path: Path) -> IO[bytes]:
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUseError(
-                f"another run is writing to {path}: wait for it, or write elsewhere"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+    file = lock.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InUseError(
+            f"another run is writing to {path}: wait for it, or write elsewhere"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return file

@@ -166,10 +166,10 @@ def _record(shape: Shape, device: Device) -> tuple[Any, bytes, list[torch.Tensor
     emulated = module.device()
     before = {
         name: getattr(emulated, name)
-        for name in ("multiprocessors", "cluster_limit", "dynamic_shared_limit", "shared_per_multiprocessor")
-        if hasattr(emulated, name)
+        for name in ("multiprocessors", "cluster_limit")
     }
     emulated.multiprocessors, emulated.cluster_limit = device.multiprocessors, device.max_cluster
+    torch.manual_seed(0)
     logits = torch.randn(shape.batch, shape.classes).to(shape.logits_dtype or shape.dtype)
     grad = torch.empty(shape.batch, shape.size, dtype=shape.dtype)
     grad[:4].normal_()
@@ -194,7 +194,7 @@ def _record(shape: Shape, device: Device) -> tuple[Any, bytes, list[torch.Tensor
 
 
 def _type_name(dtype: torch.dtype) -> str:
-    return {F32: "If", F16: r"I\w*(?:SixteenBit|Half|Float16)\w*", BF16: r"I\w*(?:SixteenBit|BFloat16)\w*"}[dtype]
+    return {F32: "If", F16: r"INS0_7Float16E", BF16: r"INS0_8BFloat16E"}[dtype]
 
 
 def _kernel(shape: Shape, variant: int, architecture: int) -> Kernel:
@@ -235,7 +235,8 @@ def count(shape: Shape, device: Device) -> Count:
     resident = min(resident, -(-report.blocks // device.multiprocessors))
     loaded = (three[0].bytes_loaded - two[0].bytes_loaded) * 32
     warps_resident = resident * threads // 32
-    at_a_time = min(loaded, _batch_bytes(kernel))
+    copied = three[0].issued["LDGSTS"] > 0  # the whole row is requested at once
+    at_a_time = loaded if copied else min(loaded, _batch_bytes(kernel))
     return Count(
         kernel.name,
         VARIANTS[report.variant],
@@ -259,7 +260,7 @@ def _batch_bytes(kernel: Kernel) -> int:
     """The bytes that a warp requests before it waits: its longest run of 16-byte loads."""
     longest = run = 0
     for i in kernel.code:
-        if i.name in ("LDG", "LDGSTS") and "128" in i.suffixes:
+        if i.name == "LDG" and "128" in i.suffixes:
             run += 1
             longest = max(longest, run)
         elif i.name in ("FFMA", "FMUL", "STS", "BRA") and "128" not in i.suffixes:
