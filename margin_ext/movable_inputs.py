@@ -74,7 +74,7 @@ def require_same_batch(inputs: Tensor, logits: Tensor) -> None:
             f"inputs must be [B, ...] with B = {logits.shape[0]} as in logits "
             f"{shape_text(logits)}, got {shape_text(inputs)}"
             + (
-                f": the batch comes first, call=lambda model, x: model(x.transpose(0, 1))"
+                ": the batch comes first, call=lambda model, x: model(x.transpose(0, 1))"
                 if inputs.dim() > 2 and inputs.shape[1] == logits.shape[0]
                 else ""
             )

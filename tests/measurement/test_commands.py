@@ -114,7 +114,7 @@ def test_checkpoints_and_npz_data(here: Path, capsys: pytest.CaptureFixture[str]
         (["--checkpoint", "bad.npz"], "no checkpoint of tensors"),
         (["--classes", "most"], "classes must be"),
         (["--p", "0.3"], "p must be"),
-        (["--bounds", "minimum_distance", "--p", "1"], "p = 2 and p = inf"),
+        (["--bounds", "minimum_distance", "--p", "3"], "p = 1, p = 2 and p = inf"),
     ],
 )
 def test_bad_input_gives_one_clear_line(
