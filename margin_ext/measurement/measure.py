@@ -123,6 +123,13 @@ def measure(
     Raises:
         TypeError, ValueError: Arguments, data or the model's output do not fit; the gradient is 0
             everywhere; the file to resume from belongs to another run.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> report = measure(model, (torch.tensor([[3.0, 1.0]]), torch.tensor([0])))
+        >>> round(report.average_margin, 3), report.exact  # (3 - 1) / sqrt(2)
+        (1.414, True)
     """
     norms = threat_norms(p)
     if not isinstance(classes, str):

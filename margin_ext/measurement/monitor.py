@@ -42,6 +42,15 @@ class MarginMonitor:
             monitor.epoch(model, epoch + 1)
         monitor.figure().savefig("margins.png")
 
+    Example:
+        >>> import torch
+        >>> monitor = MarginMonitor((torch.tensor([[3.0, 1.0]]), torch.tensor([0])))
+        >>> model = torch.nn.Linear(2, 2)
+        >>> for epoch in range(3):
+        ...     _ = monitor.epoch(model, epoch)
+        >>> monitor.series("data", "average_margin")[0]
+        [0, 1, 2]
+
     Attributes:
         history: One dictionary a record: "step", "epoch", "split" and the values.
         steps: Number of steps so far.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
 import zipfile
@@ -43,6 +44,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     # Damage shows in many ways, from pickle.UnpicklingError to an index out of range.
     except Exception as error:
         reason = _foreign_classes(path, str(error)) or _one_line(error)
+        if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in reason:
+            reason = "UnpicklingError: torch cannot read it"  # torch's advice is to run its code
         raise ValueError(
             f"{path} is no checkpoint of tensors and plain values: {reason}"
         ) from error
