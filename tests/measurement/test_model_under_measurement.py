@@ -593,6 +593,29 @@ def test_statistics_that_move_inside_an_exported_module_are_put_back() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_model_traced_in_training_mode_is_refused_and_left_as_it_was() -> None:
+    net = normalised_linear()
+    x, y = labelled(net)
+    traced = torch.jit.trace(net, x, check_trace=False)
+    before = {name: tensor.clone() for name, tensor in traced.state_dict().items()}
+    with pytest.raises(ValueError, match="other samples are in its batch"):
+        measure(traced, (x, y))
+    for name, tensor in traced.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1, 7])
+def test_half_precision_is_no_dependence_between_samples(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 64), nn.GELU()] * 6
+    net = nn.Sequential(nn.Linear(DIMS, 64), *layers, nn.Linear(64, CLASSES)).to(dtype)
+    x, y = torch.randn(14, DIMS).to(dtype), torch.arange(14) % CLASSES
+    assert len(measure(net, (x, y), batch_size=size)) == 14
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripted_models_in_training_mode() -> None:
     net = normalised_linear()
     x, y = labelled(net)
