@@ -8,6 +8,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -396,10 +397,20 @@ def test_inference_tensors(inside: bool) -> None:
     with torch.inference_mode(inside):
         report = measure(net, (x, y), bounds=["minimum_distance", Sampled(points=4)])
         assert robust_accuracy(net, (x, y), 1e-4).accuracy == report.accuracy == 1.0
+
+
+def test_parameters_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    data = torch.rand(3, DIMS), torch.zeros(3, dtype=torch.int64)
     with torch.inference_mode():
-        made = nn.Linear(DIMS, CLASSES).double()
-    with pytest.raises(ValueError, match="is an inference tensor"):
-        measure(made, (torch.rand(3, DIMS).double(), torch.zeros(3, dtype=torch.int64)))
+        made = nn.Linear(DIMS, CLASSES)
+    for model, message in (
+        (made, "is an inference tensor"),
+        (nn.LazyLinear(CLASSES), "has no values yet"),
+        (nn.Linear(DIMS, CLASSES, device="meta"), "is on the meta device"),
+    ):
+        for file in (None, tmp_path / "partial.npz"):
+            with pytest.raises(ValueError, match=f"the parameter weight of .* {message}"):
+                measure(model, data, resume=file)
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
