@@ -59,7 +59,9 @@ def _compare_checksums(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return  # torch's format of before 2020, which has none
     with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
+        # All 0 where they were not asked for (torch.serialization.set_crc32_options(False)).
+        some = any(member.CRC for member in archive.infolist())
+        damaged = archive.testzip() if some else None
     if damaged is not None:
         raise ValueError(f"the checksum of {damaged} does not fit: the file is damaged")
 
