@@ -115,7 +115,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
     if renamed is None or complaints:
         raise ValueError(f"the checkpoint {path} does not fit the model: {'; '.join(complaints)}")
     model.load_state_dict(renamed)
-    return {name: value for name, value in content.items() if name != key}
+    loaded = state if key is None else {key}
+    return {name: value for name, value in content.items() if name not in loaded}
 
 
 def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
