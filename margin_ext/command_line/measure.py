@@ -119,9 +119,10 @@ def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
     from margin_ext.output.exclusive import exclusive
+    from margin_ext.plain_numbers import whole_number
 
     if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+        torch.set_num_threads(whole_number("threads", arguments.threads))
     model, data = _model_and_data(arguments)
     out: Path | None = arguments.out
     if out is None:
@@ -137,7 +138,7 @@ def _model_and_data(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Any
     from margin_ext.data import load_part
     from margin_ext.measurement.measuring import usable_device
     from margin_ext.models.checkpoint import load_checkpoint
-    from margin_ext.models.named_model import named_model
+    from margin_ext.models.named_model import model_names, named_model
 
     device = None if arguments.device is None else usable_device(arguments.device)
     data = load_part(arguments.data, "train" if arguments.train else "test")
@@ -147,6 +148,8 @@ def _model_and_data(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Any
     model = named_model(arguments.model, shape=shape, classes=classes)
     if arguments.checkpoint is not None:
         load_checkpoint(model, arguments.checkpoint)
+    elif arguments.model in model_names():
+        warnings.warn(f"{arguments.model} has random weights: give a --checkpoint", stacklevel=2)
     return (model if device is None else model.to(device)), data
 
 

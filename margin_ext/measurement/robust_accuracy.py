@@ -228,7 +228,7 @@ def robust_accuracy(
         (1.0, 0.5)
     """
     threat = ThreatModel(p=float(p), data_range=data_range, input_std=input_std)
-    radii = tuple(sorted(map(float, real_numbers(eps))))
+    radii = tuple(sorted(real_numbers("eps", eps)))
     if not radii:
         raise ValueError("eps must name at least one radius")
     for radius in radii:
