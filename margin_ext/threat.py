@@ -241,6 +241,6 @@ def _end(end: float | Tensor | Sequence[float], inputs: Tensor) -> Tensor:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):  # tensors, numpy's arrays and numbers
         return value.tolist()
     return list(value) if isinstance(value, Sequence) else value

@@ -38,7 +38,7 @@ from margin_ext.models.model_digest import model_digest
 from margin_ext.models.modules_behind import modules_behind
 from margin_ext.norms import dual_exponent
 from margin_ext.output.exclusive import exclusive
-from margin_ext.plain_numbers import real_numbers
+from margin_ext.plain_numbers import real_numbers, whole_number
 from margin_ext.threat import DataRange, ThreatModel
 
 if TYPE_CHECKING:
@@ -125,13 +125,16 @@ def measure(
             everywhere; the file to resume from belongs to another run.
     """
     norms = threat_norms(p)
+    if not isinstance(classes, str):
+        classes = whole_number("classes", classes)
     check_class_rule(classes)
+    seed = whole_number("seed", seed, least=0)
     function = logits_function(model, call, logits_fn)
     measurement = _Measurement(
         function,
         threats=[ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms],
         classes=classes,
-        signed=signed,
+        signed=bool(signed),
         norm_bound=_norm_bounds(norm_bound, norms),
         bounds=resolve_bounds(bounds, seed=seed),
         seed=seed,

@@ -120,17 +120,21 @@ class MarginMonitor:
         Returns:
             The report of each split.
         """
-        reports = {}
+        reports: dict[str, MarginReport] = {}
         further = further or {}
-        for split in dict.fromkeys((*self.data, *further)):
-            record: dict[str, Any] = {"step": self.steps, "epoch": epoch, "split": split}
-            if split in self.data:
-                report = measure(
-                    model, self.data[split], p=self.p, limit=self.limit, **self.options
-                )
-                record.update(self._totals(report))
-                reports[split] = report
-            self._record({**record, **further.get(split, {})})
+        records = []
+        try:
+            for split in dict.fromkeys((*self.data, *further)):
+                record: dict[str, Any] = {"step": self.steps, "epoch": epoch, "split": split}
+                if split in self.data:
+                    reports[split] = measure(
+                        model, self.data[split], p=self.p, limit=self.limit, **self.options
+                    )
+                    record.update(self._totals(reports[split]))
+                records.append({**record, **further.get(split, {})})
+        finally:
+            # At once, so that a kill leaves an epoch whole or not there.
+            self._record(*records)
         return reports
 
     def _totals(self, report: MarginReport) -> dict[str, Any]:
@@ -170,13 +174,16 @@ class MarginMonitor:
         if self._writer is not None:
             self._writer.close()
 
-    def _record(self, record: dict[str, Any]) -> None:
-        self.history.append(record)
-        if self.path is not None:
+    def _record(self, *records: dict[str, Any]) -> None:
+        self.history += records
+        if self.path is not None and records:
             hold(self.path)
-            with self.path.open("a") as file:
-                file.write(json.dumps(finite_json(record)) + "\n")
-        if self._writer is not None:
+            lines = [json.dumps(finite_json(record)) + "\n" for record in records]
+            with self.path.open("ab", buffering=0) as file:
+                file.write("".join(lines).encode())
+        if self._writer is None:
+            return
+        for record in records:
             for name, value in record.items():
                 if isinstance(value, float) and name != "epoch":
                     self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +57,26 @@ def test_counts_of_any_kind(number: Any) -> None:
     report = measure(NET, data(), batch_size=number, limit=number)
     assert len(report) == 7
     assert type(report.settings["seed"]) is int
+
+
+@pytest.mark.parametrize("number", [np.int64(2), torch.tensor(2), np.float32(2)])
+def test_classes_and_seeds_of_any_kind(number: Any, tmp_path: Path) -> None:
+    file = tmp_path / "partial.npz"
+    right = measure(NET, data(), classes=2, seed=2, resume=file)
+    report = measure(NET, data(), classes=number, seed=number, signed=np.True_, resume=file)
+    assert report.settings == right.settings
+    assert json.loads(report.save(tmp_path / "report.json").read_text())["classes"] == 2
+
+
+def test_reports_with_ranges_of_any_kind_can_be_saved(tmp_path: Path) -> None:
+    std, low, high = np.full(4, np.float32(0.5)), np.full(4, -9.0), torch.full((4,), 9.0)
+    options: dict[str, Any] = {"input_std": std, "data_range": (low, high)}
+    report = measure(NET, data(), resume=tmp_path / "partial.npz", **options)
+    saved = json.loads(report.save(tmp_path / "report.json").read_text())
+    assert saved["settings"]["data_range"] == [[-9.0] * 4, [9.0] * 4]
+    assert len(measure(NET, data(), resume=tmp_path / "partial.npz", **options)) == 20
+    robust = robust_accuracy(NET, data(), np.float32(0.1), **options)
+    assert json.loads(robust.save(tmp_path / "robust.json").read_text())["count"] == 20
 
 
 @pytest.mark.parametrize("name", ["batch_size", "limit"])
