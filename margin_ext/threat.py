@@ -17,7 +17,7 @@ from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.random_points import ball_noise
 
-__all__ = ["DataRange", "ThreatModel", "check_radius", "require_attackable"]
+__all__ = ["DataRange", "ThreatModel", "check_data_range", "check_radius", "require_attackable"]
 
 # The fraction of the coordinates that an l1 search moves in its first step.
 SPARSE = 0.04
@@ -58,7 +58,7 @@ class ThreatModel:
         object.__setattr__(self, "p", float(self.p))
         checked_std(self.input_std)
         if self.data_range is not None:
-            _check_range(self.data_range)
+            check_data_range(self.data_range)
 
     @property
     def q(self) -> float:
@@ -235,7 +235,8 @@ def check_radius(eps: float) -> None:
         raise ValueError(f"eps must be a number >= 0, got {eps}")
 
 
-def _check_range(data_range: DataRange) -> None:
+def check_data_range(data_range: DataRange) -> None:
+    """Require (lowest, highest) with lowest < highest and both finite."""
     try:
         low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in data_range)
     except (TypeError, ValueError) as error:
