@@ -99,6 +99,19 @@ struct NormState {
   Acc extra = Acc(0);
 };
 
+// Whether states combine by adding their sums, and `extra` has no meaning.
+MARGIN_HD constexpr bool is_plain_sum(Norm norm) {
+  switch (norm) {
+    case Norm::kOne:
+    case Norm::kTwo:
+      return true;
+    case Norm::kMax:
+    case Norm::kGeneral:
+      return false;
+  }
+  __builtin_unreachable();
+}
+
 template <Norm norm, typename Acc>
 MARGIN_HD void norm_add(NormState<Acc>& state, Acc x, Acc q) {
   const Acc magnitude = absolute(x);
