@@ -135,7 +135,9 @@ def check_probabilities(target: Tensor) -> None:
         raise ValueError(
             "target must hold probabilities, each >= 0 and 1 in sum over the classes, got the sum "
             f"{float(sums[tuple(first)]):.6g} and the smallest {float(smallest):.6g} "
-            f"at index {_index_text(first)}"
+            f"at index {_index_text(first)}. For several labels a sample pass logits.unsqueeze(1), "
+            "which takes each column as a label of its own (docs/labels.md); regression needs "
+            "another loss"
         )
 
 

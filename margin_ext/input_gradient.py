@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_classes, shape_text
+from margin_ext.checks import check_classes
 from margin_ext.functional import first_order_margin, gap_cotangent, logit_gap
 from margin_ext.input_std import InputStd
+from margin_ext.movable_inputs import require_movable, require_same_batch
 
 __all__ = ["check_inputs", "gradient_by_inputs", "input_gradient", "nearest_class"]
 
@@ -19,6 +20,7 @@ def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
             "the first-order margin needs the inputs: call criterion(logits, target, inputs), "
             'or use margin="logit_gap"'
         )
+    require_movable(inputs)
     if not inputs.requires_grad:
         raise ValueError(
             "inputs must require grad before the model sees them: call inputs.requires_grad_() "
@@ -29,11 +31,7 @@ def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
             "logits have no graph: they were computed under torch.no_grad() or from detached "
             "inputs, so there is no input gradient to take"
         )
-    if inputs.dim() < 2 or inputs.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"inputs must be [B, ...] with B = {logits.shape[0]} as in logits "
-            f"{shape_text(logits)}, got {shape_text(inputs)}"
-        )
+    require_same_batch(inputs, logits)
     return inputs
 
 

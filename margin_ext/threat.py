@@ -127,22 +127,51 @@ class ThreatModel:
         norm: Tensor = torch.linalg.vector_norm(delta.flatten(1), self.p, dim=1)
         return norm
 
+    def inward(self, direction: Tensor, x: Tensor) -> Tensor:
+        """The direction [B, ...] without the coordinates along which x cannot move any farther."""
+        bounds = self.bounds(x)
+        if bounds is None:
+            return direction
+        low, high = bounds
+        blocked = ((x <= low) & (direction < 0)) | ((x >= high) & (direction > 0))
+        return direction.masked_fill(blocked, 0.0)
+
+    def reach(self, x: Tensor) -> Tensor:
+        """A distance [B] beyond which there is nothing to look for.
+
+        With a data range that of its farthest corner, otherwise a thousand times the length of x.
+        """
+        bounds = self.bounds(x)
+        if bounds is not None:
+            corner = torch.where(x - bounds[0] > bounds[1] - x, bounds[0], bounds[1])
+            return self.distance(corner.to(x.dtype), x)
+        length = self.distance(x, torch.zeros_like(x))
+        return 1000 * torch.where(length > 0, length, 1.0)
+
     def random_point(
-        self, center: Tensor, radius: float, *, seed: int, stream: str, indices: Sequence[int]
+        self,
+        center: Tensor,
+        radius: float | Tensor,
+        *,
+        seed: int,
+        stream: str,
+        indices: Sequence[int],
     ) -> Tensor:
         """One point a sample, uniform in the ball of this radius, then brought into the range.
 
         Args:
             center: [B, ...].
-            radius: Of the ball.
+            radius: Of the ball, one for all or [B].
             seed: Of the whole run.
             stream: Names the purpose; other purposes get other points.
             indices: Of the samples in the whole data [B]: a sample's point depends on its index
                 and not on its batch.
         """
         noise = ball_noise(center, self.p, seed=seed, stream=stream, indices=indices)
-        start = center + (radius * self.in_input_units(noise)).to(center.dtype)
-        return self.project(start, center, center.new_full((center.shape[0],), radius))
+        radii = torch.as_tensor(radius, dtype=center.dtype, device=center.device)
+        radii = radii.expand(center.shape[0])
+        offset = radii.reshape(-1, *[1] * (center.dim() - 1)) * self.in_input_units(noise)
+        return self.project(center + offset.to(center.dtype), center, radii)
 
     def bounds(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
         """The data range as two tensors that broadcast over inputs; None where there is none."""
@@ -189,7 +218,7 @@ def check_radius(eps: float) -> None:
 
 def _check_range(data_range: DataRange) -> None:
     try:
-        low, high = (torch.as_tensor(end, dtype=torch.float64) for end in data_range)
+        low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in data_range)
     except (TypeError, ValueError) as error:
         raise ValueError(f"data_range must be (lowest, highest), got {data_range!r}") from error
     if not bool((low < high).all()) or not bool((low.isfinite() & high.isfinite()).all()):
@@ -212,6 +241,6 @@ def _end(end: float | Tensor | Sequence[float], inputs: Tensor) -> Tensor:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):  # tensors, numpy's arrays and numbers
         return value.tolist()
     return list(value) if isinstance(value, Sequence) else value

@@ -182,7 +182,7 @@ MARGIN_HD LogitGradient<Acc> make_logit_gradient(const LogitRow<Acc>& row,
                                                  Acc weight, Acc scale,
                                                  const SampleOptions<Acc>& options) {
   const Acc s = options.label_smoothing;
-  const Acc per_class = s / static_cast<Acc>(options.classes);
+  const Acc per_class = s > 0 ? s / static_cast<Acc>(options.classes) : Acc(0);
   const Acc mass = (1 - s) * weight + per_class * options.class_weight_sum;
   // NaN where the row holds +inf, as in softmax.
   const Acc zero_or_nan = row.log_sum_exp.max - row.log_sum_exp.max;

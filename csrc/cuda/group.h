@@ -103,7 +103,10 @@ class WarpGroup {
   static constexpr unsigned kThreads = kMaxThreads / 2;  // more samples a block would gain nothing
   static constexpr unsigned kResidentBlocks = 6;
 
-  MARGIN_DEVICE explicit WarpGroup(const LaunchShape& shape) : shape_(shape) {}
+  // The number goes through a shuffle to show the compiler that it is uniform in a warp. It then
+  // keeps addresses and loop counters in uniform registers.
+  MARGIN_DEVICE explicit WarpGroup(const LaunchShape& shape)
+      : shape_(shape), number_(__shfl_sync(0xffffffffu, threadIdx.x / kWarp, 0)) {}
 
   MARGIN_DEVICE int64_t first_sample() const {
     return static_cast<int64_t>(blockIdx.x) * warps() + number();
@@ -117,7 +120,7 @@ class WarpGroup {
   MARGIN_DEVICE unsigned rank() const { return 0; }
   MARGIN_DEVICE unsigned ranks() const { return 1; }
   // The number of this group among the groups of its block.
-  MARGIN_DEVICE unsigned number() const { return threadIdx.x / kWarp; }
+  MARGIN_DEVICE unsigned number() const { return number_; }
   MARGIN_DEVICE unsigned groups() const { return warps(); }
   // The group's part of the dynamic shared memory.
   MARGIN_DEVICE unsigned char* kept(unsigned char* shared) const {
@@ -145,6 +148,7 @@ class WarpGroup {
   MARGIN_DEVICE static unsigned warps() { return blockDim.x / kWarp; }
 
   const LaunchShape& shape_;
+  unsigned number_;
 };
 
 // A cluster of blocks a sample. A single block is a cluster of one.
@@ -247,8 +251,12 @@ template <Variant variant>
 using GroupOf = std::conditional_t<variant == Variant::kWarp, WarpGroup, BlockGroup>;
 
 // The launch bounds of the kernels: with kThreads they limit the registers of a thread. float64 has
-// no limit.
+// no limit, and blocks with 16-bit rows, whose packs unfold to eight registers, a wider one: the
+// limit of 80 made them spill on sm_80.
 template <typename Group, typename T>
-inline constexpr unsigned kResidentBlocks = std::is_same_v<T, double> ? 1 : Group::kResidentBlocks;
+inline constexpr unsigned kResidentBlocks =
+    std::is_same_v<T, double>                       ? 1
+    : sizeof(T) == 2 && Group::kResidentBlocks == 3 ? 2
+                                                    : Group::kResidentBlocks;
 
 }  // namespace margin::cuda

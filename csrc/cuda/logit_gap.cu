@@ -43,10 +43,10 @@ cudaError_t launch_logit_gap(const LogitGapArguments& arguments, const LaunchOpt
   if (arguments.logits.classes > INT32_MAX) return cudaErrorInvalidValue;
   using Task = LogitGapArguments;
   const auto kernels = kernels_of<Task>("logit_gap", memory, [](auto variant) -> Kernel<Task> {
-    if constexpr (variant.value == Variant::kReread)
-      return nullptr;
-    else
+    if constexpr (runs_without_row(variant.value))
       return logit_gap_kernel<Acc, variant.value>;
+    else
+      return nullptr;
   });
   SampleShape shape;
   shape.batch = arguments.batch;

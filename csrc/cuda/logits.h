@@ -51,10 +51,18 @@ class Logits {
     return label;
   }
 
-  // Calls visit(k, z_k) for every step-th class from `first` on, with `kUnroll` loads in flight.
+  // Calls visit(k, z_k) for every step-th class from `first` on, with `kUnroll` loads in flight. A
+  // thread that has only one class keeps its logit for the next pass.
   template <int kUnroll, typename Visit>
-  MARGIN_DEVICE void for_each(int first, int step, const Visit& visit) const {
+  MARGIN_DEVICE void for_each(int first, int step, const Visit& visit) {
     const Dtype dtype = rows_.dtype;
+    if (classes() <= step) {
+      if (first >= classes()) return;
+      if (!is_kept_) kept_ = at(first);
+      is_kept_ = true;
+      visit(first, kept_);
+      return;
+    }
 #pragma unroll 1
     for (int start = first; start < classes(); start += kUnroll * step) {
       RawNumber<Acc> z[kUnroll];
@@ -72,7 +80,7 @@ class Logits {
         if (k >= static_cast<unsigned>(classes())) break;
         visit(static_cast<int>(k), z[u].value(dtype));
       }
-      if (classes() - start <= kUnroll * step) break;
+      if (classes() - start <= kUnroll * step) break;  // before start overflows
     }
   }
 
@@ -81,6 +89,8 @@ class Logits {
   int64_t sample_;
   int64_t target_ = 0;
   int64_t nearest_ = 0;
+  Acc kept_ = 0;
+  bool is_kept_ = false;
 };
 
 // What a part of a sample's logits yields.

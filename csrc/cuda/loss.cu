@@ -74,10 +74,10 @@ cudaError_t launch_gap_loss(const LossArguments& arguments, void* partials,
   if (error != cudaSuccess || !has_work(task)) return error;
   const auto kernels = kernels_of<Task>("average_margin_loss without grad", memory,
                                         [](auto variant) -> Kernel<Task> {
-                                          if constexpr (variant.value == Variant::kReread)
-                                            return nullptr;
-                                          else
+                                          if constexpr (runs_without_row(variant.value))
                                             return loss_kernel<Acc, variant.value, RowUse::kAbsent>;
+                                          else
+                                            return nullptr;
                                         });
   SampleShape shape;
   shape.batch = arguments.batch;

@@ -31,6 +31,12 @@ constexpr const char* name_of(Variant variant) {
   return "unknown";
 }
 
+// Whether an op without rows has a kernel of this variant. Where there is no row, there is nothing
+// to read again.
+constexpr bool runs_without_row(Variant variant) {
+  return variant == Variant::kWarp || variant == Variant::kBlock;
+}
+
 // What an op does with its rows.
 enum class RowUse {
   kAbsent,    // it has none

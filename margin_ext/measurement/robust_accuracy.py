@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from margin_ext.checks import check_labels
 from margin_ext.data.batches import Batch, Batches, BatchFunction
 from margin_ext.functional import logit_gap
 from margin_ext.input_std import InputStd, channel_scale
+from margin_ext.measurement.drawing import draw
 from margin_ext.measurement.masking import UNDERFLOW, MaskingDiagnosis, diagnose
 from margin_ext.measurement.measuring import measuring
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model
 from margin_ext.models.logits_function import logits_function
-from margin_ext.output.atomic_write import write_atomically
-from margin_ext.output.finite_json import finite_json
+from margin_ext.output.json_file import write_json
 from margin_ext.output.text_table import text_table
 from margin_ext.plain_numbers import real_numbers
 from margin_ext.random_points import ball_noise
@@ -111,15 +110,12 @@ class RobustAccuracy:
     def save(self, path: str | Path) -> Path:
         """Write the totals atomically as JSON."""
         path = Path(path)
-        text = json.dumps(finite_json(self.to_dict()), indent=1)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_json(path, self.to_dict())
         return path
 
     def plot(self) -> Figure:
         """Robust accuracy against the radius, one line an attack."""
-        from margin_ext.measurement.figures import robust_accuracy_curves
-
-        return robust_accuracy_curves({"": self})
+        return draw("robust_accuracy_curves", {"": self})
 
     def __str__(self) -> str:
         marked = self.diagnosis is not None and self.diagnosis.cross_entropy_masked
@@ -285,7 +281,7 @@ class _Run:
 
     def robust(self, attack: Attack, batch: Batch, correct: Tensor) -> Tensor:
         """Whether samples are robust at each radius [B, len(radii)], on the CPU."""
-        robust = torch.zeros(batch.target.shape[0], len(self.radii), dtype=torch.bool)
+        robust = torch.zeros(batch.target.shape[0], len(self.radii), dtype=torch.bool, device="cpu")
         left = correct.nonzero().squeeze(1)
         for column, eps in enumerate(self.radii):
             if left.numel():
@@ -348,7 +344,7 @@ class _Evidence:
             norm = run.threat.dual_norm(grad)
             self.underflow[loss] += int((norm < UNDERFLOW).sum())
         self.count += chosen.shape[0]
-        numbers = torch.tensor([batch.first + i for i in chosen.tolist()])
+        numbers = batch.first + chosen.cpu()
         for part in LARGE_PARTS:
             robust = PGD(seed=run.seed)(
                 run.model,

@@ -82,7 +82,8 @@ def _foreign_classes(path: Path, message: str) -> str:
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     # torch explains in colours, several lines long.
-    return f"{type(error).__name__}: {re.sub(chr(27) + r'.[0-9;]*m', '', lines[0])}"
+    reason = re.sub(r"\x1b.[0-9;]*m", "", lines[0])
+    return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:

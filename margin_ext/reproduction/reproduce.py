@@ -143,7 +143,7 @@ def _bounds(experiment: _Experiment, name: str) -> Values:
     x, y = experiment.some(index)
     tangent = measure(model, (x, y), signed=False).margin
     free, in_range = ThreatModel(p=2), ThreatModel(p=2, data_range=(0.0, 1.0))
-    untargeted = MinimumDistance(steps=100, targets=0)
+    untargeted = MinimumDistance(steps=100, restarts=0, targets=0)
 
     def distances(bound: Bound, threat: ThreatModel) -> NDArray[Any]:
         found = []
@@ -162,7 +162,7 @@ def _bounds(experiment: _Experiment, name: str) -> Values:
         f"{name}/attack_distance": float(distance.mean()),
         f"{name}/attack_distance_in_box": float(distances(untargeted, in_range).mean()),
         f"{name}/attack_distance_with_targets": float(
-            distances(MinimumDistance(steps=100, targets=1), free).mean()
+            distances(MinimumDistance(steps=100, restarts=0, targets=1), free).mean()
         ),
         f"{name}/first_order_above_attack": float((ratio > 1 + 1e-4).mean()),
         f"{name}/first_order_over_attack": float(ratio.mean()),

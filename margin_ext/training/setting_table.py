@@ -50,8 +50,7 @@ class Option:
         default: None if it depends on other settings.
         count: Number of values on the command line: 1, another number, or "+".
         choices: The words that it can be, if there are only these.
-        resumable: Whether a run that is continued may have another value, because the weights do
-            not depend on it.
+        resumable: Whether a run that is continued may have another value.
     """
 
     name: str
@@ -233,6 +232,8 @@ _ALL: Final = (
         "margin_ext.training.recipe", "Recipe",
         lambda name: "train" if name in _IN_TRAIN else "optimizer",
         defaults={"epochs": 10, "learning_rate": None},
+        # A training can become longer.
+        resumable=lambda name: name == "epochs",
     ),
     Option("device", "train", _word, "such as cpu or cuda (default: cuda if there is one)"),
     Option("threads", "train", _whole, "threads of PyTorch on the CPU (default: its own choice)"),

@@ -94,5 +94,6 @@ def test_the_fallback_moves_running_statistics_once():
 
 
 def test_other_errors_are_not_swallowed():
-    with pytest.raises(ValueError, match=r"logits must be \[B, C\]"):
-        AverageMarginLoss(gradient="auto").run(nn.Linear(3, 2), torch.randn(3), torch.tensor([0]))
+    model = nn.Sequential(nn.Linear(3, 2), nn.Unflatten(1, (2, 1, 1)))
+    with pytest.raises(ValueError, match=r"target must be \[B, d1, ...\] = \[1, 1, 1\]"):
+        AverageMarginLoss(gradient="auto").run(model, torch.randn(1, 3), torch.tensor([0]))

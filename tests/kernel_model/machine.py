@@ -713,7 +713,8 @@ def follow(kernel: Kernel, launch: Launch, shared: dict[int, int] | None = None)
         taken = warp.predicate(i.predicate) if i.predicate else True
         at += 1
         if i.name in ("BRA", "BRX", "JMP", "EXIT", "CALL", "RET", "BRXU"):
-            condition = taken
+            # BRA.DIV is taken where the warp has diverged.
+            condition = taken if "DIV" not in i.suffixes else False
             for operand in i.operands:  # BRA has a second condition: BRA.U !UP0, `(label)
                 if re.match(r"!?U?P[0-9T]$", operand) and i.name == "BRA":
                     condition = _combine(("AND",), condition, warp.predicate(operand))

@@ -235,7 +235,8 @@ def count(shape: Shape, device: Device) -> Count:
     resident = min(resident, -(-report.blocks // device.multiprocessors))
     loaded = (three[0].bytes_loaded - two[0].bytes_loaded) * 32
     warps_resident = resident * threads // 32
-    at_a_time = min(loaded, _batch_bytes(kernel))
+    copied = three[0].issued["LDGSTS"] > 0  # the whole row is requested at once
+    at_a_time = loaded if copied else min(loaded, _batch_bytes(kernel))
     return Count(
         kernel.name,
         VARIANTS[report.variant],
@@ -259,7 +260,7 @@ def _batch_bytes(kernel: Kernel) -> int:
     """The bytes that a warp requests before it waits: its longest run of 16-byte loads."""
     longest = run = 0
     for i in kernel.code:
-        if i.name in ("LDG", "LDGSTS") and "128" in i.suffixes:
+        if i.name == "LDG" and "128" in i.suffixes:
             run += 1
             longest = max(longest, run)
         elif i.name in ("FFMA", "FMUL", "STS", "BRA") and "128" not in i.suffixes:
