@@ -51,7 +51,9 @@ def _rising_ends(lo: float, hi: float) -> str:
 
 
 _KINDS: Final = {
-    "ramp": _Kind(lambda t, lo, hi: torch.clamp(hi - t, 0.0, hi - lo), _rising_ends, 0, lambda lo, hi: hi - lo),
+    "ramp": _Kind(
+        lambda t, lo, hi: torch.clamp(hi - t, 0.0, hi - lo), _rising_ends, 0, lambda lo, hi: hi - lo
+    ),
     "hinge": _Kind(lambda t, lo, hi: torch.clamp(hi - t, min=0.0), _any, 1),
     "linear": _Kind(lambda t, lo, hi: -t, _any, 2),
     "softplus": _Kind(
