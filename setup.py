@@ -136,10 +136,11 @@ def check_compiler() -> None:
     """Say early, and in one line, that no C++ compiler is there."""
     names = compiler_candidates()
     if not any(shutil.which(name) for name in names):
+        tried = variable("CXX") or ", ".join(names)
         raise ExecError(
-            f"margin_ext found no C++ compiler ({variable('CXX') or ', '.join(names)}): install one "
-            "(apt install g++, xcode-select --install), or MARGIN_EXT_BUILD=off for a package "
-            "without compiled kernels, which is slow"
+            f"margin_ext found no C++ compiler ({tried}): install one (apt install g++, "
+            "xcode-select --install), or MARGIN_EXT_BUILD=off for a package without compiled "
+            "kernels, which is slow"
         )
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from margin_ext import AverageMarginLoss
 from margin_ext.attacks.pgd import attack_gradient
 from margin_ext.functional import dispatch
-from margin_ext.gradient_modes import GRADIENT_MODES
+from margin_ext.gradient_modes import gradient_mode_names
 from margin_ext.threat import ThreatModel
 
 PLAIN = "plain"
@@ -47,7 +47,7 @@ class Precision:
 def names(with_attention: bool) -> Iterator[str]:
     """Every way to train: plain first, which the others are compared with."""
     yield PLAIN
-    for mode in (*GRADIENT_MODES, SECANT):
+    for mode in (*gradient_mode_names(), SECANT):
         yield mode
         yield mode + REFERENCE
     if with_attention:

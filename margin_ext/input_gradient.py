@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from margin_ext.checks import shape_text
-from margin_ext.functional import first_order_margin, gap_seed, logit_gap
+from margin_ext.checks import check_classes
+from margin_ext.functional import first_order_margin, gap_cotangent, logit_gap
 from margin_ext.input_std import InputStd
+from margin_ext.movable_inputs import require_movable, require_same_batch
+from margin_ext.second_derivative import require_path
 
-__all__ = ["check_inputs", "critical_class", "input_gradient", "seeded_gradient"]
+__all__ = ["check_inputs", "gradient_by_inputs", "input_gradient", "nearest_class"]
 
 
-def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
+def check_inputs(logits: Tensor, inputs: Any) -> Tensor:
     """Require inputs [B, ...] that logits were computed from, with the graph still there."""
     if inputs is None:
         raise ValueError(
             "the first-order margin needs the inputs: call criterion(logits, target, inputs), "
             'or use margin="logit_gap"'
         )
+    inputs = require_movable(inputs)
     if not inputs.requires_grad:
         raise ValueError(
             "inputs must require grad before the model sees them: call inputs.requires_grad_() "
@@ -29,45 +34,48 @@ def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
             "logits have no graph: they were computed under torch.no_grad() or from detached "
             "inputs, so there is no input gradient to take"
         )
-    if inputs.dim() < 2 or inputs.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"inputs must be [B, ...] with B = {logits.shape[0]} as in logits "
-            f"{shape_text(logits)}, got {shape_text(inputs)}"
-        )
+    require_same_batch(inputs, logits)
     return inputs
 
 
-def seeded_gradient(logits: Tensor, inputs: Tensor, seed: Tensor, *, create_graph: bool) -> Tensor:
-    """Gradient of the sum of gaps by the inputs, given theirs by the logits.
+def gradient_by_inputs(
+    logits: Tensor, inputs: Tensor, cotangent: Tensor, *, create_graph: bool
+) -> Tensor:
+    """Gradient of the sum of the gaps by the inputs, given their gradient by the logits.
 
     Args:
         logits: [B, C] or [B, C, d1, ...], computed from ``inputs``.
         inputs: [B, ...].
-        seed: The shape and type of logits, without a graph.
+        cotangent: The shape and type of logits, without a graph.
         create_graph: Keep a graph, to differentiate the result.
 
     Returns:
         The shape and type of inputs.
+
+    Raises:
+        ValueError: Inputs are not in the graph of logits.
+        SecondDerivativeError: With create_graph, where the result cannot be differentiated.
     """
     if create_graph:
-        # A function near the head whose backward is marked once_differentiable drops out of the
-        # graph in silence where what comes in is a constant. This way it raises an error.
-        seed.requires_grad_()
+        # What is honest leads back to it; a constant would let the rest drop out in silence.
+        cotangent.requires_grad_()
     (grad,) = torch.autograd.grad(
-        logits, inputs, seed, create_graph=create_graph, retain_graph=True, allow_unused=True
+        logits, inputs, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
     )
     if grad is None:
         raise ValueError(
             "inputs are not in the graph of logits: pass the very tensor that the model was "
             "called with, not a copy or a view made of it"
         )
+    if create_graph:
+        require_path(grad, cotangent, logits)
     return grad
 
 
 def input_gradient(
-    logits: Tensor, inputs: Tensor, target: Tensor, critical: Tensor, *, create_graph: bool
+    logits: Tensor, inputs: Tensor, target: Tensor, nearest: Tensor, *, create_graph: bool
 ) -> Tensor:
-    """Gradient of gap_i = z_y - z_critical by its own input, for every sample of the batch.
+    """Gradient of gap_i = z_y - z_nearest by its own input, for every sample of the batch.
 
     It is taken of the sum of the gaps, so where samples share statistics (BatchNorm in training)
     each row also carries its sample's effect on the others' gaps.
@@ -76,17 +84,18 @@ def input_gradient(
         logits: [B, C], computed from ``inputs``.
         inputs: [B, ...].
         target: int64 [B].
-        critical: int64 [B]; -1 (ignored samples) gives a zero gradient.
+        nearest: int64 [B]; -1 (ignored samples) gives a zero gradient.
         create_graph: Keep a graph, to differentiate the result.
 
     Returns:
         The shape and type of inputs.
     """
-    seed = gap_seed(logits.detach(), target, critical, logits.new_ones(logits.shape[0]).detach())
-    return seeded_gradient(logits, inputs, seed, create_graph=create_graph)
+    ones = logits.new_ones(logits.shape[0]).detach()
+    cotangent = gap_cotangent(logits.detach(), target, nearest, ones)
+    return gradient_by_inputs(logits, inputs, cotangent, create_graph=create_graph)
 
 
-def critical_class(
+def nearest_class(
     logits: Tensor,
     inputs: Tensor,
     target: Tensor,
@@ -110,31 +119,27 @@ def critical_class(
         input_std: Standard deviation(s) of the loader's normalisation.
         ignore_index: Label of samples that do not count.
     """
+    check_classes(classes)
     z = logits.detach()
     runner_up = logit_gap(z, target, ignore_index=ignore_index).runner_up
     others = z.shape[1] - 1
     count = {"runner_up": 1, "all": others}.get(classes) if isinstance(classes, str) else classes
-    if count is None or count < 1:
-        raise ValueError(f'classes must be "runner_up", "all" or a number >= 1, got {classes!r}')
+    assert count is not None
     count = min(count, others)
     if count == 1:
         return runner_up
     valid = runner_up >= 0
     label = torch.where(valid, target, 0).unsqueeze(1)
-    nearest = z.scatter(1, label, -torch.inf).topk(count, dim=1).indices
+    rivals = z.scatter(1, label, -torch.inf).topk(count, dim=1).indices
     best = torch.full_like(runner_up, -1)
     smallest = torch.full(z.shape[:1], torch.inf, dtype=torch.float64, device=z.device)
     for k in range(count):
-        candidate = torch.where(valid, nearest[:, k], -1)
-        gap = z.gather(1, label).squeeze(1) - z.gather(1, nearest[:, k : k + 1]).squeeze(1)
+        candidate = torch.where(valid, rivals[:, k], -1)
+        gap = z.gather(1, label).squeeze(1) - z.gather(1, rivals[:, k : k + 1]).squeeze(1)
         grad = input_gradient(logits, inputs, target, candidate, create_graph=False)
-        margin = first_order_margin(
-            gap.to(torch.promote_types(gap.dtype, torch.float32)),
-            grad,
-            p=p,
-            eps=eps,
-            input_std=input_std,
-        ).margin.to(torch.float64)
+        gap = gap.to(torch.promote_types(gap.dtype, torch.float32))
+        found = first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)
+        margin = found.margin.to(torch.float64)
         # Where other classes are masked with -inf too, topk may name the label itself.
         closer = valid & (candidate != target) & ((margin < smallest) | (best < 0))
         best = torch.where(closer, candidate, best)

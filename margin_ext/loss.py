@@ -4,42 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from margin_ext.functional import MarginLoss
-from margin_ext.gradient_modes import (
-    FiniteDifference,
-    GradientCheck,
-    Mode,
-    Objective,
-    Passes,
-    SampleObjective,
-    Secant,
-    Step,
-    check_gradient,
-    joined_call,
-    layered_loss,
-    make_mode,
-    run_step,
-    secant_loss,
-)
-from margin_ext.gradient_modes.parallel import refuse_static_graph_behind
+from margin_ext.checks import check_normalizer, check_weight_values
+from margin_ext.gradient_modes import Detached, GradientCheck, Step
+from margin_ext.gradient_modes.gradient_check import check_gradient
+from margin_ext.gradient_modes.hidden_layers import layered_loss
+from margin_ext.gradient_modes.margin_pass import Passes, run_step
+from margin_ext.gradient_modes.model_call import ModelCall, PassOutput, require_logits
+from margin_ext.gradient_modes.objective import Objective
+from margin_ext.gradient_modes.parallel import refuse_fsdp1_behind, refuse_static_graph_behind
 from margin_ext.input_gradient import check_inputs
 from margin_ext.input_std import checked_std
-from margin_ext.loss_settings import check_settings
-from margin_ext.regularizers import Regularizer, resolve_regularizer
+from margin_ext.loss_options import LossOptions
+from margin_ext.loss_settings import refuse_renamed, shows_fields_of
+from margin_ext.movable_inputs import require_movable
+from margin_ext.op_results import MarginLoss
 from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
+from margin_ext.training_steps import StepCounter
+from margin_ext.two_classes import two_class_logits
 
 __all__ = ["AverageMarginLoss", "RunOutput"]
 
+_Options = ParamSpec("_Options")
+
+
+def _takes(
+    options: Callable[_Options, LossOptions],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _Options], None]]:
+    """Give a constructor the parameters of the options, for type checkers, editors and help()."""
+    return shows_fields_of(options)  # type: ignore[arg-type]
+
 
 class AverageMarginLoss(nn.Module):
-    """Cross-entropy plus mu * phi(margin): trains the average margin (Wu and Yu 2019).
+    """Cross-entropy plus mu * phi(margin): trains the average margin (arXiv 1907.11780).
 
     With the first-order margin (the default)::
 
@@ -53,136 +58,94 @@ class AverageMarginLoss(nn.Module):
 
     The target is int64 [B]; for dense logits [B, C, d1, ...] int64 [B, d1, ...]; and in place of
     classes there may be probabilities, floating and of the shape of the logits (mixup,
-    distillation). What the margin is then is written in docs/labels.md.
+    distillation). docs/labels.md says what the margin is then.
 
     After each call ``criterion.statistics`` holds the minimum and average margin, the average gap
     and gradient norm and the accuracy of the batch, on the device.
 
     Args:
-        p: Threat norm that margins are measured in: 1, 2, "inf" or any real number above 1.
-        mu: Weight of the regularizer.
-        tau: How far margins are pushed, in the unit of the margin (see ``regularizer``).
-        regularizer: "ramp", clamp(tau - t, 0, tau), lifts margins of correctly classified samples
-            up to tau; "authors_code", clamp(-t, 0, tau), is what the authors' code computes;
-            "hinge", "linear", "softplus", "exponential"; or a :class:`Regularizer`.
-        margin: "first_order" (distance to the boundary of the tangent), "secant" (along the way to
-            the point that a short attack finds: needs no second derivatives, ``run`` only, and
-            ``gradient`` and ``classes`` beyond the first gap play no part) or "logit_gap" (the
-            authors').
-        gradient: How the norm of the input gradient is differentiated: "double_backward" (exact;
-            the model must be twice differentiable), "finite_difference" (one or two passes more
-            and no second derivatives; with ``run`` only), "detached" (the norm is a constant:
-            cheapest, and weaker) or "auto" (double_backward, and where ``run`` finds that the
-            model lacks it, finite_difference, with a warning).
-        difference: How finite differences step.
-        secant: How the attack of margin="secant" goes.
-        classes: Which classes the margin is taken over: "runner_up" (one gradient pass), k (the k
-            largest other logits: k passes more) or "all".
-        eps: Floor of the gradient norm; under it the norm has no gradient.
-        weight: Class weights [C]; they weight the whole loss of a sample.
-        ignore_index: Samples (positions) with this label do not count; for class labels.
-        label_smoothing: As in ``torch.nn.CrossEntropyLoss``; of the cross-entropy only.
-        reduction: "mean", "sum" or "none".
-        positions: What the gap of a sample of dense logits is of its positions' gaps: their
-            "mean", weighted as the cross-entropy is, or the "worst", which is the smallest.
-        input_std: The standard deviation(s) by which the loader divides, a number or one a
-            channel: p, tau and margins are then in pixel units.
-        fraction: Of every batch, the share whose margins are taken, chosen at random and run by
-            itself (with ``run`` only).
-        every: Take margins in every so many training steps (calls of ``run``) only, with mu times
-            as much weight; in between the loss is the cross-entropy. ``criterion.steps``
-            counts them; a continued training sets it.
-        warmup: Training steps in which mu rises evenly from near 0, for settings under which a
-            network that knows nothing yet would not begin to learn.
-        batchnorm: What BatchNorm in training normalises by where margins are concerned: "batch",
-            as everywhere in training, or "running", as in the finished network (a pass of its
-            own; with ``run`` only).
-        validate: Check labels on CUDA too, and synchronise; on CPU they always are. A bad label
-            else makes the loss NaN there, or stops the program in torch's kernels (docs/labels.md).
+        **options: The fields of :class:`margin_ext.LossOptions`, which describes each; p, mu and
+            tau may be positional. All can be read and changed as attributes afterwards
+            (``criterion.tau = 1.0``), with the same checks; ``criterion.options`` holds them.
+
+    Raises:
+        ValueError: An option is out of its range, or has no effect with the others.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model, x, y = nn.Linear(5, 3), torch.randn(4, 5), torch.tensor([0, 1, 2, 0])
+        >>> criterion = AverageMarginLoss(p="inf", tau=0.1)
+        >>> out = criterion.run(model, x, y)
+        >>> out.loss.backward()
+        >>> out.margin.shape
+        torch.Size([4])
     """
 
     weight: Tensor | None
-    input_std: Tensor | None
 
-    def __init__(
-        self,
-        p: float | str = 2,
-        mu: float = 1.0,
-        tau: float = 3.0,
-        *,
-        regularizer: str | Regularizer = "ramp",
-        margin: str = "first_order",
-        gradient: str = "double_backward",
-        classes: str | int = "runner_up",
-        eps: float = 1e-6,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        reduction: str = "mean",
-        positions: str = "mean",
-        input_std: float | Sequence[float] | Tensor | None = None,
-        difference: FiniteDifference | None = None,
-        secant: Secant | None = None,
-        fraction: float = 1.0,
-        every: int = 1,
-        warmup: int = 0,
-        batchnorm: str = "batch",
-        validate: bool = False,
-    ) -> None:
+    @_takes(LossOptions)
+    def __init__(self, *positional: Any, **options: Any) -> None:
+        refuse_renamed(options)
         super().__init__()
-        check_settings(
-            p=p,
-            mu=mu,
-            margin=margin,
-            gradient=gradient,
-            classes=classes,
-            eps=eps,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            positions=positions,
-            fraction=fraction,
-            every=every,
-            warmup=warmup,
-            batchnorm=batchnorm,
-        )
-        self.p = p
-        self.mu = float(mu)
-        self.tau = float(tau)
-        self.regularizer = resolve_regularizer(regularizer, tau)
-        self.margin = margin
-        self.gradient = gradient
-        self.classes = classes
-        self.eps = float(eps)
-        self.ignore_index = ignore_index
-        self.label_smoothing = float(label_smoothing)
-        self.reduction = reduction
-        self.positions = positions
-        self.validate = validate
-        self.register_buffer("weight", weight)
-        self.register_buffer("input_std", checked_std(input_std), persistent=False)
-        self.difference = FiniteDifference() if difference is None else difference
-        self.secant = Secant() if secant is None else secant
-        self.fraction = float(fraction)
-        self.every = every
-        self.warmup = warmup
-        self.batchnorm = batchnorm
-        self._mode: Mode
-        if margin == "secant":
-            self.secant.check_tau(self.tau)
-            self._mode = partial(secant_loss, settings=self.secant)
-        else:
-            if margin == "first_order" and gradient in ("finite_difference", "auto"):
-                self.difference.check_tau(self.tau)
-            self._mode = make_mode(gradient, self.difference)
-        self.steps = 0
+        self.register_buffer("weight", None)
+        self.options = LossOptions(*positional, **options)
+        self._counter = StepCounter()
         self.statistics: BatchStatistics | None = None
 
+    if TYPE_CHECKING:  # the attributes are made below, one for each field of LossOptions
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @property
+    def options(self) -> LossOptions:
+        """All options; another LossOptions can be put in their place."""
+        return replace(self._options, weight=self.weight)
+
+    @options.setter
+    def options(self, options: LossOptions) -> None:
+        std = checked_std(options.input_std)
+        if options.weight is not None and options.weight is not self.weight:
+            check_weight_values(options.weight)
+        # The class weights are state: they are saved, and move with the criterion.
+        self.weight = options.weight
+        self._options = replace(options, weight=None, input_std=std)
+
+    @property
+    def steps(self) -> int:
+        """How many training steps have begun; a continued training sets it."""
+        return self._counter.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._counter.steps = steps
+
+    def one_step(self) -> AbstractContextManager[None]:
+        """All calls inside belong to one training step, as ``every`` and ``warmup`` count them.
+
+        For loops with several calls a step and no optimizer of torch; with one, the calls up to its
+        next ``step()``, and those inside of ``step(closure)``, are one step of themselves.
+
+        Example:
+            >>> criterion, model = AverageMarginLoss(every=2), nn.Linear(5, 3)
+            >>> x, y = torch.ones(2, 5), torch.tensor([0, 1])
+            >>> with criterion.one_step():
+            ...     for _ in range(2):  # such as the two of sharpness-aware minimisation
+            ...         criterion.run(model, x, y).loss.backward()
+            >>> criterion.steps
+            1
+        """
+        return self._counter.one_step()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_renamed({name: value})
+        super().__setattr__(name, value)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AverageMarginLoss:
-        # .half() and .to(dtype) are meant for models: a rounded std would change every margin.
-        std = self.input_std
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if std is not None and self.input_std is not None:
-            self.input_std = std.to(self.input_std.device)
+        std = self._options.input_std
+        if isinstance(std, Tensor):
+            # .half() and .to(dtype) are meant for models: a rounded std would change every margin.
+            self._options = replace(self._options, input_std=std.to(fn(std).device))
         return self
 
     def forward(
@@ -203,26 +166,57 @@ class AverageMarginLoss(nn.Module):
                 needed for margin="logit_gap". A list of tensors on the way to the logits, such as
                 hidden activations, each [B, ...], has one regularizer each; statistics are then
                 those of the first.
-            layer_weights: What each regularizer of such a list is multiplied by; by default
+            layer_weights: The factor of each regularizer of such a list; by default
                 1 / the length of the list.
             normalizer: As in :meth:`run`.
 
         Returns:
-            Scalar; for reduction "none" [B], or [B, d1, ...].
+            Scalar; for reduction "none" [B], or [B, d1, ...]. Without gradients (under no_grad and
+            inference_mode), and in eval mode where the logits or inputs have no graph, the
+            cross-entropy alone, with NaN for the margins in the statistics: :meth:`run` gives the
+            whole loss there too.
+
+        Raises:
+            ValueError: Shapes do not fit, or an option needs :meth:`run`.
+            TypeError: Logits or target are of another kind.
         """
-        _, mu = self._next_step()
-        objective = self._objective(target, normalizer, mu)
-        if self.margin == "logit_gap":
-            out = objective.loss(logits, target, None, None)
+        logits = two_class_logits(require_logits(logits))
+        mode = self._options.mode
+        if mode is None or self._has_no_margins(logits, inputs):
+            out = self._without_inputs(logits, target, normalizer)
         else:
+            self._refuse_options_of_run()
             refuse_static_graph_behind(logits)
-            if inputs is None or isinstance(inputs, Tensor):
-                inputs = check_inputs(logits, inputs)
-                out = self._mode(Step(objective, inputs, logits, target))
+            refuse_fsdp1_behind(logits)
+            objective = self._objective(normalizer, self._next_step()[1])
+            if isinstance(inputs, (list, tuple)):
+                out = layered_loss(objective, mode, logits, target, inputs, layer_weights)
             else:
-                out = layered_loss(objective, self._mode, logits, target, inputs, layer_weights)
+                inputs = check_inputs(logits, inputs)
+                out = mode(Step(objective, inputs, logits, objective.labels(logits, target)))
         self.statistics = out.statistics
         return out.loss
+
+    def _has_no_margins(self, logits: Tensor, inputs: Tensor | Sequence[Tensor] | None) -> bool:
+        """Whether this is a validation in which no input gradient can be taken."""
+        if not torch.is_grad_enabled():
+            return True
+        layers = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+        can = logits.requires_grad and all(getattr(x, "requires_grad", False) for x in layers)
+        return not self.training and not can
+
+    def _refuse_options_of_run(self) -> None:
+        o = self._options
+        for name, value, usual in (
+            ("fraction", o.fraction, 1.0),
+            ("every", o.every, 1),
+            ("batchnorm", o.batchnorm, "batch"),
+        ):
+            if value != usual:
+                raise ValueError(
+                    f"{name}={value!r} decides which passes are made: call criterion.run(model, "
+                    "inputs, target) in place of criterion(logits, target, inputs)"
+                )
 
     def run(
         self,
@@ -248,34 +242,80 @@ class AverageMarginLoss(nn.Module):
             logits_fn: Takes the logits out of what the model returns.
             normalizer: Divides the sum over the samples, in place of ``reduction``. For gradient
                 accumulation: the number of samples (their summed class weights) of all the
-                batches of a step. DistributedDataParallel averages over its ranks on top.
+                batches of a step. DistributedDataParallel averages over its ranks on top. It must
+                be above 0; where only a GPU knows it, the loss is NaN otherwise.
 
         Raises:
             RuntimeError: The model is in DistributedDataParallel(static_graph=True), or the mode
                 needs what the model cannot do.
             ValueError: Settings or shapes do not fit.
         """
-        passes = self._passes(model, call, logits_fn)
+        if not torch.is_grad_enabled():
+            return self._validated(model, inputs, target, ModelCall(call, logits_fn), normalizer)
+        passes = self._passes(model, ModelCall(call, logits_fn))
         turn, mu = self._next_step()
-        if self.margin == "logit_gap":
-            logits = passes.call(model, inputs)
-            out = self._objective(target, normalizer, mu).loss(logits, target, None, None)
-        elif not turn:
-            logits = passes.call(model, inputs)
-            plain = self._objective(target, normalizer, 0.0).plain(logits, target)
-            out = _without_margins(plain)
+        mode = self._options.mode
+        if mode is None or not turn:
+            if mode is not None:
+                require_movable(inputs)
+            passed = passes.whole(inputs)
+            out = self._without_inputs(passed.class_logits, target, normalizer, mu)
         else:
-            if call is not None and self.fraction < 1:
+            if call is not None and self._options.fraction < 1:
                 raise ValueError(
                     "fraction < 1 runs the model on a part of the batch, which call= would not "
                     "know of: leave one of them out"
                 )
             if self.training:
-                mu *= self.every
-            objective = self._objective(target, normalizer, mu)
-            logits, out = run_step(passes, objective, self._mode, inputs, target)
+                mu *= self._options.every
+            passed, out = run_step(passes, self._objective(normalizer, mu), mode, inputs, target)
+        return self._output(passed, out)
+
+    def _validated(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        target: Tensor,
+        call: ModelCall,
+        normalizer: float | Tensor | None,
+    ) -> RunOutput:
+        """The value of the loss under no_grad or inference_mode, without a graph."""
+        o = self._options
+        if o.mode is None:
+            passed = call.output(model, inputs)
+            out = self._without_inputs(passed.class_logits, target, normalizer)
+            return self._output(passed, out)
+        # All gradient modes have the same value; this one costs least.
+        mode = Detached() if o.margin == "first_order" else o.mode
+        passes = Passes(model, call, o.batchnorm, reruns=mode.reruns)
+        # Autograd takes no tensors of the inference mode, and needs a graph for a moment.
+        with torch.inference_mode(False), torch.enable_grad():
+            inputs, target = (t.clone() if t.is_inference() else t for t in (inputs, target))
+            passed, out = run_step(passes, self._objective(normalizer, o.mu), mode, inputs, target)
+        passed = tree_map_only(Tensor, Tensor.detach, passed)
+        return self._output(passed, out._replace(loss=out.loss.detach()))
+
+    def _without_inputs(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        normalizer: float | Tensor | None,
+        mu: float | None = None,
+    ) -> MarginLoss:
+        """The loss of logit gaps; of other margins, which need inputs, its cross-entropy."""
+        if mu is None:
+            mu = self._next_step()[1]
+        objective = self._objective(normalizer, mu)
+        labels = objective.labels(logits, target)
+        if self._options.mode is None:
+            return objective.loss(logits, labels, None, None)
+        return _without_margins(objective.plain(logits, labels))
+
+    def _output(self, passed: PassOutput, out: MarginLoss) -> RunOutput:
         self.statistics = out.statistics
-        return RunOutput(out.loss, logits, out.margin, out.gap, out.norm, out.statistics)
+        return RunOutput(
+            out.loss, passed.logits, out.margin, out.gap, out.norm, out.statistics, passed.whole
+        )
 
     def check(
         self,
@@ -290,9 +330,9 @@ class AverageMarginLoss(nn.Module):
     ) -> GradientCheck:
         """Compare this mode's parameter gradient with numeric derivatives, and say what is wrong.
 
-        The judge is the value of the loss on a float64 copy of the model, along random directions
-        of its parameters. The model, its ``grad``, buffers and mode are left as they are. Under
-        DistributedDataParallel every rank has to call it.
+        The comparison is with the value of the loss on a float64 copy of the model, along random
+        directions of its parameters. The model, its ``grad``, buffers and mode are left as they
+        are. Under DistributedDataParallel every rank has to call it.
 
         Args:
             model: As in :meth:`run`, but a module.
@@ -307,98 +347,80 @@ class AverageMarginLoss(nn.Module):
             TypeError, ValueError: The model is a function, or split by fully_shard; shapes do not
                 fit; margin="logit_gap" has no input gradient to check.
         """
-        if self.margin != "first_order":
+        mode = self._options.mode
+        if mode is None or self._options.margin != "first_order":
             raise ValueError(
                 'check() judges the gradient of the norm in margin="first_order"; '
-                f'margin="{self.margin}" has none'
+                f'margin="{self._options.margin}" has none'
             )
         return check_gradient(
-            self._passes(model, call, logits_fn),
-            self._objective(target, None, self.mu),
-            self._mode,
-            self.gradient,
-            self.difference,
+            self._passes(model, ModelCall(call, logits_fn)),
+            self._objective(None, self._options.mu),
+            mode,
             inputs,
             target,
             directions=directions,
             seed=seed,
         )
 
-    def _passes(
-        self,
-        model: Callable[..., Any],
-        call: Callable[[Any, Tensor], Tensor] | None,
-        logits_fn: Callable[[Any], Tensor] | None,
-    ) -> Passes:
-        differences = self.gradient in ("finite_difference", "auto")
-        reruns = differences or self.margin == "secant"
+    def _passes(self, model: Callable[..., Any], call: ModelCall) -> Passes:
+        o = self._options
+        if o.mode is None:
+            return Passes(model, call, o.batchnorm, o.fraction)
         # What call= closes over may be something else by the time of the backward.
-        deferred = (
-            differences and self.margin != "secant" and self.difference.deferred and call is None
-        )
-        return Passes(
-            model,
-            joined_call(call, logits_fn),
-            self.batchnorm,
-            self.fraction,
-            reruns=reruns,
-            deferred=self.difference.passes if deferred else 0,
-        )
+        deferred = o.mode.deferred and call.call is None
+        return Passes(model, call, o.batchnorm, o.fraction, o.mode.reruns, deferred)
 
-    def _objective(self, target: Tensor, normalizer: float | Tensor | None, mu: float) -> Objective:
-        kind: Callable[..., Objective] = Objective
-        if target.dim() != 1:
-            kind = partial(SampleObjective, positions=self.positions)
-        return kind(
-            regularizer=self.regularizer,
-            mu=mu,
-            tau=self.tau,
-            p=self.p,
-            eps=self.eps,
-            classes=self.classes,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction,
-            input_std=self.input_std,
-            validate=self.validate,
-            normalizer=normalizer,
-        )
+    def _objective(self, normalizer: float | Tensor | None, mu: float) -> Objective:
+        o = self._options
+        normalizer = check_normalizer(normalizer)
+        reduction = o.reduction if normalizer is None else "sum"
+        return Objective(replace(o, mu=mu, weight=self.weight, reduction=reduction), normalizer)
 
     def _next_step(self) -> tuple[bool, float]:
         """Whether ``every`` lets margins into this step, and its mu."""
-        if not self.training:
-            return True, self.mu
-        begun = self.steps
-        self.steps += 1
-        rise = 1.0 if begun >= self.warmup else (begun + 1) / (self.warmup + 1)
-        return begun % self.every == 0, self.mu * rise
+        o = self._options
+        if not self.training or not torch.is_grad_enabled():
+            return True, o.mu
+        step = self._counter.next_call()
+        rise = 1.0 if step >= o.warmup else (step + 1) / (o.warmup + 1)
+        return self._counter.has_turn(step, o.every), o.mu * rise
 
     def extra_repr(self) -> str:
-        """The settings, as they would be written."""
-        shown: dict[str, object] = {
-            "p": self.p,
-            "mu": self.mu,
-            "tau": self.tau,
-            "regularizer": f"{self.regularizer.kind}[{self.regularizer.lo:g}, "
-            f"{self.regularizer.hi:g}]",
-            "margin": self.margin,
-            "gradient": self.gradient,
-            "classes": self.classes,
-            "reduction": self.reduction,
-        }
-        if self.margin == "secant":
-            shown["secant"] = self.secant
-        elif self.gradient in ("finite_difference", "auto"):
-            shown["difference"] = self.difference
-        for name, usual in (("positions", "mean"), ("fraction", 1.0), ("every", 1), ("warmup", 0)):
-            if getattr(self, name) != usual:
-                shown[name] = getattr(self, name)
-        if self.label_smoothing:
-            shown["label_smoothing"] = self.label_smoothing
-        if self.input_std is not None:
-            shown["input_std"] = self.input_std.tolist()
+        """The options, as they would be written."""
+        o = self._options
+        always = ("p", "mu", "tau", "regularizer", "margin", "gradient", "classes", "reduction")
+        shown = {name: getattr(o, name) for name in always}
+        for field in fields(o):
+            value = getattr(o, field.name)
+            if (
+                field.name not in always
+                and not isinstance(value, Tensor)
+                and value != field.default
+            ):
+                shown[field.name] = value
+        if isinstance(o.input_std, Tensor):
+            shown["input_std"] = o.input_std.tolist()
+        shown["regularizer"] = o.phi
         return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+class _Option:
+    """An attribute of the criterion that is one of its options: a change is checked and whole."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, criterion: AverageMarginLoss | None, owner: type) -> Any:
+        return self if criterion is None else getattr(criterion._options, self.name)
+
+    def __set__(self, criterion: AverageMarginLoss, value: Any) -> None:
+        criterion.options = replace(criterion.options, **{self.name: value})
+
+
+for _field in fields(LossOptions):
+    if _field.name != "weight":  # a buffer
+        setattr(AverageMarginLoss, _field.name, _Option(_field.name))
 
 
 def _without_margins(out: MarginLoss) -> MarginLoss:

@@ -1,55 +1,184 @@
-"""What the settings of AverageMarginLoss may be."""
+"""The settings that the formula of the loss depends on, each once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Literal, TypedDict, TypeVar, cast, get_args
 
-from margin_ext.checks import check_loss_settings
-from margin_ext.gradient_modes import BATCHNORM_POLICIES, GRADIENT_MODES
+import torch
+from torch import Tensor
+
+from margin_ext.checks import (
+    check_eps,
+    check_loss_settings,
+    check_weight_values,
+    values_readable,
+)
+from margin_ext.input_std import InputStd
 from margin_ext.norms import dual_exponent
-from margin_ext.reference.margin_loss import REDUCTIONS
-from margin_ext.reference.sample_gap import POSITIONS
+from margin_ext.regularizers import Regularizer
 
-__all__ = ["MARGINS", "check_settings"]
+__all__ = [
+    "Aggregation",
+    "LossKeywords",
+    "LossSettings",
+    "Reduction",
+    "check_word",
+    "refuse_renamed",
+    "refuse_unknown",
+    "settings_from",
+    "shows_fields_of",
+]
 
-MARGINS: Final = ("first_order", "secant", "logit_gap")
+# The order is that of `Reduction` in csrc/core/statistics.h.
+Reduction = Literal["none", "mean", "sum"]
+# How the gaps of a sample's positions become its own: their weighted mean, or the smallest.
+Aggregation = Literal["mean", "worst"]
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-def check_settings(
-    *,
-    p: float | str,
-    mu: float,
-    margin: str,
-    gradient: str,
-    classes: str | int,
-    eps: float,
-    label_smoothing: float,
-    reduction: str,
-    positions: str,
-    fraction: float,
-    every: int,
-    warmup: int,
-    batchnorm: str,
-) -> None:
-    """Raise ValueError with what was expected and what came."""
-    dual_exponent(p)
-    check_loss_settings(mu, eps, label_smoothing)
-    _one_of("margin", margin, MARGINS)
-    _one_of("gradient", gradient, GRADIENT_MODES)
-    _one_of("reduction", reduction, REDUCTIONS)
-    _one_of("positions", positions, POSITIONS)
-    _one_of("batchnorm", batchnorm, BATCHNORM_POLICIES)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
-    if not (isinstance(every, int) and every >= 1):
-        raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
-    if not (isinstance(warmup, int) and warmup >= 0):
-        raise ValueError(f"warmup must be a whole number of at least 0, got {warmup!r}")
-    if not (classes in ("runner_up", "all") or (isinstance(classes, int) and classes >= 1)):
-        raise ValueError(f'classes must be "runner_up", "all" or a number >= 1, got {classes!r}')
+# What keywords of version 0.1 are called now.
+_RENAMED = {
+    "positions": "aggregation",
+    "critical": "nearest",
+    "difference": 'gradient=FiniteDifference("backward", ...)',
+    "secant": "margin=Secant(...)",
+}
 
 
-def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+class _RequiredKeywords(TypedDict):
+    regularizer: Regularizer
+
+
+class LossKeywords(_RequiredKeywords, total=False):
+    """The fields of LossSettings as keywords, for type checkers."""
+
+    p: float | str
+    mu: float
+    eps: float
+    weight: Tensor | None
+    ignore_index: int
+    label_smoothing: float
+    reduction: Reduction
+    input_std: InputStd
+    aggregation: Aggregation
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The settings that the formula of the loss depends on.
+
+    Attributes:
+        p: Threat norm that margins are measured in: 1, 2, "inf" or any real number above 1.
+        mu: Weight of the regularizer.
+        regularizer: phi.
+        eps: Floor of the gradient norm; below it the norm has no gradient.
+        weight: Class weights [C]; they weight the whole loss of a sample. They may be 0 or
+            negative, with the results of ``torch.nn.CrossEntropyLoss``.
+        ignore_index: Samples (positions) with this label do not count; for class labels.
+        label_smoothing: As in ``torch.nn.CrossEntropyLoss``; of the cross-entropy only.
+        reduction: "mean", "sum" or "none".
+        input_std: The standard deviation(s) by which the loader divides, a number or one a
+            channel: p, tau and margins are then in pixel units.
+        aggregation: How the gaps of the positions of dense logits become one gap a sample: their
+            "mean", weighted as the cross-entropy is, or the "worst", which is the smallest.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    p: float | str = 2
+    mu: float = 1.0
+    _: KW_ONLY
+    regularizer: Regularizer | str
+    eps: float = 1e-6
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    reduction: Reduction = "mean"
+    input_std: InputStd = None
+    aggregation: Aggregation = "mean"
+
+    def __post_init__(self) -> None:
+        dual_exponent(self.p)
+        check_loss_settings(self.mu, self.eps, self.label_smoothing)
+        if self.weight is not None and values_readable(self.weight):
+            check_weight_values(self.weight)
+        check_word("reduction", self.reduction, Reduction)
+        check_word("aggregation", self.aggregation, Aggregation)
+
+    def check_type(self, dtype: torch.dtype, *, with_grad: bool) -> None:
+        """Require settings that the type of the margins can hold.
+
+        Raises:
+            ValueError: A setting is too large for it, or so small that it would divide by 0.
+        """
+        if self.mu > torch.finfo(dtype).max:
+            raise ValueError(f"mu must be finite in {dtype}, got {self.mu}")
+        if with_grad:
+            check_eps(self.eps, dtype)
+        self.phi.check_type(dtype)
+
+    def keywords(self) -> LossKeywords:
+        """As keywords of the functional ops."""
+        found = {field.name: getattr(self, field.name) for field in fields(LossSettings)}
+        return cast("LossKeywords", {**found, "regularizer": self.phi})
+
+    @property
+    def phi(self) -> Regularizer:
+        """The regularizer as a function of the margin."""
+        if not isinstance(self.regularizer, Regularizer):
+            raise TypeError(f"regularizer must be a Regularizer, got {self.regularizer!r}")
+        return self.regularizer
+
+
+def check_word(name: str, value: object, words: Any) -> None:
+    """Require one of the words of a Literal."""
+    if value not in get_args(words):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(words))}, got {value!r}")
+
+
+def refuse_renamed(keywords: Mapping[str, object]) -> None:
+    """Raise TypeError where a keyword of version 0.1 has another name now."""
+    for name in keywords:
+        if name in _RENAMED:
+            raise TypeError(f"{name}= is now {_RENAMED[name]}")
+
+
+def refuse_unknown(keywords: Mapping[str, object]) -> None:
+    """Raise TypeError for any keyword that a function gathers beyond its own."""
+    refuse_renamed(keywords)
+    for name in keywords:
+        raise TypeError(f"unexpected keyword argument {name!r}")
+
+
+def settings_from(keywords: LossKeywords) -> LossSettings:
+    """The settings of a functional op, from its keywords."""
+    refuse_renamed(keywords)
+    return LossSettings(**keywords)
+
+
+def shows_fields_of(settings: type) -> Callable[[_Function], _Function]:
+    """Let help() and inspect show the fields of a dataclass in place of ``**keywords``."""
+    fields = list(inspect.signature(settings).parameters.values())
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        own = [
+            p
+            for p in signature.parameters.values()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        positional = [p for p in own if p.kind != p.KEYWORD_ONLY]
+        named = [p for p in own if p.kind == p.KEYWORD_ONLY]
+        if any(p.kind == p.VAR_POSITIONAL for p in signature.parameters.values()):
+            positional += [p for p in fields if p.kind != p.KEYWORD_ONLY]
+            named += [p for p in fields if p.kind == p.KEYWORD_ONLY]
+        else:
+            named += [p.replace(kind=p.KEYWORD_ONLY) for p in fields]
+        function.__signature__ = signature.replace(parameters=positional + named)  # type: ignore[attr-defined]
+        return function
+
+    return decorate

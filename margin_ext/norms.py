@@ -1,4 +1,4 @@
-"""The threat norm l_p and its dual l_q, 1/p + 1/q = 1 (Wu and Yu 2019, section 2)."""
+"""The threat norm l_p and its dual l_q, 1/p + 1/q = 1 (arXiv 1907.11780, section 2)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ def dual_exponent(p: float | str) -> float:
 
     Raises:
         ValueError: p is not a number of at least 1.
+
+    Example:
+        >>> dual_exponent("inf"), dual_exponent(3)
+        (1.0, 1.5)
     """
     try:
         value = float(p)

@@ -1,4 +1,4 @@
-"""What a batch tells about its margins, kept on the device."""
+"""Statistics of the margins of a batch, kept on the device."""
 
 from __future__ import annotations
 
@@ -36,10 +36,17 @@ class BatchStatistics(Mapping[str, Tensor]):
 
     Over the samples that are not ignored: ``minimum_margin`` and ``average_margin`` (signed, of
     the margin that the regularizer saw), ``average_gap``, ``average_gradient_norm`` (NaN where no
-    gradient was given), ``accuracy`` (share with a positive gap to every class), ``cross_entropy``
+    gradient was given), ``accuracy`` (fraction with a positive gap to
+    every class), ``cross_entropy``
     and ``regularizer`` (as they enter the loss), ``count``. All but ``count`` are NaN for an empty
     batch. ``gradient_scale`` is the kernels' own bookkeeping.
     For dense logits and soft labels see docs/labels.md.
+
+    Example:
+        >>> import torch
+        >>> statistics = BatchStatistics(torch.arange(9.0))
+        >>> statistics.minimum_margin, statistics["accuracy"]
+        (tensor(0.), tensor(4.))
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -84,7 +91,7 @@ class BatchStatistics(Mapping[str, Tensor]):
 
     @property
     def accuracy(self) -> Tensor:
-        """Share of the samples with a positive gap."""
+        """Fraction of the samples with a positive gap."""
         return self["accuracy"]
 
     @property
@@ -109,7 +116,7 @@ class BatchStatistics(Mapping[str, Tensor]):
 
 
 def without_margins(statistics: BatchStatistics) -> BatchStatistics:
-    """The same of a batch whose margins were not taken: NaN in their place."""
+    """The same for a batch without margins: NaN in their place."""
     values = statistics.values_tensor.clone()
     for name in MARGIN_STATISTICS:
         values[STATISTIC_NAMES.index(name)] = math.nan

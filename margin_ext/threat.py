@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from margin_ext.checks import shape_text
-from margin_ext.functional import dual_direction, first_order_margin
+from margin_ext.functional.dual_direction import dual_direction
+from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.random_points import ball_noise
 
-__all__ = ["DataRange", "ThreatModel", "check_radius", "require_attackable"]
+__all__ = ["DataRange", "ThreatModel", "check_data_range", "check_radius", "require_attackable"]
 
 # The fraction of the coordinates that an l1 search moves in its first step.
 SPARSE = 0.04
@@ -57,7 +58,7 @@ class ThreatModel:
         object.__setattr__(self, "p", float(self.p))
         checked_std(self.input_std)
         if self.data_range is not None:
-            _check_range(self.data_range)
+            check_data_range(self.data_range)
 
     @property
     def q(self) -> float:
@@ -234,9 +235,10 @@ def check_radius(eps: float) -> None:
         raise ValueError(f"eps must be a number >= 0, got {eps}")
 
 
-def _check_range(data_range: DataRange) -> None:
+def check_data_range(data_range: DataRange) -> None:
+    """Require (lowest, highest) with lowest < highest and both finite."""
     try:
-        low, high = (torch.as_tensor(end, dtype=torch.float64) for end in data_range)
+        low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in data_range)
     except (TypeError, ValueError) as error:
         raise ValueError(f"data_range must be (lowest, highest), got {data_range!r}") from error
     if not bool((low < high).all()) or not bool((low.isfinite() & high.isfinite()).all()):
@@ -259,6 +261,6 @@ def _end(end: float | Tensor | Sequence[float], inputs: Tensor) -> Tensor:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):  # tensors, numpy's arrays and numbers
         return value.tolist()
     return list(value) if isinstance(value, Sequence) else value

@@ -1,11 +1,13 @@
-"""What is packed: the wheel, the wheel without libraries, the source distribution; and the advice
-that a build gives which cannot start.
+"""What is packed: the wheel, the wheel without libraries, the source distribution and what is built
+from it; and the advice that a build gives which cannot start.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,9 +15,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+import margin_ext
 
 ROOT = Path(__file__).resolve().parents[1]
-VERSION = "0.1.0"
+VERSION = margin_ext.__version__
 INFO = f"margin_ext-{VERSION}.dist-info/"
 
 pytestmark = pytest.mark.skipif(
@@ -98,7 +103,7 @@ def test_wheel_without_libraries(tmp_path):
 
 
 @pytest.mark.parametrize("build", ["on", "off"])
-def test_source_distribution_can_be_built_from(tmp_path, build):
+def test_source_distribution_is_complete(tmp_path, build):
     setup_py(
         *("egg_info", "--egg-base", str(tmp_path)),
         *("sdist", "--dist-dir", str(tmp_path)),
@@ -111,8 +116,85 @@ def test_source_distribution_can_be_built_from(tmp_path, build):
     for folder, pattern in (("csrc", "*.*"), ("cmake", "*.cmake"), ("margin_ext", "*.py")):
         wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(pattern)}
     wanted = {name for name in wanted if "__pycache__" not in name}
-    assert wanted <= names
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        wanted |= set(
+            subprocess.run(
+                ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.splitlines()
+        )
+    assert wanted - names == set()
     assert not [name for name in names if name.startswith(("build", ".venv", "margin_ext/lib"))]
+
+
+LOAD = """
+import json, sys, torch, margin_ext
+from margin_ext._extension import cpu_library, _manifest
+model, inputs = torch.nn.Linear(6, 3), torch.rand(4, 6, requires_grad=True)
+loss = margin_ext.AverageMarginLoss()(model(inputs), torch.tensor([0, 1, 2, 0]), inputs)
+loss.backward()
+print(json.dumps({
+    "file": margin_ext.__file__,
+    "problem": cpu_library.problem,
+    "manifest": _manifest,
+    "trained": bool(model.weight.grad.isfinite().all()),
+}))
+"""
+
+
+@pytest.mark.slow
+def test_a_wheel_from_the_source_distribution_works_without_a_compiler(tmp_path):
+    """The sources lie in a folder with a space; the wheel is used where no compiler is."""
+    setup_py(*("egg_info", "--egg-base", str(tmp_path)), *("sdist", "--dist-dir", str(tmp_path)))
+    (packed,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path / "the sources", filter="data")
+    (sources,) = (tmp_path / "the sources").iterdir()
+    cuda = "auto" if torch.version.cuda is None else "off"
+    built = subprocess.run(
+        [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(tmp_path / "dist")],
+        cwd=sources,
+        env={**os.environ, "MARGIN_EXT_CUDA": cuda, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        # One file serves every Python: it must not ask for any of them.
+        for name in archive.namelist():
+            if name.endswith((".so", ".dylib")):
+                assert not re.search(rb"\0_?Py[A-Z_]\w+\0", archive.read(name)), name
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LOAD],
+        cwd=tmp_path,
+        env={"PATH": "", "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert Path(found["file"]).is_relative_to(site)
+    assert found["problem"] == ""
+    assert found["trained"]
+    assert found["manifest"]["version"] == VERSION
+    why = (
+        "the torch that it was built with has no CUDA" if cuda == "auto" else "MARGIN_EXT_CUDA=off"
+    )
+    assert why in found["manifest"]["cuda"]["skipped"]
+
+
+def test_the_version_stands_in_one_place():
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (\S+)$", cited, re.MULTILINE)[1] == VERSION
+    assert (
+        re.search(r"^## .*?(\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+        == VERSION
+    )
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pytestmark = [
     ),
 ]
 PHI = Regularizer.ramp(0.0, 3.0)
-# (B, D): one for each regime of csrc/cuda/policy.h, and rows that no block holds.
+# (B, D): one for each variant of csrc/cuda/policy.h, and rows that no block holds.
 SHAPES = [(64, 784), (64, 3072), (8, 150_528), (2, 150_528), (1, 4_000_001), (300, 17)]
 
 

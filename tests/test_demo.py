@@ -69,7 +69,7 @@ def test_the_report_has_everything(finished: Path) -> None:
     assert report["data"]["train"] == 200
     assert report["environment"]["torch"] == torch.__version__
     assert [training["key"] for training in report["trainings"]] == list(KEYS)
-    eps = report["evaluation"]["eps"]
+    eps = report["evaluation"]["eps_attack"]
     assert eps == sorted(eps)
     for training in report["trainings"]:
         assert training["epochs"] == report["recipe"]["epochs"] == 3
@@ -125,7 +125,7 @@ def test_again_computes_nothing_and_says_the_same(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*/*")}
-    table = (finished / "table.txt").read_text()
+    table = (finished / "report.txt").read_text()
     assert demo(finished) == 0
     shown = capsys.readouterr()
     assert table in shown.out

@@ -25,7 +25,7 @@ def batch(size: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 
 CRITERIA = {
     "defaults": {},
-    "gap": {"margin": "logit_gap", "regularizer": "authors_code"},
+    "gap": {"margin": "logit_gap", "regularizer": "negative_ramp"},
     "everything": {
         "p": "inf",
         "mu": 0.3,
@@ -85,7 +85,7 @@ def test_repr_shows_the_settings():
         "p=inf",
         "mu=0.3",
         "hinge[0, 2]",
-        "gradient=detached",
+        "gradient=Detached()",
         "classes=all",
         "reduction=sum",
         "label_smoothing=0.1",
@@ -112,7 +112,7 @@ def test_repr_shows_the_settings():
         ({"eps": math.nan}, "eps must be above 0, got nan"),
         ({"label_smoothing": 2}, "label_smoothing must lie in 0..1, got 2"),
         ({"reduction": "max"}, "reduction must be one of none, mean, sum, got 'max'"),
-        ({"input_std": 0}, "input_std must be .* above 0, got 0"),
+        ({"input_std": 0}, "input_std must be .* above 0 and finite, got 0"),
         ({"input_std": [0.5, -1]}, "input_std must be .* above 0"),
         ({"input_std": [[0.5]]}, "input_std must be a number or"),
     ],
@@ -143,7 +143,7 @@ def test_calls_refused():
     with pytest.raises(ValueError, match=r"target must lie in 0..3 .* got 9 at index 0"):
         criterion(model(x), torch.full_like(target, 9), x)
     with pytest.raises(ValueError, match="at least 2 classes"):
-        criterion(model(x)[:, :1], torch.zeros_like(target), x)
+        criterion(model(x)[:, :0], torch.zeros_like(target), x)
     with pytest.raises(ValueError, match=r"class_weight must be \[4\], got \[3\]"):
         AverageMarginLoss(weight=torch.ones(3))(model(x), target, x)
     with pytest.raises(ValueError, match=r"input_std must .* \[3\] .*got \[2\]"):
@@ -160,7 +160,7 @@ def test_the_callers_inputs_are_left_alone():
 
 
 def test_inputs_keep_no_gradient_of_the_search():
-    """Searching the critical class leaves nothing in .grad of inputs or parameters."""
+    """Searching the nearest class leaves nothing in .grad of inputs or parameters."""
     model, (inputs, target) = make_model(), batch()
     x = inputs.requires_grad_()
     loss = AverageMarginLoss(classes="all", gradient="double_backward")(model(x), target, x)

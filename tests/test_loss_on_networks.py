@@ -134,7 +134,7 @@ def test_gap_is_the_authors_formula():
     """CE + mu * mean of clamp(-gap, 0, tau)."""
     model = network().eval()
     inputs, target = batch()
-    criterion = AverageMarginLoss(mu=0.1, tau=0.3, margin="logit_gap", regularizer="authors_code")
+    criterion = AverageMarginLoss(mu=0.1, tau=0.3, margin="logit_gap", regularizer="negative_ramp")
     loss = criterion(model(inputs), target)
     logits = model(inputs)
     gap = plain_torch.gap(logits, target)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from margin_ext import AverageMarginLoss, Regularizer, average_margin_loss
 from margin_ext._extension import cpu_library
-from margin_ext.gradient_modes import GRADIENT_MODES
+from margin_ext.gradient_modes import gradient_mode_names
 
 compiled_only = pytest.mark.skipif(
     not cpu_library.loaded, reason="counts calls of the compiled ops, and no library is built"
@@ -117,7 +117,7 @@ def test_the_loss_alone_is_one_call_each_way():
 
 
 @compiled_only
-@pytest.mark.parametrize("mode", GRADIENT_MODES)
+@pytest.mark.parametrize("mode", gradient_mode_names())
 def test_every_mode_computes_the_loss_once(mode):
     model, criterion = CountedNet(), AverageMarginLoss(gradient=mode)
     inputs, target = batch()
@@ -129,7 +129,7 @@ def test_every_mode_computes_the_loss_once(mode):
 
 
 @compiled_only
-@pytest.mark.parametrize("mode", GRADIENT_MODES)
+@pytest.mark.parametrize("mode", gradient_mode_names())
 def test_no_step_asks_the_device_for_a_value(mode):
     model, criterion = CountedNet(), AverageMarginLoss(gradient=mode)
     inputs, target = batch()
@@ -140,11 +140,11 @@ def test_no_step_asks_the_device_for_a_value(mode):
 
 
 @compiled_only
-@pytest.mark.parametrize("mode", GRADIENT_MODES)
+@pytest.mark.parametrize("mode", gradient_mode_names())
 @pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
 def test_no_step_with_dense_labels_asks_either(mode, soft, monkeypatch):
     """Probabilities are looked at on the CPU, where it costs no wait."""
-    monkeypatch.setattr("margin_ext.functional.sample.labels_readable", lambda _: False)
+    monkeypatch.setattr("margin_ext.functional.labels.labels_readable", lambda _: False)
     model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Conv1d(4, CLASSES, 1))
     criterion = AverageMarginLoss(gradient=mode)
     inputs = torch.randn(BATCH, 2, 9)
@@ -181,7 +181,7 @@ needs_cuda = pytest.mark.skipif(
 
 @pytest.mark.cuda
 @needs_cuda
-@pytest.mark.parametrize("mode", GRADIENT_MODES)
+@pytest.mark.parametrize("mode", gradient_mode_names())
 def test_no_step_synchronises_on_cuda(mode):
     model, criterion = CountedNet().cuda(), AverageMarginLoss(gradient=mode)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

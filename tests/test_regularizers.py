@@ -8,14 +8,14 @@ import pickle
 import pytest
 
 from margin_ext.norms import dual_exponent
-from margin_ext.regularizers import REGULARIZERS, Regularizer, resolve_regularizer
+from margin_ext.regularizers import Regularizer, regularizer_names, resolve_regularizer
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "lo", "hi"),
     [
         ("ramp", "ramp", 0, 3),
-        ("authors_code", "ramp", -3, 0),
+        ("negative_ramp", "ramp", -3, 0),
         ("hinge", "hinge", 0, 3),
         ("linear", "linear", 0, 1),
         ("softplus", "softplus", 0, 3),
@@ -24,7 +24,7 @@ from margin_ext.regularizers import REGULARIZERS, Regularizer, resolve_regulariz
 )
 def test_presets(name, kind, lo, hi):
     assert resolve_regularizer(name, 3) == Regularizer(kind, lo, hi)
-    assert name in REGULARIZERS
+    assert name in regularizer_names()
 
 
 def test_codes_are_those_of_the_kernels():

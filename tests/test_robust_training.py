@@ -15,17 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # Behind everything else, so that an installed package is not hidden by the one in the checkout.
 sys.path.append(str(ROOT))
 
-from benchmarks.robust_training import evaluation, runs  # noqa: E402
+from benchmarks.robust_training import evaluate_network, runs  # noqa: E402
 from benchmarks.robust_training.methods import METHODS  # noqa: E402
-from benchmarks.robust_training.objectives import (  # noqa: E402
-    AdversarialTraining,
-    InputGradientPenalty,
-)
+from benchmarks.robust_training.objectives import InputGradientPenalty  # noqa: E402
 from benchmarks.robust_training.problems import PROBLEMS, Problem, Tuning  # noqa: E402
 from benchmarks.robust_training.tables import tables  # noqa: E402
-from margin_ext.data import DataSource, register_data_source  # noqa: E402
+from margin_ext.data import DataSource, data_source, register_data_source  # noqa: E402
 from margin_ext.data.image_data import ImageData  # noqa: E402
-from margin_ext.training.loop import Recipe  # noqa: E402
+from margin_ext.training import AdversarialTraining, Recipe  # noqa: E402
 
 SIDE, CLASSES = 4, 3
 
@@ -123,16 +120,17 @@ def small_problem(monkeypatch):
         def load(self, place: str) -> ImageData:
             return ImageData("tiny", images(60, 0), images(30, 1), images(30, 2), CLASSES)
 
+    monkeypatch.setattr(data_source, "_REGISTERED", dict(data_source.data_sources()))
     register_data_source(Tiny)
     problem = Problem(
         "tiny", "tiny", network, Recipe(2, 20, 0.1), None, Tuning(40, 1), (0.2, 0.4), 0.4, (0.05,)
     )
     monkeypatch.setitem(PROBLEMS, "tiny", problem)
     for name, value in (("STEPS", 3), ("RESTARTS", 1), ("ATTACKED", 20), ("MEASURED", 10)):
-        monkeypatch.setattr(evaluation, name, value)
+        monkeypatch.setattr(evaluate_network, name, value)
     # The attack library is an extra that the tests do without.
     monkeypatch.setattr(
-        evaluation,
+        evaluate_network,
         "_library",
         lambda model, part, eps: {"eps": list(eps), "robust_accuracy": [0.0] * len(eps)},
     )

@@ -1,4 +1,4 @@
-"""One call of every op in every regime, small: what compute-sanitizer and ncu look at.
+"""One call of every op in every variant, small: what compute-sanitizer and ncu look at.
 
 compute-sanitizer --tool racecheck python -m benchmarks.gpu.every_kernel
 """
@@ -12,7 +12,8 @@ import torch
 from margin_ext._extension import require_ops
 from margin_ext.regularizers import Regularizer
 
-# Row lengths that csrc/cuda/policy.h sends to regimes warp, block, cluster and reread.
+# Row lengths that csrc/cuda/policy.h sends to the variants warp, block, block in clusters and
+# reread.
 SIZES = (1, 17, 784, 3072, 20_000, 150_528, 1_000_003)
 BATCH = 3
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.robust_training.objectives import AdversarialTraining, InputGradientPenalty
+from benchmarks.robust_training.objectives import InputGradientPenalty, MarginAtTheAttack
 from margin_ext import AverageMarginLoss, FiniteDifference, Secant
-from margin_ext.training.objective import Objective
+from margin_ext.training import AdversarialTraining, Objective
 
 __all__ = ["METHODS", "Method"]
 
@@ -57,7 +57,7 @@ def _first_order(**options: Any) -> Callable[[float, Setting], Objective]:
 
 def _authors(aim: float, setting: Setting) -> Objective:
     criterion = AverageMarginLoss(
-        mu=0.1, tau=setting["tau"], margin="logit_gap", regularizer="authors_code"
+        mu=0.1, tau=setting["tau"], margin="logit_gap", regularizer="negative_ramp"
     )
     return Objective(criterion, beta=setting["beta"])
 
@@ -70,17 +70,16 @@ def _adversarial(steps: int) -> Callable[[float, Setting], AdversarialTraining]:
     return lambda aim, setting: AdversarialTraining(setting["eps"] * aim, steps)
 
 
-_BOUNDARY = {"gradient": "finite_difference", "difference": FiniteDifference(unit="margin", step=1)}
+_BOUNDARY = {"gradient": FiniteDifference(unit="margin", step=1)}
 _FIXED_STEP = {
-    "gradient": "finite_difference",
-    "difference": FiniteDifference(unit="tau", step=0.5),
+    "gradient": FiniteDifference(unit="tau", step=0.5),
 }
 
 
-def _margin_at_the_attack(aim: float, setting: Setting) -> AdversarialTraining:
+def _margin_at_the_attack(aim: float, setting: Setting) -> MarginAtTheAttack:
     eps = 0.75 * aim
     criterion = AverageMarginLoss(mu=setting["mu"], tau=eps, **_BOUNDARY)
-    return AdversarialTraining(eps, 1, criterion)
+    return MarginAtTheAttack(eps, 1, criterion=criterion)
 
 
 _MARGIN_GRID = _grid(mu=(1.0, 2.0), tau=(1.25, 1.5))
@@ -100,7 +99,7 @@ METHODS: dict[str, Method] = {
     ),
     "secant": Method(
         "secant margin, 2 attack steps",
-        _first_order(margin="secant", secant=Secant(steps=2, data_range=(0.0, 1.0)), warmup=300),
+        _first_order(margin=Secant(steps=2, data_range=(0.0, 1.0)), warmup=300),
         _grid(mu=(2.0, 4.0), tau=(1.25, 1.5)),
         headline=True,
     ),

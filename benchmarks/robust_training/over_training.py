@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from benchmarks import environment
-from benchmarks.robust_training.evaluation import BOX
+from benchmarks.robust_training.evaluate_network import BOX
 from margin_ext import AverageMarginLoss, FiniteDifference
 from margin_ext.bounds import Bound, Certified, MinimumDistance
 from margin_ext.data import load_data
@@ -32,8 +32,7 @@ from margin_ext.models.authors_models import linear_classifier
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.figure_style import COLORS, plain
 from margin_ext.output.finite_json import finite_json
-from margin_ext.training.loop import Recipe, Training
-from margin_ext.training.objective import Objective
+from margin_ext.training import Objective, Recipe, TrainingLoop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,8 +73,8 @@ CERTIFIED_AFTER = {"linear": MEASURED_AFTER, "mlp": (40,), "cnn": ()}
 
 
 def objectives() -> dict[str, tuple[str, Objective]]:
-    authors = AverageMarginLoss(mu=0.1, tau=40.0, margin="logit_gap", regularizer="authors_code")
-    ours = AverageMarginLoss(mu=2.0, tau=2.5, gradient="finite_difference", difference=_BOUNDARY)
+    authors = AverageMarginLoss(mu=0.1, tau=40.0, margin="logit_gap", regularizer="negative_ramp")
+    ours = AverageMarginLoss(mu=2.0, tau=2.5, gradient=_BOUNDARY)
     return {
         "plain": ("cross-entropy", Objective(nn.CrossEntropyLoss())),
         "authors": ("authors' regularizer, orthogonality", Objective(authors, beta=1e-3)),
@@ -117,7 +116,9 @@ def measured(
     return found
 
 
-def _history(network: str, training: Training, data: ImageData, path: Path) -> list[dict[str, Any]]:
+def _history(
+    network: str, training: TrainingLoop, data: ImageData, path: Path
+) -> list[dict[str, Any]]:
     """Train what is left; what was measured before an interruption is in the file."""
     history: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for epoch in training.epochs():
@@ -143,7 +144,7 @@ def run(folder: Path, work: Path) -> None:
                 continue
             torch.manual_seed(recipe.seed)
             kept = work / name.replace(" ", "_")
-            training = Training(
+            training = TrainingLoop(
                 build(), data.train, objective, recipe, checkpoint=kept / "checkpoint.pt"
             )
             history = _history(network, training, data, kept / "history.json")

@@ -12,7 +12,7 @@ from torch import nn
 from margin_ext.data import load_data
 from margin_ext.data.image_data import ImageData
 from margin_ext.models.small_cnn import small_cnn
-from margin_ext.training.loop import Recipe
+from margin_ext.training import Recipe
 
 __all__ = ["PROBLEMS", "Problem"]
 

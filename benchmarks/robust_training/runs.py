@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
-from benchmarks.robust_training.evaluation import accuracy, evaluate, robust_at
+from benchmarks.robust_training.evaluate_network import accuracy, evaluate, robust_at
 from benchmarks.robust_training.methods import METHODS, Setting
 from benchmarks.robust_training.problems import PROBLEMS, Problem
 from margin_ext.data.image_data import ImageData
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.finite_json import finite_json
-from margin_ext.training.loop import Training
-from margin_ext.training.recipe import Recipe
+from margin_ext.training import Recipe, TrainingLoop
 
 __all__ = ["Comparison", "chosen_setting"]
 
@@ -139,7 +138,7 @@ class Comparison:
 
     def _trained(
         self, key: str, setting: Setting, data: ImageData, recipe: Recipe
-    ) -> tuple[Training, float]:
+    ) -> tuple[TrainingLoop, float]:
         """A finished training, and its CPU seconds.
 
         Where settings are chosen by trainings of the whole length, the first seed's is there.
@@ -147,7 +146,7 @@ class Comparison:
         words = [key, *(f"{name}={value:g}" for name, value in setting.items())]
         words += [f"images={len(data.train[1])}", f"epochs={recipe.epochs}", f"seed={recipe.seed}"]
         folder = self.work / "_".join(words)
-        training = Training(
+        training = TrainingLoop(
             self.problem.model(recipe.seed),
             data.train,
             METHODS[key].objective(self.problem.aim, setting),

@@ -1,5 +1,5 @@
-// The arguments of every op as its backends receive them: plain pointers, sizes and options, without
-// torch or CUDA.
+// The arguments of every op as its backends receive them: plain pointers, sizes and options,
+// without torch or CUDA.
 //
 // The D elements of a sample fill one block of memory, in any order, because norms do not depend on
 // it. Samples are batch_stride elements apart; the stride may have any value, including 0.
@@ -19,8 +19,8 @@ struct NormOptions {
   double q = 2;
 };
 
-// Factors s per channel (1 / input_std). The norm is that of s * g, and the direction that is written
-// is multiplied by s. Element j of a sample belongs to channel (j / stride) % count.
+// Factors s per channel (1 / input_std). The norm is that of s * g, and the direction that is
+// written is multiplied by s. Element j of a sample belongs to channel (j / stride) % count.
 struct ChannelScale {
   const void* scale = nullptr;  // Acc [count]; null: no factors
   int64_t count = 1;
@@ -102,9 +102,9 @@ struct LossArguments {
   void* grad_grad = nullptr;    // dtype of grad
   int64_t grad_grad_stride = 0;
 
-  // The gradients are those of sum_i L_i * upstream_i. Without upstream they are those of sum_i L_i,
-  // divided by B under Reduction::kMean; statistics[kGradientScale] is the factor that is then still
-  // missing.
+  // The gradients are those of sum_i L_i * upstream_i. Without upstream they are those of sum_i
+  // L_i, divided by B under Reduction::kMean; statistics[kGradientScale] is the factor that is then
+  // still missing.
   const void* upstream = nullptr;  // Acc [1] or [B]
   bool upstream_per_sample = false;
 };

@@ -27,8 +27,8 @@ struct Candidate {
   bool runs_here;
 };
 
-// The variable MARGIN_EXT_INSTRUCTION_SET (baseline, avx2 or avx512) lets tests and benchmarks choose
-// a set on a processor that runs several.
+// The variable MARGIN_EXT_INSTRUCTION_SET (baseline, avx2 or avx512) lets tests and benchmarks
+// choose a set on a processor that runs several.
 const KernelSet& choose() {
   // Each condition names what the -march flag of that object lets the compiler use. Best first.
   const Candidate candidates[] = {

@@ -75,9 +75,9 @@ MARGIN_HD void store_lanes(Float16* target, Vector<float> v) {
 template <typename T>
 inline constexpr int64_t kStoredBytes = Vector<Acc<T>>::kLanes * sizeof(T);
 
-// A store that bypasses the caches: memory that is only written need not be fetched first, and takes
-// no cache from other data. target is aligned to kStoredBytes. Only non_temporal_fence orders these
-// stores.
+// A store that bypasses the caches: memory that is only written need not be fetched first, and
+// takes no cache from other data. target is aligned to kStoredBytes. Only non_temporal_fence orders
+// these stores.
 template <typename T>
 MARGIN_HD void store_non_temporal(T* target, Vector<Acc<T>> v) {
 #if defined(__x86_64__)

@@ -12,8 +12,10 @@ template <typename T>
 struct RowKernels {
   using A = Acc<T>;
 
-  // Adds x [n], times scale [n] unless that is null, to the norm's state.
-  void (*accumulate)(Norm norm, const T* x, const A* scale, int64_t n, A q, NormState<A>& state);
+  // Adds x [n] times factor, times scale [n] unless that is null, to the norm's state. The factor is
+  // 1, or that of a second pass (second_pass_factor).
+  void (*accumulate)(Norm norm, const T* x, const A* scale, int64_t n, A q, A factor,
+                     NormState<A>& state);
   // out [n] = base [n] (0 where null) + direction_at(x [n]), by non-temporal stores where asked.
   void (*write_direction)(Norm norm, const T* x, const A* scale, const T* base, int64_t n,
                           const Direction<A>& direction, T* out, bool non_temporal);
@@ -51,8 +53,8 @@ struct KernelSet {
 // Rows of logits are padded to a whole number of the widest vectors.
 inline int64_t padded_classes(int64_t classes) { return (classes + 15) / 16 * 16; }
 
-// The best set that this processor can run, or the one that MARGIN_EXT_INSTRUCTION_SET names. Throws
-// std::invalid_argument where that one was not built or cannot run.
+// The best set that this processor can run, or the one that MARGIN_EXT_INSTRUCTION_SET names.
+// Throws std::invalid_argument where that one was not built or cannot run.
 const KernelSet& kernel_set();
 
 template <typename T>

@@ -107,9 +107,9 @@ MARGIN_HD Vector<T> absolute(Vector<T> a) {
   return Vector<T>((Lanes<T>)((Bits)a.raw & (Bits{} + no_sign)));
 }
 
-// exp(x) for x <= 0, as a softmax needs it. Float: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of
-// degree 6 in r, error below 2 units in the last place; under -87.3 (the smallest normal number)
-// the result is 0. NaN stays NaN.
+// exp(x) for x <= 0, as a softmax needs it. Float: x = n ln 2 + r with |r| <= ln 2 / 2, a
+// polynomial of degree 6 in r, error below 2 units in the last place; under -87.3 (the smallest
+// normal number) the result is 0. NaN stays NaN.
 MARGIN_HD Vector<float> exponential(Vector<float> x) {
   const Lanes<float> shifter = Lanes<float>{} + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
   const Lanes<float> t = x.raw * 1.44269504088896341f + shifter;
@@ -122,8 +122,9 @@ MARGIN_HD Vector<float> exponential(Vector<float> x) {
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + r + 1.0f;
-  const Lanes<int32_t> power = (Lanes<int32_t>)t - (Lanes<int32_t>)shifter;
-  const Lanes<float> scale = (Lanes<float>)((power + 127) << 23);
+  // Unsigned, because the difference wraps around for x below -8.7e6, where it does not count.
+  const Lanes<uint32_t> power = (Lanes<uint32_t>)t - (Lanes<uint32_t>)shifter;
+  const Lanes<float> scale = (Lanes<float>)((power + 127u) << 23);
   Lanes<float> result = y * scale;
   result = x.raw < -87.3f ? Lanes<float>{} : result;
   return Vector<float>(x.raw != x.raw ? x.raw : result);

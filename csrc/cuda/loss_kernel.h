@@ -1,5 +1,5 @@
-// The whole margin loss of a batch in one launch: both passes over every sample's logits and row,
-// what lies between them, and the batch reduction.
+// The margin loss of a batch in one launch: two passes over every sample's logits and row, the
+// sample's loss between them, and the batch reduction.
 #pragma once
 
 #include "core/sample_loss.h"
@@ -9,57 +9,41 @@
 
 namespace margin::cuda {
 
-// The arguments as the kernel wants them; everything that is constant is computed by the launcher.
+// The kernel's parameter: the op's arguments, and everything that the launcher can compute.
 template <typename Acc>
 struct LossTask {
   LossArguments arguments;
-  SampleOptions<Acc> options;  // without class_weight_sum where there are class weights
+  SampleOptions<Acc> options;  // class_weight_sum is set only where there are no class weights
   bool plain;                  // see RowPass
   Acc q;
-  Acc scale;  // of the gradients, where there is no upstream
+  Acc scale;  // factor of the gradients where there is no upstream
   TotalsOutput<Acc> totals;
 };
 
-// What one pass over a sample's logits and row finds.
+// What the first pass over a sample's logits and row finds.
 template <typename Acc>
 struct SampleState {
   NormState<Acc> norm;
-  LogSumExp<Acc> log_sum_exp;
-  RunnerUp<Acc> runner_up;
-  Acc class_weight_sum = 0;
+  LogitState<Acc> logits;
 };
 
+// What the second pass needs. One warp of each block computes it.
 template <typename Acc>
-MARGIN_DEVICE SampleState<Acc> from_lane_xor(const SampleState<Acc>& state, int lanes) {
-  return {from_lane_xor(state.norm, lanes), from_lane_xor(state.log_sum_exp, lanes),
-          from_lane_xor(state.runner_up, lanes), from_lane_xor(state.class_weight_sum, lanes)};
-}
-
-template <Storage storage, typename Acc>
-struct CombineSamples {
-  NormSwitch<storage, Acc> combine_norms;
-
-  MARGIN_DEVICE void operator()(SampleState<Acc>& state, const SampleState<Acc>& other) const {
-    combine_norms(state.norm, other.norm);
-    state.log_sum_exp.combine(other.log_sum_exp);
-    state.runner_up.combine(other.runner_up);
-    state.class_weight_sum += other.class_weight_sum;
-  }
+struct SampleGradient {
+  Direction<Acc> row;
+  LogitGradient<Acc> logits;
 };
 
-struct CombineSums {
-  template <typename Acc>
-  MARGIN_DEVICE void operator()(Acc& sum, Acc other) const {
-    sum += other;
-  }
-};
+// Beyond so many classes all warps of a block share a sample's logits; up to there its first warp
+// reads them alone.
+inline constexpr int kClassesOfOneWarp = 256;
 
 template <typename Acc>
 MARGIN_DEVICE void put(void* vector, int64_t i, Acc value) {
   if (vector != nullptr) static_cast<Acc*>(vector)[i] = value;
 }
 
-// The per-sample outputs of a sample that does not count.
+// The per-sample outputs of an ignored sample.
 template <typename Acc>
 MARGIN_DEVICE void write_ignored(const LossArguments& arguments, int64_t i) {
   put(arguments.margin, i, not_a_number<Acc>());
@@ -68,27 +52,33 @@ MARGIN_DEVICE void write_ignored(const LossArguments& arguments, int64_t i) {
   if (arguments.reduction == Reduction::kNone) put(arguments.loss, i, Acc(0));
 }
 
-// T: the type of grad; with Storage::kAbsent there is none, and T is the accumulation type.
-template <typename T, Storage storage, typename Group>
-__global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
-    loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task, unsigned cluster_size) {
+// T: the type of grad, or without grad (RowUse::kAbsent) the accumulation dtype.
+template <typename T, Variant variant, RowUse use>
+__global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<GroupOf<variant>, T>)
+    loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task,
+                const __grid_constant__ LaunchShape shape) {
   using Acc = AccOf<T>;
-  constexpr bool kHasRow = storage != Storage::kAbsent;
-  const NormSwitch<storage, Acc> norm{task.arguments.norm.norm, task.q};
+  constexpr bool kHasRow = use != RowUse::kAbsent;
+  const ServedNorm<variant, use, Acc> norm{task.arguments.norm.norm, task.q};
   SIMT_DYN_SHARED(unsigned char, shared);
   const LossArguments& arguments = task.arguments;
   const Acc* class_weight = static_cast<const Acc*>(arguments.class_weight);
   const bool smoothed = task.options.label_smoothing > 0;
-  Group group(cluster_size);
+  GroupOf<variant> group(shape);
   const bool wants_totals = task.totals.partials != nullptr;
   if (wants_totals) BlockTotals::start(group);
 
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
-    const Logits<Acc> logits(arguments.logits, i);
-    const Label<Acc> label = logits.label();
+    Logits<Acc> logits(arguments.logits, i);
+    logits.load_label();
+    const bool all_warps = logits.classes() > kClassesOfOneWarp;
+    const bool reads_logits = all_warps || group.in_first_warp();
+    const unsigned sharing = all_warps ? group.threads() : kWarp;
+    const int first_class = opaque(static_cast<int>(sharing * group.rank() + group.thread()));
+    const int class_step = opaque(static_cast<int>(sharing * group.ranks()));
     const bool leads = group.thread() == 0 && group.rank() == 0;
 
-    // First pass. The row comes first: it is what takes time, and it needs no label.
+    // First pass. The row is first because it takes the time, and it needs no label.
     const T* row_start = static_cast<const T*>(arguments.grad.data);
     T* row_gradient = static_cast<T*>(arguments.grad_grad);
     if constexpr (kHasRow) {
@@ -97,17 +87,16 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
     }
     const RowSlice<T> slice(row_start, kHasRow ? arguments.grad.size : 0, group.rank(),
                             group.ranks());
-    const RowOutput<T> row_output(row_gradient, slice, arguments.grad.dtype);
-    RowPass<T, storage> row(slice, arguments.grad, task.plain, norm, group.thread(),
-                            group.threads(), shared);
+    const RowOutput<T> row_output(row_gradient, slice);
+    RowPass<T, variant, use> row(slice, arguments.grad, task.plain, norm, group.thread(),
+                                 group.threads(), group.kept(shared), shape.kept_packs);
     SampleState<Acc> state;
     if constexpr (kHasRow) state.norm = row.read(row_output, arguments.grad_grad != nullptr);
 
-    if (label.ignored) {
+    if (logits.ignored()) {
       if (leads) write_ignored<Acc>(arguments, i);
-      if (arguments.grad_logits != nullptr) {
-        for (int k = static_cast<int>(group.rank() * group.threads() + group.thread());
-             k < logits.classes(); k += static_cast<int>(group.ranks() * group.threads())) {
+      if (arguments.grad_logits != nullptr && reads_logits) {
+        for (int k = first_class; k < logits.classes(); k += class_step) {
           store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k, Acc(0));
         }
       }
@@ -117,54 +106,63 @@ __global__ void __launch_bounds__(Group::kThreads, kResidentBlocks<Group, T>)
       continue;
     }
 
-    logits.template for_each<4>(group, [&](int k, Acc z) {
-      state.log_sum_exp.add(z);
-      if (k != label.target) state.runner_up.add(z, k);
-      if (smoothed && class_weight != nullptr) state.class_weight_sum += class_weight[k];
+    Label<Acc> label;
+    if (reads_logits) {
+      label = logits.label();
+      logits.template for_each<4>(first_class, class_step, [&](int k, Acc z) {
+        if (smoothed)
+          state.logits.add_smoothing(z, class_weight == nullptr ? Acc(1) : class_weight[k]);
+        state.logits.add(z, k, k == label.target);
+      });
+    }
+    state = group.gather(state, [&](SampleState<Acc> s) {
+      if constexpr (kHasRow) s.norm = norm_of_warp(norm, s.norm);
+      if (reads_logits) s.logits = logits_of_warp(s.logits, label.target_logit, smoothed);
+      return s;
     });
-    state = group.reduce(state, CombineSamples<storage, Acc>{norm});
 
+    // The sample's loss.
+    SampleGradient<Acc> gradient{};
+    SampleLoss<Acc> sample{};
     LogitRow<Acc> logit_row;
-    logit_row.log_sum_exp = state.log_sum_exp;
-    logit_row.runner_up = state.runner_up;
-    logit_row.target = label.target_logit;
-    logit_row.critical = label.critical < 0 ? state.runner_up.value : logits.at(label.critical);
-    logit_row.critical_index = label.critical < 0 ? state.runner_up.index : label.critical;
-    if (smoothed) {
-      Acc sum = 0;
-      logits.template for_each<1>(group, [&](int k, Acc z) {
-        sum += (class_weight == nullptr ? Acc(1) : class_weight[k]) * (state.log_sum_exp.max - z);
-      });
-      logit_row.smoothing_sum = group.reduce(sum, CombineSums());
-    }
-
-    // The sample's loss, by every thread for itself.
-    SampleOptions<Acc> options = task.options;
-    if (class_weight != nullptr) options.class_weight_sum = state.class_weight_sum;
-    Acc weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
-    if (!label.bad()) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
-    const Acc row_norm = kHasRow ? norm.value(state.norm) : not_a_number<Acc>();
-    const SampleLoss<Acc> sample = sample_loss(logit_row, row_norm, weight, options);
-    // Second pass.
-    const Acc* upstream = static_cast<const Acc*>(arguments.upstream);
-    const Acc scale =
-        upstream == nullptr ? task.scale : upstream[arguments.upstream_per_sample ? i : 0];
-    if (arguments.grad_logits != nullptr) {
-      const LogitGradient<Acc> gradient =
+    Acc weight = 0, row_norm = 0;
+    if (group.in_first_warp()) {
+      logit_row.log_sum_exp = state.logits.log_sum_exp;
+      logit_row.runner_up = {state.logits.runner_up, state.logits.runner_up_class};
+      logit_row.target = label.target_logit;
+      logit_row.nearest = label.nearest < 0 ? state.logits.runner_up : logits.at(label.nearest);
+      logit_row.nearest_class = label.nearest < 0 ? state.logits.runner_up_class : label.nearest;
+      logit_row.smoothing_sum = state.logits.spread;
+      SampleOptions<Acc> options = task.options;
+      if (class_weight != nullptr && smoothed) options.class_weight_sum = state.logits.weight;
+      weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
+      if (!label.bad()) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
+      row_norm = kHasRow ? norm.value(state.norm) : not_a_number<Acc>();
+      sample = sample_loss(logit_row, row_norm, weight, options);
+      const Acc* upstream = static_cast<const Acc*>(arguments.upstream);
+      const Acc scale =
+          upstream == nullptr ? task.scale : upstream[arguments.upstream_per_sample ? i : 0];
+      gradient.logits =
           make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
-      logits.template for_each<2>(group, [&](int k, Acc z) {
-        const Acc class_share = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
-        store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k,
-                 logit_gradient_at(gradient, exponential(z - gradient.max), k, class_share));
-      });
-    }
-    if constexpr (kHasRow) {
-      if (arguments.grad_grad != nullptr) {
-        row.write(norm.direction(state.norm, row_norm, scale * sample.grad_norm), row_output);
+      if constexpr (kHasRow) {
+        gradient.row = norm.direction(state.norm, row_norm, scale * sample.grad_norm);
       }
     }
+    gradient = group.broadcast(gradient);
 
-    // Last, when hardly anything else is alive: the totals take many registers.
+    // Second pass.
+    if constexpr (kHasRow) {
+      if (arguments.grad_grad != nullptr) row.write(gradient.row, row_output);
+    }
+    if (arguments.grad_logits != nullptr && reads_logits) {
+      logits.template for_each<2>(first_class, class_step, [&](int k, Acc z) {
+        const Acc weight_of_class = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
+        store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k,
+                 logit_gradient_at(gradient.logits, exponential(z - gradient.logits.max), k,
+                                   weight_of_class));
+      });
+    }
+
     if (leads) {
       put(arguments.margin, i, sample.margin);
       put(arguments.gap, i, sample.gap);

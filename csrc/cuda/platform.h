@@ -1,5 +1,5 @@
-// The one place that knows which compiler reads the kernels: nvcc, or g++ for the emulator of
-// tests/simt (MARGIN_EXT_SIMT). Both see the same kernel sources through these few names.
+// The compiler that reads the kernels: nvcc, or g++ for the emulator of tests/simt
+// (MARGIN_EXT_SIMT). Both compile the same sources through the names of this file.
 #pragma once
 
 #include "core/platform.h"
@@ -20,10 +20,10 @@
 #include <utility>
 
 #define MARGIN_DEVICE __device__ __forceinline__
-// For what happens once a launch: called, so that kernels stay small and builds short.
+// For code that runs once a launch: it is called, so that kernels stay small and builds short.
 #define MARGIN_DEVICE_CALL __device__ __noinline__
 
-// T must need no constructor: nvcc allows none in shared memory.
+// T must not need a constructor, which nvcc does not allow in shared memory.
 #define SIMT_SHARED(T, name, count) __shared__ T name[count]
 #define SIMT_DYN_SHARED(T, name)                                         \
   extern __shared__ __align__(16) unsigned char margin_dynamic_shared[]; \
@@ -65,9 +65,14 @@ cudaError_t launch(void (*kernel)(Parameters...), const Config& config, Argument
 
 namespace margin::cuda {
 
-// Thread-block clusters exist from compute capability 9.0 on; compiled for an older target these
-// functions describe a cluster of one block, which is all that is ever launched there. nvcc's
-// built-ins stand in for <cooperative_groups.h>, which would double the time of every build.
+inline constexpr unsigned kWarp = 32;
+inline constexpr unsigned kMaxThreads = 256;  // of a block
+inline constexpr unsigned kMaxWarps = kMaxThreads / kWarp;
+inline constexpr unsigned kMaxCluster = 8;  // every device with clusters supports this size
+
+// Thread-block clusters exist from compute capability 9.0 on. For older targets these functions
+// describe a cluster of one block, the only one that is launched there. nvcc's built-ins replace
+// <cooperative_groups.h>, which would double the time of every build.
 #if defined(MARGIN_EXT_SIMT)
 
 inline unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
@@ -82,7 +87,7 @@ T* in_cluster_block(T* address, unsigned rank) {
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 MARGIN_DEVICE unsigned cluster_rank() { return __clusterRelativeBlockRank(); }
-// Orders what was written to any shared memory of the cluster before what is read there after.
+// Orders writes to any shared memory of the cluster before later reads of it.
 MARGIN_DEVICE void cluster_sync() {
   __cluster_barrier_arrive();
   __cluster_barrier_wait();
@@ -103,8 +108,29 @@ MARGIN_DEVICE T* in_cluster_block(T* address, unsigned) {
 
 #endif
 
-// x, of which the compiler knows nothing. What is computed from it is computed where it is used,
-// instead of once for all samples, which would cost registers in every loop.
+// Copies 16 bytes from global to shared memory. The copy is in flight until wait_for_copies(); only
+// the thread that started it may then read it without a barrier.
+MARGIN_DEVICE void copy_async(uint4* shared, const uint4* global) {
+#if defined(MARGIN_EXT_SIMT)
+  simt::copy_async(shared, global);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#elif defined(__CUDA_ARCH__)
+  *shared = __ldcs(global);
+#endif
+}
+MARGIN_DEVICE void wait_for_copies() {
+#if defined(MARGIN_EXT_SIMT)
+  simt::wait_for_copies();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Returns x, and hides from the compiler where it came from. Whatever depends on the result is then
+// computed where it is used, and not once for all samples, which would take registers in every
+// loop.
 MARGIN_DEVICE int opaque(int x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+r"(x));
@@ -112,7 +138,7 @@ MARGIN_DEVICE int opaque(int x) {
   return x;
 }
 
-// A place in shared memory for a T that has a constructor.
+// Room in shared memory for a T that has a constructor.
 template <typename T>
 struct alignas(alignof(T)) Raw {
   unsigned char bytes[sizeof(T)];

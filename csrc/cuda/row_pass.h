@@ -1,87 +1,94 @@
 // The two passes over a row: read() accumulates the norm and keeps what the direction needs,
-// write() writes the direction. What is kept, and where, is what distinguishes the regimes.
+// write() writes the direction. What is kept, and where, is the variant's (variants.h).
 #pragma once
 
-#include "cuda/constants.h"
-#include "cuda/norm_switch.h"
-#include "cuda/path.h"
 #include "cuda/row.h"
+#include "cuda/variants.h"
 
 namespace margin::cuda {
 
-enum class Keeping {
-  kNothing,
-  kRegisters,  // the packs; at most kRegisterPacks a thread
-  kShared,     // the packs, in shared memory
-  kSigns,      // q = 1: two bits an element, in shared memory
-  kPosition,   // q = inf: where the thread saw its maximum. read() writes zeros, write() the maxima
-  kReread,     // nothing: write() reads the row again
-};
+// The norm of a kernel's rows as a value, and core's formulas as functions of it. One kernel serves
+// all norms: compiling one for each would repeat everything but the loops over a row, and take
+// three times as long. The switch is uniform and is outside those loops.
+template <Variant variant, RowUse use, typename Acc>
+struct ServedNorm {
+  Norm norm;
+  Acc q;
 
-MARGIN_HD constexpr Keeping keeping_of(Storage storage, Norm norm) {
-  switch (storage) {
-    case Storage::kRegisters:
-      return Keeping::kRegisters;
-    case Storage::kOnChip:
-      return norm == Norm::kOne   ? Keeping::kSigns
-             : norm == Norm::kMax ? Keeping::kPosition
-                                  : Keeping::kShared;
-    case Storage::kReread:
-      return Keeping::kReread;
-    default:
-      return Keeping::kNothing;
+  // visit(std::integral_constant<Norm, norm>()), for the norms that this kernel serves.
+  template <typename Visit>
+  MARGIN_DEVICE void apply(const Visit& visit) const {
+    visit_norm(norm, [&](auto n) {
+      if constexpr (kept(variant, use, n.value) != Kept::kUnserved) visit(n);
+    });
   }
-}
+
+  // Combines `other` into `state`.
+  MARGIN_DEVICE void operator()(NormState<Acc>& state, const NormState<Acc>& other) const {
+    apply([&](auto n) { norm_combine<n.value>(state, other, q); });
+  }
+
+  MARGIN_DEVICE Acc value(const NormState<Acc>& state) const {
+    Acc value = 0;
+    apply([&](auto n) { value = norm_value<n.value>(state, q); });
+    return value;
+  }
+
+  MARGIN_DEVICE Direction<Acc> direction(const NormState<Acc>& state, Acc value,
+                                         Acc coefficient) const {
+    Direction<Acc> direction{};
+    apply([&](auto n) { direction = make_direction<n.value>(state, value, coefficient, q); });
+    return direction;
+  }
+};
 
 // Bit k: x_k > 0; bit V + k: x_k < 0.
 template <typename T>
 using SignBits = std::conditional_t<(kPackSize<T> > 4), uint16_t, uint8_t>;
 
-template <typename T, Keeping keeping>
-using Kept = std::conditional_t<keeping == Keeping::kSigns, SignBits<T>, uint4>;
-
-// Bytes of shared memory that one pack takes.
+// The bytes of shared memory that one pack takes.
 template <typename T>
-MARGIN_HD constexpr int kept_bytes(Keeping keeping) {
-  return keeping == Keeping::kShared  ? 16
-         : keeping == Keeping::kSigns ? static_cast<int>(sizeof(SignBits<T>))
-                                      : 0;
+constexpr int kept_bytes(Kept how) {
+  return how == Kept::kPacks ? 16 : how == Kept::kSigns ? static_cast<int>(sizeof(SignBits<T>)) : 0;
 }
 
-template <typename T, Storage storage>
+template <typename T, Variant variant, RowUse use>
 class RowPass {
  public:
   using Acc = AccOf<T>;
 
-  // `shared` has room for the slice's packs. A thread reads there what it wrote itself, so no
-  // barrier is needed. `plain`: PlainPath will do; kRegisters has no other.
+  // `shared` has room for `capacity` packs of the slice: a multiple of the threads, or all of them.
+  // A thread reads only what it wrote there itself, so no barrier is needed. `plain`: PlainPath
+  // will do.
   MARGIN_DEVICE RowPass(const RowSlice<T>& slice, const GradientRows& rows, bool plain,
-                        const NormSwitch<storage, Acc>& norm, unsigned thread, unsigned threads,
-                        unsigned char* shared)
+                        const ServedNorm<variant, use, Acc>& norm, unsigned thread,
+                        unsigned threads, unsigned char* shared, int capacity)
       : slice_(slice),
-        format_(rows.dtype),
         channels_(rows.channels),
-        plain_(plain || storage == Storage::kRegisters),
+        plain_(plain),
         norm_(norm),
         thread_(static_cast<int>(thread)),
         threads_(static_cast<int>(threads)),
-        shared_(shared) {}
+        shared_(shared),
+        kept_packs_(min(slice.packs, capacity)) {}
 
-  // Under kPosition the first pass writes too, unless nothing is `written`.
+  // Under Kept::kLargest this pass writes too, unless nothing is to be `written`.
   template <typename Output>
   MARGIN_DEVICE NormState<Acc> read(const Output& output, bool written) {
-    NormState<Acc> state;
+    own_ = NormState<Acc>();
     norm_.apply([&](auto n) {
-      own_ = NormState<Acc>();
-      if constexpr (keeping_of(storage, n.value) == Keeping::kPosition) position_ = thread_;
+      if constexpr (kept(variant, use, n.value) == Kept::kLargest) position_ = thread_;
       if (plain_) {
-        read_packs<n.value>(output, written, PlainPath());
+        read_as<n.value>(output, written, PlainPath());
       } else {
-        read_packs<n.value>(output, written, path_from(thread_));
+        read_as<n.value>(output, written, path_from(thread_));
       }
-      state = own_;
-      if (thread_ < slice_.edges) norm_add<n.value>(state, edge().x, norm_.q);
     });
+    NormState<Acc> state = own_;
+    if (thread_ < slice_.ends) {
+      const Acc x = end_element().x;
+      norm_.apply([&](auto n) { norm_add<n.value>(state, x, norm_.q); });
+    }
     return state;
   }
 
@@ -89,15 +96,15 @@ class RowPass {
   template <typename Output>
   MARGIN_DEVICE void write(const Direction<Acc>& direction, const Output& output) {
     norm_.apply([&](auto n) {
-      if constexpr (keeping_of(storage, n.value) == Keeping::kPosition) {
+      if constexpr (kept(variant, use, n.value) == Kept::kLargest) {
         write_maxima<n.value>(direction, output, path_from(position_));
       } else if (plain_) {
-        write_packs<n.value>(direction, output, PlainPath());
+        write_as<n.value>(direction, output, PlainPath());
       } else {
-        write_packs<n.value>(direction, output, path_from(thread_));
+        write_as<n.value>(direction, output, path_from(thread_));
       }
-      if (thread_ < slice_.edges) {
-        const Edge own = edge();
+      if (thread_ < slice_.ends) {
+        const End own = end_element();
         output.store_element(own.offset, own.factor * direction_at<n.value>(direction, own.x));
       }
     });
@@ -105,30 +112,25 @@ class RowPass {
 
   template <typename Output>
   MARGIN_DEVICE void write_zeros(const Output& output) const {
-    if (thread_ < slice_.edges) output.store_element(slice_.offset_of_edge(thread_), Acc(0));
-    // Under kPosition read() did.
-    const int packs = keeping_of(storage, norm_.norm) == Keeping::kPosition ? 0 : slice_.packs;
+    wait_for_copies();
+    if (thread_ < slice_.ends) output.store_element(slice_.offset_of_end(thread_), Acc(0));
+    // Under Kept::kLargest read() wrote them.
+    const int packs = kept(variant, use, norm_.norm) == Kept::kLargest ? 0 : slice_.packs;
 #pragma unroll 1
     for (int i = thread_; i < packs; i += threads_) write_zero_pack<GeneralPath<Acc>>(output, i);
   }
 
  private:
   static constexpr int kPack = kPackSize<T>;
-  // Packs under way at a time. General q is bound by its powers, not by memory.
+  // The number of packs in flight at a time, where they go through registers.
   template <Norm norm, typename Path>
-  static constexpr int kUnroll = storage == Storage::kRegisters ? kRegisterPacks
-                                 : norm == Norm::kGeneral       ? 1
-                                 : Path::kPlain                 ? 4
-                                                                : 2;
+  static constexpr int kUnroll = takes_powers(norm) ? 1
+                                 : Path::kPlain     ? 4
+                                                    : 2;
 
-  // What is loaded under a condition has a value in any case: otherwise the compiler carries the
-  // registers' former contents through the whole kernel, which costs up to 40 of them.
+  // A pack that is loaded under a condition gets this value first. Otherwise the compiler would
+  // carry the former contents of up to 40 registers through the whole kernel.
   MARGIN_DEVICE static uint4 zero_pack() { return uint4{0, 0, 0, 0}; }
-
-  // A row that is read twice should stay in the cache in between.
-  MARGIN_DEVICE static uint4 load(const uint4* address) {
-    return storage == Storage::kReread ? load_reused(address) : load_streaming(address);
-  }
 
   template <typename Pack>
   MARGIN_DEVICE Pack* packs_in_shared() const {
@@ -141,12 +143,12 @@ class RowPass {
   }
 
   template <typename Path>
-  MARGIN_DEVICE void expand(const uint4& bits, const Path& path, Acc (&x)[kPack]) const {
-    format_.unpack(bits, x);
+  MARGIN_DEVICE static void expand(const uint4& bits, const Path& path, Acc (&x)[kPack]) {
+    Format<T>::unpack(bits, x);
     path.scale(x);
   }
   template <typename Path>
-  MARGIN_DEVICE void expand(const SignBits<T>& signs, const Path&, Acc (&x)[kPack]) const {
+  MARGIN_DEVICE static void expand(const SignBits<T>& signs, const Path&, Acc (&x)[kPack]) {
 #pragma unroll
     for (int k = 0; k < kPack; ++k) {
       x[k] = static_cast<Acc>((signs >> k & 1) - (signs >> (kPack + k) & 1));
@@ -162,17 +164,17 @@ class RowPass {
     return static_cast<SignBits<T>>(signs);
   }
 
-  // The thread's edge element, if it has one. Read in each pass: there are at most 14 in a row, and
-  // keeping them would cost every thread two registers.
-  struct Edge {
+  // The thread's element of head and tail, if it has one. It is read in each pass: there are at
+  // most 14 in a row, and keeping them would take two registers of every thread.
+  struct End {
     int64_t offset;  // from the slice's first pack
     Acc factor;
     Acc x;  // times the factor
   };
-  MARGIN_DEVICE Edge edge() const {
-    const int64_t offset = slice_.offset_of_edge(thread_);
+  MARGIN_DEVICE End end_element() const {
+    const int64_t offset = slice_.offset_of_end(thread_);
     const Acc factor = channel_factor<Acc>(channels_, slice_.first_element + offset);
-    return {offset, factor, factor * format_.widen(slice_.first[offset])};
+    return {offset, factor, factor * Format<T>::widen(slice_.first[offset])};
   }
 
   template <typename Path, typename Output>
@@ -181,102 +183,127 @@ class RowPass {
     output.template store_pack<Path>(i, zeros, output.template fetch<Path>(i));
   }
 
-  template <Norm norm, typename KeptPack, typename Output, typename Path>
-  MARGIN_DEVICE void write_pack(const Direction<Acc>& direction, const Output& output, int64_t i,
-                                const KeptPack& kept, const typename Output::Fetched& fetched,
-                                const Path& path) const {
+  template <Norm norm>
+  MARGIN_DEVICE void add_pack(const Acc (&x)[kPack]) {
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) norm_add<norm>(own_, x[k], norm_.q);
+  }
+
+  template <Norm norm, typename Pack, typename Output, typename Path>
+  MARGIN_DEVICE static void write_pack(const Direction<Acc>& direction, const Output& output, int i,
+                                       const Pack& pack, const typename Output::Fetched& fetched,
+                                       const Path& path) {
     Acc x[kPack];
-    expand(kept, path, x);
+    expand(pack, path, x);
 #pragma unroll
     for (int k = 0; k < kPack; ++k) x[k] = direction_at<norm>(direction, x[k]);
     path.scale(x);
     output.template store_pack<Path>(i, x, fetched);
   }
 
-  template <Norm norm, typename Output, typename Path>
-  MARGIN_DEVICE void read_packs(const Output& output, bool written, Path path) {
-    constexpr Keeping keeping = keeping_of(storage, norm);
-    constexpr int kBatch = kUnroll<norm, Path>;
-    const int thread = opaque(thread_);
+  // The thread's packs from `begin` to `end`, kBatch at a time: load(i) for each, then use(i,
+  // pack). Packs past the end are zero, for which visit() is called too.
+  template <int kBatch, typename Pack, typename Path, typename Load, typename Use>
+  MARGIN_DEVICE void for_packs(int begin, int end, Path& path, const Load& load,
+                               const Use& visit) const {
     const int threads = opaque(threads_);
-    const uint4* source = slice_.first_pack();
-    const int packs = slice_.packs;
 #pragma unroll 1
-    for (int start = thread; start < packs; start += kBatch * threads) {
-      uint4 bits[kBatch];
+    for (int start = begin; start < end; start += kBatch * threads) {
+      Pack packs[kBatch];
 #pragma unroll
       for (int u = 0; u < kBatch; ++u) {
         const int i = start + u * threads;
-        bits[u] = zero_pack();
-        if (i < packs) bits[u] = load(source + i);
+        packs[u] = Pack{};
+        if (i < end) packs[u] = load(i);
       }
 #pragma unroll
       for (int u = 0; u < kBatch; ++u) {
-        const int i = start + u * threads;
-        Acc x[kPack];
-        expand(bits[u], path, x);
-        const Acc largest = own_.sum;
-        // Past the end of the row these are zeros, which add nothing to any norm.
-#pragma unroll
-        for (int k = 0; k < kPack; ++k) norm_add<norm>(own_, x[k], norm_.q);
-        path.step();
-        if constexpr (keeping == Keeping::kRegisters) {
-          registers_[u] = bits[u];
-        } else if constexpr (keeping == Keeping::kShared) {
-          if (i < packs) packs_in_shared<uint4>()[i] = bits[u];
-        } else if constexpr (keeping == Keeping::kSigns) {
-          if (i < packs) packs_in_shared<SignBits<T>>()[i] = signs_of(x);
-        } else if constexpr (keeping == Keeping::kPosition) {
-          if (own_.sum != largest) position_ = i;
-          if (written && i < packs) write_zero_pack<Path>(output, i);
-        }
-      }
-    }
-  }
-
-  template <Norm norm, typename Output, typename Path>
-  MARGIN_DEVICE void write_packs(const Direction<Acc>& direction, const Output& output,
-                                 Path path) const {
-    constexpr Keeping keeping = keeping_of(storage, norm);
-    constexpr int kBatch = kUnroll<norm, Path>;
-    const int thread = opaque(thread_);
-    const int threads = opaque(threads_);
-    const uint4* source = slice_.first_pack();
-    const int packs = slice_.packs;
-#pragma unroll 1
-    for (int start = thread; start < packs; start += kBatch * threads) {
-      Kept<T, keeping> kept[kBatch];
-      typename Output::Fetched fetched[kBatch];
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u) {
-        const int i = start + u * threads;
-        kept[u] = Kept<T, keeping>{};
-        fetched[u] = typename Output::Fetched{};
-        if constexpr (keeping == Keeping::kRegisters) kept[u] = registers_[u];
-        if (i < packs) {
-          if constexpr (keeping == Keeping::kReread) {
-            kept[u] = load_streaming(source + i);
-          } else if constexpr (keeping != Keeping::kRegisters) {
-            kept[u] = packs_in_shared<Kept<T, keeping>>()[i];
-          }
-          fetched[u] = output.template fetch<Path>(i);
-        }
-      }
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u) {
-        const int i = start + u * threads;
-        if (i < packs) write_pack<norm>(direction, output, i, kept[u], fetched[u], path);
+        visit(start + u * threads, packs[u]);
         path.step();
       }
     }
   }
 
-  // Everything else is zero already. A thread whose packs hold the row's maximum more than once
-  // looks at all that follow the first; there are few such threads.
+  template <Norm norm, typename Output, typename Path>
+  MARGIN_DEVICE void read_as(const Output& output, bool written, Path path) {
+    constexpr Kept how = kept(variant, use, norm);
+    constexpr int kBatch = kUnroll<norm, Path>;
+    const uint4* source = slice_.first_pack();
+    const int packs = slice_.packs;
+    int begin = opaque(thread_);
+    if constexpr (how == Kept::kPacks) {
+      // All copies are in flight at once, and no register waits for them.
+      const int threads = opaque(threads_);
+#pragma unroll 4
+      for (int i = begin; i < kept_packs_; i += threads) {
+        copy_async(packs_in_shared<uint4>() + i, source + i);
+      }
+      wait_for_copies();
+      for_packs<kBatch, uint4>(
+          begin, kept_packs_, path, [&](int i) { return packs_in_shared<uint4>()[i]; },
+          [&](int, const uint4& bits) {
+            Acc x[kPack];
+            expand(bits, path, x);
+            add_pack<norm>(x);
+          });
+      begin += kept_packs_;
+    }
+    // A row that is read twice should stay in the cache between the passes.
+    const auto load = [&](int i) {
+      return how == Kept::kPacks || variant == Variant::kReread ? load_reused(source + i)
+                                                                : load_streaming(source + i);
+    };
+    for_packs<kBatch, uint4>(begin, packs, path, load, [&](int i, const uint4& bits) {
+      Acc x[kPack];
+      expand(bits, path, x);
+      const Acc largest = own_.sum;
+      add_pack<norm>(x);
+      if constexpr (how == Kept::kSigns) {
+        if (i < kept_packs_) packs_in_shared<SignBits<T>>()[i] = signs_of(x);
+      } else if constexpr (how == Kept::kLargest) {
+        if (own_.sum != largest) position_ = i;
+        if (written && i < packs) write_zero_pack<Path>(output, i);
+      }
+    });
+  }
+
+  template <Norm norm, typename Output, typename Path>
+  MARGIN_DEVICE void write_as(const Direction<Acc>& direction, const Output& output, Path path) {
+    constexpr Kept how = kept(variant, use, norm);
+    constexpr int kBatch = kUnroll<norm, Path>;
+    const uint4* source = slice_.first_pack();
+    const int packs = slice_.packs;
+    int begin = opaque(thread_);
+    if constexpr (how == Kept::kPacks || how == Kept::kSigns) {
+      using Pack = std::conditional_t<how == Kept::kSigns, SignBits<T>, uint4>;
+      write_packs<norm, kBatch, Pack>(direction, output, path, begin, kept_packs_,
+                                      [&](int i) { return packs_in_shared<Pack>()[i]; });
+      begin += kept_packs_;
+    }
+    write_packs<norm, kBatch, uint4>(direction, output, path, begin, packs,
+                                     [&](int i) { return load_streaming(source + i); });
+  }
+
+  template <Norm norm, int kBatch, typename Pack, typename Output, typename Path, typename Load>
+  MARGIN_DEVICE void write_packs(const Direction<Acc>& direction, const Output& output, Path& path,
+                                 int begin, int end, const Load& load) const {
+    struct Both {
+      Pack pack;
+      typename Output::Fetched fetched;
+    };
+    for_packs<kBatch, Both>(
+        begin, end, path, [&](int i) { return Both{load(i), output.template fetch<Path>(i)}; },
+        [&](int i, const Both& both) {
+          if (i < end) write_pack<norm>(direction, output, i, both.pack, both.fetched, path);
+        });
+  }
+
+  // All other elements are zero already. A thread that saw the row's maximum more than once looks
+  // at all its packs after the first; there are few such threads.
   template <Norm norm, typename Output, typename Path>
   MARGIN_DEVICE void write_maxima(const Direction<Acc>& direction, const Output& output,
                                   Path path) const {
-    if (!(own_.sum == direction.norm) || direction.coefficient == 0) return;
+    if (!(own_.sum == direction.unit) || direction.coefficient == 0) return;
     for (int i = position_; i < slice_.packs; i += threads_) {
       const uint4 bits = load_streaming(slice_.first_pack() + i);
       write_pack<norm>(direction, output, i, bits, output.template fetch<Path>(i), path);
@@ -286,16 +313,15 @@ class RowPass {
   }
 
   RowSlice<T> slice_;
-  Format<T> format_;
   const ChannelScale& channels_;
   bool plain_;
-  NormSwitch<storage, Acc> norm_;
+  ServedNorm<variant, use, Acc> norm_;
   int thread_;
   int threads_;
-  NormState<Acc> own_;  // kPosition: of the thread's packs, without its edge
-  int position_;        // kPosition
+  NormState<Acc> own_;  // of the thread's packs, without head and tail
+  int position_;        // under Kept::kLargest: the pack with the thread's largest element
   unsigned char* shared_;
-  uint4 registers_[storage == Storage::kRegisters ? kRegisterPacks : 1];
+  int kept_packs_;
 };
 
 }  // namespace margin::cuda

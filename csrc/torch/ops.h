@@ -1,12 +1,12 @@
-// The ops, written once over a Backend:
+// The ops: their schemas, and their bodies written once over a Backend:
 //
 //   struct Backend {
-//     explicit Backend(const Tensor& anchor);   // the device of every tensor of the call
-//     void check_labels(const LogitRows&, int64_t batch);  // where that costs no synchronisation
-//     void logit_gap(const LogitGapArguments&);  and so on for each op of csrc/core/arguments.h
+//     explicit Backend(const Tensor& anchor);              // on the device of all tensors
+//     void check_labels(const LogitRows&, int64_t batch);  // where that needs no synchronisation
+//     void logit_gap(const LogitGapArguments&);            // and so on for each op
 //   };
 //
-// A Backend may hold what must outlive the launch, such as a device guard.
+// A Backend may own what must outlive the launch, such as a device guard.
 #pragma once
 
 #include <tuple>
@@ -14,6 +14,28 @@
 #include "torch/arguments_from_tensors.h"
 
 namespace margin::binding {
+
+// The ops' schemas. Their arguments are explained in core/arguments.h.
+inline constexpr const char* kSchemas[] = {
+    "logit_gap(Tensor logits, Tensor target, Tensor? critical, int ignore_index) -> (Tensor "
+    "gap, Tensor runner_up)",
+    "first_order_margin(Tensor gap, Tensor grad, float q, float eps, Tensor? input_scale) -> "
+    "(Tensor margin, Tensor norm)",
+    "dual_direction(Tensor grad, Tensor factor, Tensor? base, float q, Tensor? input_scale) "
+    "-> Tensor",
+    "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? critical, "
+    "Tensor? class_weight, Tensor? input_scale, float q, float eps, float mu, int "
+    "regularizer, float lo, float hi, float label_smoothing, int ignore_index, int "
+    "reduction, bool need_grad_logits, bool need_grad_grad) -> (Tensor loss, Tensor margin, "
+    "Tensor gap, Tensor norm, Tensor statistics, Tensor grad_logits, Tensor grad_grad)",
+    "average_margin_loss_backward(Tensor upstream, Tensor logits, Tensor target, Tensor? "
+    "grad, Tensor? critical, Tensor? class_weight, Tensor? input_scale, float q, float eps, "
+    "float mu, int regularizer, float lo, float hi, float label_smoothing, int ignore_index, "
+    "bool need_grad_logits, bool need_grad_grad) -> (Tensor grad_logits, Tensor grad_grad)",
+    "scale_gradients_(Tensor(a!) grad_logits, Tensor(b!) grad_grad, Tensor upstream, Tensor "
+    "statistics) -> ()",
+    "build_info() -> str",
+};
 
 template <typename Backend>
 std::tuple<Tensor, Tensor> logit_gap(const Tensor& logits, const Tensor& target,
@@ -38,6 +60,7 @@ std::tuple<Tensor, Tensor> first_order_margin(const Tensor& gap, const Tensor& g
   const int64_t batch = grad.size(0);
   GradInput input = grad_input(grad, input_scale, batch);
   const ScalarType type = accumulation_dtype(grad);
+  checked_eps(eps, type);
   check_vector("gap", gap, type, batch);
   check_same_device("gap", gap, grad);
   const Tensor dense_gap = contiguous_vector(gap);
@@ -87,7 +110,8 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   return out;
 }
 
-// Outputs for the gradients that are needed, entered into the arguments; the others empty.
+// Allocates outputs for the gradients that are needed and sets the arguments' pointers to them. The
+// other outputs are empty.
 inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossInput& input,
                                                      bool need_grad_logits, bool need_grad_grad) {
   Tensor grad_logits = empty_vector(logits, logits.scalar_type(), 0);
@@ -104,8 +128,8 @@ inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossI
   return {grad_logits, grad_grad};
 }
 
-// loss, margin [B], gap [B], norm [B], statistics, grad_logits [B, C], grad_grad. Without grad,
-// norm is empty; a gradient that is not needed is empty.
+// loss, margin [B], gap [B], norm [B], statistics, grad_logits [B, C], grad_grad. norm is empty
+// where there is no grad, and so is a gradient that is not needed.
 template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margin_loss(
     const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
@@ -132,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margi
   arguments.gap = gap.mutable_data_ptr();
   arguments.statistics = statistics.mutable_data_ptr();
   if (grad.has_value()) arguments.norm_out = norm.mutable_data_ptr();
-  // An empty batch too: its loss and statistics have values.
+  // An empty batch is launched too: its loss and statistics have values.
   Backend backend(logits);
   backend.check_labels(arguments.logits, batch);
   backend.average_margin_loss(arguments);
@@ -169,7 +193,7 @@ std::tuple<Tensor, Tensor> average_margin_loss_backward(
 }
 
 inline ScaleArguments::Block scale_block(const char* name, const Tensor& tensor) {
-  int64_t span = 1;  // elements from the first to the last, both included
+  int64_t span = 1;  // the number of elements from the first to the last in memory
   for (int64_t d = 0; d < tensor.dim(); ++d) span += (tensor.size(d) - 1) * tensor.stride(d);
   check(tensor.numel() == 0 || span == tensor.numel(), name,
         " must be a tensor without gaps or overlaps");
@@ -177,8 +201,8 @@ inline ScaleArguments::Block scale_block(const char* name, const Tensor& tensor)
           tensor.numel()};
 }
 
-// The stored gradients times upstream * statistics[kGradientScale], in place; nothing is touched
-// where that is exactly 1.
+// Multiplies the stored gradients by upstream * statistics[kGradientScale] in place, and touches
+// nothing where that is exactly 1.
 template <typename Backend>
 void scale_gradients_(Tensor grad_logits, Tensor grad_grad, const Tensor& upstream,
                       const Tensor& statistics) {
@@ -204,7 +228,7 @@ void scale_gradients_(Tensor grad_logits, Tensor grad_grad, const Tensor& upstre
 
 }  // namespace margin::binding
 
-// Registers every op for one dispatch key.
+// Registers the ops of one backend under its dispatch key.
 #define MARGIN_REGISTER_OPS(m, Backend)                                                     \
   m.impl("logit_gap", TORCH_BOX(&margin::binding::logit_gap<Backend>));                     \
   m.impl("first_order_margin", TORCH_BOX(&margin::binding::first_order_margin<Backend>));   \

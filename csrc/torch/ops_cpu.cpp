@@ -1,4 +1,4 @@
-// The ops on CPU tensors.
+// The ops on CPU tensors, and the definition of the library's schemas.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/ops.h"
@@ -10,7 +10,7 @@ namespace {
 using namespace margin;
 using binding::check;
 
-// Torch's threads, as the kernels take them.
+// Torch's threads, in the form that the kernels take.
 cpu::Parallel torch_threads() {
   cpu::Parallel parallel;
   parallel.threads = torch::stable::get_num_threads();
@@ -24,7 +24,7 @@ cpu::Parallel torch_threads() {
 
 struct CpuBackend {
   explicit CpuBackend(const torch::stable::Tensor&) : threads(torch_threads()) {
-    cpu::kernel_set();  // may throw, which it must not do among threads
+    cpu::kernel_set();  // may throw, which it must not do in a thread
   }
 
   void check_labels(const LogitRows& rows, int64_t batch) const {
@@ -64,6 +64,10 @@ std::string build_info() {
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY(margin_ext, m) {
+  for (const char* schema : binding::kSchemas) m.def(schema);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(margin_ext, CPU, m) { MARGIN_REGISTER_OPS(m, CpuBackend); }
 

@@ -1,4 +1,4 @@
-// The ops on CUDA tensors: the device and stream of the call, scratch memory, and errors in words.
+// The ops on CUDA tensors: the device and stream of the call, scratch memory, and error messages.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -14,29 +14,14 @@ namespace {
 
 using namespace margin;
 
-const char* name_of(cuda::Regime regime) {
-  switch (regime) {
-    case cuda::Regime::kWarp:
-      return "warp";
-    case cuda::Regime::kBlock:
-      return "block";
-    case cuda::Regime::kCluster:
-      return "cluster";
-    case cuda::Regime::kReread:
-      return "reread";
-    default:
-      return "not launched";
-  }
-}
-
-// The device has no code of ours.
+// Whether the library holds no code for the device.
 bool is_missing_code(cudaError_t error) {
   return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
          error == cudaErrorUnsupportedPtxVersion;
 }
 
 [[noreturn]] void fail(const char* op, cudaError_t error, const cuda::LaunchReport& report) {
-  cudaGetLastError();  // so that nobody else finds it
+  cudaGetLastError();  // clears it, so that no later call reports it
   std::ostringstream message;
   message << "margin_ext." << op << ": ";
   if (is_missing_code(error)) {
@@ -47,8 +32,24 @@ bool is_missing_code(cudaError_t error) {
     message << "the CUDA library was built for the architectures " << MARGIN_CUDA_ARCHITECTURES
             << ", and this GPU has compute capability " << major << "." << minor
             << ". Build it again with TORCH_CUDA_ARCH_LIST=" << major << "." << minor << ".";
+  } else if (error == cudaErrorInsufficientDriver) {
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    message
+        << "the CUDA library was built with CUDA " << CUDART_VERSION / 1000 << "."
+        << CUDART_VERSION % 1000 / 10 << ", and this machine's driver supports CUDA "
+        << driver / 1000 << "." << driver % 1000 / 10
+        << ". Build it with the nvcc of torch's CUDA version (torch.version.cuda), or update the "
+           "driver.";
+  } else if (report.kernel[0] == '\0') {
+    message
+        << "nothing was launched: " << cudaGetErrorName(error) << ": " << cudaGetErrorString(error)
+        << (error == cudaErrorInvalidValue
+                ? ""
+                : ". An earlier operation on this device may have failed; CUDA_LAUNCH_BLOCKING=1 "
+                  "shows which.");
   } else {
-    message << "kernel " << report.kernel << " (regime " << name_of(report.regime) << ", "
+    message << "kernel " << report.kernel << " (variant " << cuda::name_of(report.variant) << ", "
             << report.blocks << " blocks of " << report.threads << " threads in clusters of "
             << report.cluster_size << ", " << report.shared_bytes
             << " bytes of shared memory): " << cudaGetErrorName(error) << ": "
@@ -66,7 +67,7 @@ class CudaBackend {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  // Labels lie on the device: reading them would synchronise.
+  // Labels are on the device, and reading them would synchronise.
   void check_labels(const LogitRows&, int64_t) const {}
 
   void logit_gap(const LogitGapArguments& a) { launch("logit_gap", cuda::logit_gap, a); }
@@ -79,7 +80,7 @@ class CudaBackend {
   void scale(const ScaleArguments& a) { launch("scale_gradients_", cuda::scale, a); }
 
   void average_margin_loss(const LossArguments& a) {
-    // Freed at once: whoever gets this memory next uses it on the same stream, after the kernel.
+    // Freed at once: the next user of this memory is on the same stream, after the kernel.
     torch::stable::Tensor partials;
     if (a.loss != nullptr || a.statistics != nullptr) {
       const size_t bytes = cuda::average_margin_loss_partials(a.batch);

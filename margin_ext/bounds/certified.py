@@ -19,12 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
-from margin_ext.bounds.plain_layers import why_not_plain
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.plain_layers import plain_layers
 from margin_ext.threat import ThreatModel
 
 __all__ = ["Certified"]
+
+# Layers that do something else in training mode.
+_BY_MODE = (nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d)
 
 # The logits' rounding at the sample, times this, is taken off the bounds in the whole ball.
 _ROUNDINGS = 4.0
@@ -135,7 +138,8 @@ def _radius(
     wide = network.logits(x)
     slack = _ROUNDINGS * float((wide - logits).abs().max())
     # [1, C - 1, C]: rows e_label - e_k.
-    others = torch.arange(classes, device=x.device)[torch.arange(classes) != int(label)]
+    every = torch.arange(classes, device=x.device)
+    others = every[every != int(label)]
     spec = -torch.eye(classes, dtype=x.dtype, device=x.device)[others]
     spec[:, int(label)] += 1
     gaps = (spec @ wide[0] - slack).clamp_min(0)
@@ -170,9 +174,9 @@ def _radius(
 def _stages(model: Model) -> list[list[nn.Module]]:
     """Affine layers between the ReLUs; the last stage gives the logits."""
     stages: list[list[nn.Module]] = [[]]
-    for layer in _layers(model):
-        if (reason := why_not_plain(layer)) is not None:
-            raise TypeError(f"certified bounds cannot see through {type(layer).__name__}: {reason}")
+    for layer in plain_layers(model):
+        if type(layer) in _BY_MODE and layer.training:
+            raise TypeError(f"a {type(layer).__name__} is in training mode: call model.eval()")
         if type(layer) is nn.ReLU:
             stages.append([])
         elif type(layer) in _AFFINE and getattr(layer, "running_mean", 0) is not None:
@@ -183,14 +187,6 @@ def _stages(model: Model) -> list[list[nn.Module]]:
                 f"got {type(layer).__name__}"
             )
     return stages
-
-
-def _layers(model: Model) -> list[nn.Module]:
-    if type(model) is nn.Sequential and why_not_plain(model) is None:
-        return [layer for child in model for layer in _layers(child)]
-    if not isinstance(model, nn.Module):
-        raise TypeError("certified bounds are for modules, whose layers can be walked through")
-    return [model]
 
 
 class _Relaxation:
@@ -219,7 +215,8 @@ class _Relaxation:
             for start in range(0, units, self.rows):
                 count = min(self.rows, units - start)
                 rows = torch.zeros(count, units, dtype=x.dtype, device=x.device)
-                rows[torch.arange(count), torch.arange(start, start + count)] = 1
+                index = torch.arange(count, device=x.device)
+                rows[index, start + index] = 1
                 low.append(self._backward(rows, depth, bounds, shapes, x, eps))
                 high.append(-self._backward(-rows, depth, bounds, shapes, x, eps))
             bounds.append((torch.cat(low), torch.cat(high)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from margin_ext.bounds.plain_layers import why_not_plain
+from margin_ext.models.plain_layers import plain_layers
 
 if TYPE_CHECKING:
     from margin_ext.models.evaluation_mode import Model
@@ -20,11 +20,22 @@ _AFFINE = (nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Batc
 def is_linear(model: Model) -> bool:
     """Whether the model is provably affine: a Linear, or a Sequential of affine layers.
 
-    A module with a forward of its own may do anything, so it is never counted as linear.
+    A module with a forward of its own, or with hooks, may do anything, so it is never counted as
+    linear.
+
+    Example:
+        >>> is_linear(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+        True
     """
-    if not isinstance(model, nn.Module) or why_not_plain(model) is not None:
+    try:
+        layers = plain_layers(model)
+    except TypeError:
         return False
-    if type(model) is nn.Sequential:
-        return all(is_linear(layer) for layer in model)
-    # Without running statistics BatchNorm couples the samples, in eval mode too.
-    return type(model) in _AFFINE and getattr(model, "running_mean", 0) is not None
+    # Without running statistics BatchNorm couples the samples, in eval mode too; in training mode
+    # Dropout and BatchNorm are another matter.
+    return all(
+        type(layer) in _AFFINE
+        and getattr(layer, "running_mean", 0) is not None
+        and not (isinstance(layer, (nn.Dropout, nn.BatchNorm1d)) and layer.training)
+        for layer in layers
+    )

@@ -172,7 +172,7 @@ def _nearest_classes(
     ranks = order.shape[1]
     margins = []
     for rank in range(ranks):
-        gap = logit_gap(logits, label, critical=order[:, rank]).gap
+        gap = logit_gap(logits, label, nearest=order[:, rank]).gap
         (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=rank + 1 < ranks)
         margins.append(gap.detach() / threat.dual_norm(grad))
     # 0 / 0 where the gap and its gradient vanish.
@@ -275,7 +275,7 @@ class _Search:
         x = x.detach().requires_grad_()
         logits = checked_logits(self.model, x)
         critical = None if target is None else target[active]
-        chosen = logit_gap(logits, label, critical=critical).gap
+        chosen = logit_gap(logits, label, nearest=critical).gap
         require_graph(chosen)
         (grad,) = torch.autograd.grad(-chosen.sum(), x)
         gap = chosen if target is None else logit_gap(logits.detach(), label).gap

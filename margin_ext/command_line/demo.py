@@ -7,16 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from margin_ext.command_line.messages import INTERRUPTED, complain, plain_warnings, tell
+
 if TYPE_CHECKING:
     from margin_ext.command_line import Subparsers
     from margin_ext.data.image_data import ImageData
-    from margin_ext.training.comparison import Comparison
-    from margin_ext.training.demo import DemoSettings
+    from margin_ext.training import Trial
+    from margin_ext.training.demo_trials import DemoSettings
 
 __all__ = ["add_parser", "run"]
-
-_FAILED = 2
-_INTERRUPTED = 130
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -72,39 +71,44 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, measure, and write what came of it, whole or not."""
     import torch
 
-    from margin_ext.data import DataError
-    from margin_ext.training.checkpoint import OtherSettingsError
-    from margin_ext.training.loop import DivergedError
+    from margin_ext.training import DivergedError, OtherSettingsError
 
     if arguments.threads is None and arguments.data_dir is None:
         torch.set_num_threads(1)
     elif arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    try:
-        comparison = _comparison(arguments)
-    except OtherSettingsError as error:
-        return _complain(f"{error}: choose another --out, or add --fresh")
-    except (DataError, ValueError, OSError, RuntimeError) as error:
-        return _complain(str(error))
-    status = 0
-    try:
-        comparison.run(tell=_tell)
-    except KeyboardInterrupt:
-        _tell("stopped: here is what was computed; the same command goes on from it")
-        status = _INTERRUPTED
-    except DivergedError as error:
-        status = _complain(str(error))
-    _write(comparison)
-    return status
+    with plain_warnings("demo"):
+        try:
+            trials = _trials(arguments)
+        except OtherSettingsError as error:
+            return complain("demo", f"{error}: choose another --out, or add --fresh")
+        except (ValueError, OSError, RuntimeError) as error:
+            return complain("demo", error)
+        status = 0
+        try:
+            for number, trial in enumerate(trials, 1):
+                where = f"{number} of {len(trials)}"
+                if trial.complete:
+                    tell(f"{where}: {trial.title}: done before")
+                else:
+                    trial.run(lambda line, where=where: tell(f"{where}: {line}"))  # type: ignore[misc]
+        except KeyboardInterrupt:
+            tell("stopped: here is what was computed; the same command goes on from it")
+            status = INTERRUPTED
+        except (DivergedError, OSError, ValueError) as error:
+            status = complain("demo", error)
+        try:
+            _write(trials, arguments.out)
+        except OSError as error:
+            return complain("demo", f"cannot write the report: {error}")
+        return status
 
 
-def _comparison(arguments: argparse.Namespace) -> Comparison:
-    from margin_ext.training.demo import demo_comparison
+def _trials(arguments: argparse.Namespace) -> list[Trial]:
+    from margin_ext.training.demo_trials import demo_trials
 
     data, settings = _data_and_settings(arguments)
-    if arguments.fresh:
-        _remove_old(arguments.out)
-    return demo_comparison(
+    return demo_trials(
         data,
         settings,
         arguments.out,
@@ -112,6 +116,7 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
         part=arguments.part,
         device=arguments.device,
         attack_steps=5 if arguments.quick else 40,
+        fresh=arguments.fresh,
     )
 
 
@@ -119,7 +124,7 @@ def _data_and_settings(arguments: argparse.Namespace) -> tuple[ImageData, DemoSe
     from dataclasses import replace
 
     from margin_ext.data import load_data
-    from margin_ext.training.demo import DIGITS, MNIST
+    from margin_ext.training.demo_trials import DIGITS, MNIST
 
     if arguments.data_dir is None:
         data, settings = load_data("digits"), DIGITS
@@ -138,33 +143,16 @@ def _data_and_settings(arguments: argparse.Namespace) -> tuple[ImageData, DemoSe
     return data, replace(settings, **{k: v for k, v in given.items() if v is not None})
 
 
-def _remove_old(out: Path) -> None:
-    """Only what a demo has written: the folder may hold other things."""
-    for name in ("checkpoint.pt", "history.jsonl", "measured.json"):
-        for path in out.glob(f"*/{name}"):
-            path.unlink()
+def _write(trials: list[Trial], out: Path) -> None:
+    from margin_ext.training import TrialsReport
 
-
-def _write(comparison: Comparison) -> None:
-    from margin_ext.training.comparison_figure import save_figure
-    from margin_ext.training.comparison_report import comparison_table, save_report
-
-    sys.stdout.write(f"\n{comparison_table(comparison)}\n\n")
-    written = [*save_report(comparison)]
+    report = TrialsReport(trials, out)
+    written = report.save()
+    sys.stdout.write(f"\n{report.table()}\n\n")
     try:
-        written.append(save_figure(comparison))
+        written.append(report.save_figure())
     except ImportError as error:
-        _complain(str(error))
+        complain("demo", error)
     for path in written:
         sys.stdout.write(f"{path}\n")
-    sys.stdout.write(f"{comparison.out}/*/checkpoint.pt, history.jsonl, measured.json\n")
-
-
-def _tell(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
-def _complain(message: str) -> int:
-    sys.stderr.write(f"margin-ext demo: {message}\n")
-    return _FAILED
+    sys.stdout.write(f"{out}/*/checkpoint.pt, history.jsonl, measured.json\n")

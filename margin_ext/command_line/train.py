@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margin_ext.training.options import OPTIONS, SECTIONS
+from margin_ext.command_line.messages import INTERRUPTED, complain, plain_warnings, tell
+from margin_ext.training.setting_table import OPTIONS, SECTIONS
 
 if TYPE_CHECKING:
     from margin_ext.command_line import Subparsers
-    from margin_ext.training.options import Option
-    from margin_ext.training.ranks import Ranks
-    from margin_ext.training.run import Run
+    from margin_ext.training import Trial
+    from margin_ext.training.setting_table import Option
 
 __all__ = ["add_parser", "run"]
-
-_FAILED = 2
-_INTERRUPTED = 130
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -43,7 +39,8 @@ def add_parser(subparsers: Subparsers) -> None:
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument(
         "--resume", action="store_true",
-        help="go on with the run in --out, with its settings where none are given",
+        help="go on with the run in --out, with its settings where none are given; with more "
+        "--epochs it becomes longer",
     )  # fmt: skip
     earlier.add_argument("--fresh", action="store_true", help="remove the run in --out")
     parser.add_argument(
@@ -80,29 +77,30 @@ def _shown(value: Any) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, measure, and write what came of it, whole or not."""
-    from margin_ext.data import DataError
-    from margin_ext.training.checkpoint import OtherSettingsError
+    from margin_ext.training import OtherSettingsError, RunExistsError, trial_from_settings
     from margin_ext.training.ranks import started_ranks
-    from margin_ext.training.run import RunExistsError
-    from margin_ext.training.settings import completed
 
-    with contextlib.ExitStack() as processes:
+    with contextlib.ExitStack() as held:
+        held.enter_context(plain_warnings("train"))
         try:
-            settings = completed(_given(arguments))
-            _prepare_torch(settings)
-            ranks = processes.enter_context(started_ranks(settings["device"]))
-            training_run = _new_run(arguments, settings, ranks)
+            settings = _given(arguments)
+            ranks = held.enter_context(started_ranks(settings.get("device")))
+            trial = trial_from_settings(
+                settings, arguments.out, ranks, resume=arguments.resume, fresh=arguments.fresh
+            )
         except OtherSettingsError as error:
-            return _complain(f"{error}: leave them as they were, choose another --out, or --fresh")
-        except (DataError, RunExistsError, ValueError, OSError, RuntimeError) as error:
-            return _complain(str(error))
-        return _train(training_run, arguments.progress)
+            return complain(
+                "train", f"{error}: leave them as they were, choose another --out, or --fresh"
+            )
+        except (RunExistsError, ValueError, OSError, RuntimeError) as error:
+            return complain("train", error)
+        return _train(trial, arguments.progress)
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of the file, or of the run to go on with, and above them the command line's."""
-    from margin_ext.training.run import SETTINGS
-    from margin_ext.training.settings import SettingsError, read_settings
+    from margin_ext.training.settings_file import SettingsError, read_settings
+    from margin_ext.training.trial import SETTINGS
 
     source = arguments.config
     if source is None and arguments.resume and (arguments.out / SETTINGS).exists():
@@ -116,71 +114,43 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**settings, **{name: OPTIONS[name].value(value) for name, value in given.items()}}
 
 
-def _prepare_torch(settings: dict[str, Any]) -> None:
-    import torch
+def _train(trial: Trial, progress: bool | None) -> int:
+    from margin_ext.training import DivergedError
 
-    torch.set_num_threads(settings["threads"])
-    if settings["deterministic"] and torch.device(settings["device"]).type == "cuda":
-        # cuBLAS reads it at its first call.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def _new_run(arguments: argparse.Namespace, settings: dict[str, Any], ranks: Ranks) -> Run:
-    from margin_ext.training.run import Run, claim_folder
-
-    claim_folder(arguments.out, ranks, resume=arguments.resume, fresh=arguments.fresh)
-    return Run(settings, arguments.out, ranks, fresh=arguments.fresh)
-
-
-def _train(training_run: Run, progress: bool | None) -> int:
-    from margin_ext.training.loop import DivergedError
-
-    tell = _tell if training_run.ranks.first else _nothing
+    main = trial.ranks.is_main
     status = 0
     try:
-        training_run.run(tell, progress)
+        trial.run(tell if main else lambda _: None, progress)
     except KeyboardInterrupt:
-        tell("stopped: the same command with --resume goes on after the last whole epoch")
-        status = _INTERRUPTED
-    except DivergedError as error:
-        status = _complain(str(error))
-    except ValueError as error:
-        what = "the trained model was not measured: " if training_run.trained else ""
-        status = _complain(f"{what}{error}")
+        if main:
+            tell("stopped: the same command with --resume goes on from the last checkpoint")
+        status = INTERRUPTED
+    except (DivergedError, ValueError) as error:
+        what = "the trained model was not measured: " if trial.loop.finished else ""
+        status = complain("train", f"{what}{error}")
     except OSError as error:
-        return _complain(
-            f"cannot write: {error}; what was written before is whole, and once there is room the "
-            "same command with --resume goes on from it"
+        return complain(
+            "train",
+            f"cannot write: {error}; what was written before is whole, and the same command with "
+            "--resume goes on from it",
         )
-    if not training_run.ranks.first:
+    if not main:
         return status
     try:
-        _report(training_run)
+        return max(status, _report(trial))
     except OSError as error:
-        return _complain(f"cannot write the report: {error}; --resume writes it again")
-    return status
+        return complain("train", f"cannot write the report: {error}; --resume writes it again")
 
 
-def _report(training_run: Run) -> None:
-    sys.stdout.write(f"\n{training_run.write_report()}\n\n")
+def _report(trial: Trial) -> int:
+    from margin_ext.training import TrialsReport
+
+    report = TrialsReport([trial], trial.folder)
+    report.save()
+    sys.stdout.write(f"\n{report.table()}\n\n")
     try:
-        training_run.draw()
+        report.save_figure()
     except ImportError as error:
-        _complain(str(error))
-    sys.stdout.write(f"all in {training_run.out}\n")
-
-
-def _nothing(_: str) -> None:
-    pass
-
-
-def _tell(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
-def _complain(message: str) -> int:
-    sys.stderr.write(f"margin-ext train: {message}\n")
-    return _FAILED
+        complain("train", error)
+    sys.stdout.write(f"all in {trial.folder}\n")
+    return 0

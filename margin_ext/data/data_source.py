@@ -120,11 +120,11 @@ def register_data_source(source: _Source) -> _Source:
 
 
 def data_sources() -> Mapping[str, DataSource]:
-    """Every source by its name."""
+    """Every source by its name, in alphabetical order."""
     package = importlib.import_module("margin_ext.data.sources")
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    return _REGISTERED
+    return dict(sorted(_REGISTERED.items()))
 
 
 def data_forms() -> str:

@@ -1,21 +1,26 @@
-"""Whether a call goes to the compiled ops, and what they want their arguments to be."""
+"""Whether a call goes to the compiled ops, and the reference for where none serves.
+
+No other module of the package imports the reference.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from margin_ext import reference as fallback
 from margin_ext._extension import cpu_library, ops_available
 from margin_ext.accumulation import accumulation_dtype
-from margin_ext.checks import check_target
 from margin_ext.fake_kernels import register_fake_kernels
-from margin_ext.input_std import channel_scale
-from margin_ext.reference.labels import as_rows
+from margin_ext.input_std import InputStd, channel_scale
 
-__all__ = ["by_rows", "compiled_for", "flat_channel_scale", "labels_readable", "match_width"]
+__all__ = [
+    "compiled_for",
+    "fallback",
+    "flat_channel_scale",
+    "labels_readable",
+    "match_accumulation",
+]
 
 if cpu_library.loaded:
     register_fake_kernels()
@@ -31,33 +36,19 @@ def compiled_for(tensor: Tensor) -> bool:
 
 
 def labels_readable(tensor: Tensor) -> bool:
-    """Whether the reference may look at labels at no cost: on CPU, and not under vmap and the like.
+    """Whether labels can be looked at at no cost: on CPU, and not under vmap and the like.
 
     There gather and cross_entropy still refuse a label out of range, in torch's words.
     """
     return tensor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
 
 
-def by_rows(
-    op: Callable[..., Any], logits: Tensor, target: Tensor, *, ignore_index: int, **settings: Any
-) -> Any:
-    """What an op for logits [N, C] makes of dense logits and class labels, a row a position."""
-    try:
-        return op(*as_rows(logits, target), ignore_index=ignore_index, **settings)
-    except ValueError:
-        # A label that the op refuses is named by its row there; here by its position.
-        check_target(target, logits.shape[1], ignore_index)
-        raise
-
-
-def flat_channel_scale(
-    input_std: float | Sequence[float] | Tensor | None, grad: Tensor
-) -> Tensor | None:
+def flat_channel_scale(input_std: InputStd, grad: Tensor) -> Tensor | None:
     """1 / input_std as the ops take it: [1] or [Ch]."""
     return None if input_std is None else channel_scale(input_std, grad).reshape(-1)
 
 
-def match_width(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def match_accumulation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both tensors in float64 if one of them is; otherwise as they are."""
     dtype = accumulation_dtype(a, b)
     if dtype == torch.float64:

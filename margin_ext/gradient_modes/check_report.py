@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from margin_ext.gradient_modes.finite_difference import FiniteDifference
+from margin_ext.gradient_mode import GradientMode
 
 __all__ = ["GradientCheck", "Measured", "conclude"]
 
@@ -47,31 +48,27 @@ class Measured:
     """What the comparison measured.
 
     Attributes:
-        mode: The name of the mode.
-        difference: Its settings, where it is finite_difference.
         margin_error: As in the report.
         cross_entropy_error: As in the report.
         size: The regularizer's derivative along a random direction, root mean square.
         tolerance: The largest error that the comparison's precision explains.
         functions: Names of Python autograd functions in the model.
         kinked: Whether the model has layers that are piecewise linear.
-        short_step_error: The margin's error with a far shorter central step; NaN: not measured.
+        error_of: The margin's error by another mode; NaN in low precision.
     """
 
-    mode: str
-    difference: FiniteDifference
     margin_error: float
     cross_entropy_error: float
     size: float
     tolerance: float
     functions: list[str]
     kinked: bool
-    short_step_error: float
+    error_of: Callable[[GradientMode], float]
 
 
-def conclude(measured: Measured, findings: list[str]) -> GradientCheck:
+def conclude(mode: GradientMode, measured: Measured, findings: list[str]) -> GradientCheck:
     """The report; ``findings`` are what was noticed on the way."""
-    verdict, words = _before_margins(measured) or _of_margins(measured)
+    verdict, words = _before_margins(measured) or _of_margins(mode, measured)
     margin_error = math.nan if verdict == "unknown" else measured.margin_error
     return GradientCheck(verdict, margin_error, measured.cross_entropy_error, (*findings, words))
 
@@ -94,44 +91,7 @@ def _before_margins(m: Measured) -> tuple[str, str] | None:
     return None
 
 
-def _of_margins(m: Measured) -> tuple[str, str]:
+def _of_margins(mode: GradientMode, m: Measured) -> tuple[str, str]:
     if m.margin_error <= m.tolerance:
         return "agrees", f"The regularizer's gradient agrees within {m.tolerance:g}."
-    if m.mode == "detached":
-        return "approximates", (
-            "This is how the mode is meant: it leaves out how the parameters move the gradient "
-            f"norm, which is what the regularizer's gradient is off by here ({m.margin_error:.2g} "
-            "of it)."
-        )
-    if m.mode == "finite_difference":
-        return "approximates", _about_the_step(m)
-    named = f" It has {', '.join(m.functions)}." if m.functions else ""
-    return "wrong", (
-        f"The regularizer's gradient is off by {m.margin_error:.2g}, without an error: something "
-        "between inputs and logits drops out of the second derivative, most likely a custom "
-        f"function whose backward is not differentiable, or a compiled graph.{named} Use "
-        'gradient="finite_difference", which needs no second derivative.'
-    )
-
-
-def _about_the_step(m: Measured) -> str:
-    words = (
-        f"{m.difference} measures the slope over its step, which is off from the slope at the "
-        f"input by {m.margin_error:.2g} of the regularizer's gradient. "
-    )
-    if m.kinked:
-        return words + (
-            "That is expected here: a piecewise linear network's gradient knows only the piece "
-            "that the input lies in, and the step reaches over many."
-        )
-    if math.isnan(m.short_step_error):
-        return words + "In low precision that may be rounding: try a longer step."
-    if m.short_step_error < m.margin_error / 2:
-        return words + (
-            f"With a central step a thousandth as long it is off by {m.short_step_error:.2g}, so "
-            "it is the length of the step: shorten it if you want the exact gradient."
-        )
-    return words + (
-        f"A central step a thousandth as long is off by {m.short_step_error:.2g} too: is the "
-        "network smooth, and does it give the same output for the same input?"
-    )
+    return mode.explain(m)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,15 +18,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from margin_ext.functional import MarginLoss
+from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.check_report import GradientCheck, Measured, conclude
-from margin_ext.gradient_modes.detached import detached
-from margin_ext.gradient_modes.finite_difference import FiniteDifference, finite_difference
+from margin_ext.gradient_modes.detached import Detached
 from margin_ext.gradient_modes.layer_state import training_batchnorms
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import is_sharded, refuse_static_graph, without_ddp
-from margin_ext.gradient_modes.step import Step
+from margin_ext.op_results import MarginLoss
 
 __all__ = ["check_gradient"]
 
@@ -38,8 +37,6 @@ _SAME_LOSS: Final = 0.02
 _TINY: Final = 1e-300
 _ROUNDING: Final = 1e-6
 _KINKED: Final = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.MaxPool2d)
-
-Mode = Callable[[Step], MarginLoss]
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,16 @@ class _Subject:
         model = _bare(self.passes.model)
         return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    def run(self, mode: Mode) -> tuple[MarginLoss, Tensor]:
+    def run(self, mode: GradientMode) -> tuple[MarginLoss, Tensor]:
         """The loss by a mode, and its cross-entropy part; buffers and randomness are restored."""
         with self._restored():
             return self._run(mode)
 
-    def _run(self, mode: Mode) -> tuple[MarginLoss, Tensor]:
-        logits, out = run_step(self.passes, self.objective, mode, self.inputs, self.target)
-        return out, self.objective.cross_entropy(logits, self.target)
+    def _run(self, mode: GradientMode) -> tuple[MarginLoss, Tensor]:
+        passed, out = run_step(self.passes, self.objective, mode, self.inputs, self.target)
+        logits = passed.class_logits
+        labels = self.objective.labels(logits, self.target)
+        return out, self.objective.cross_entropy(logits, labels)
 
     def functions(self) -> list[str]:
         """Names of the Python autograd functions between inputs and logits."""
@@ -104,17 +103,17 @@ class _Subject:
 
     def value(self) -> tuple[float, float]:
         """The regularizer's part of the loss, and the cross-entropy's."""
-        out, cross_entropy = self.run(detached)
+        out, cross_entropy = self.run(Detached())
         ce = float(cross_entropy.detach().sum())
         return float(out.loss.detach().sum()) - ce, ce
 
-    def gradients(self, mode: Mode) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def gradients(self, mode: GradientMode) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The gradient of the whole loss by a mode, and that of its cross-entropy."""
         # The backward too may run the model, and belongs where buffers are put back.
         with self._restored():
             whole = self._gradient(self._run(mode)[0].loss)
         with self._restored():
-            return whole, self._gradient(self._run(detached)[1])
+            return whole, self._gradient(self._run(Detached())[1])
 
     def _gradient(self, loss: Tensor) -> dict[str, Tensor]:
         parameters = self.parameters()
@@ -136,9 +135,7 @@ class _Subject:
 def check_gradient(
     passes: Passes,
     objective: Objective,
-    mode: Mode,
-    mode_name: str,
-    difference: FiniteDifference,
+    mode: GradientMode,
     inputs: Tensor,
     target: Tensor,
     *,
@@ -160,10 +157,8 @@ def check_gradient(
         whole, cross_entropy = subject.gradients(mode)
     except RuntimeError as error:
         first = str(error).strip().split("\n")[0]
-        advice = f"gradient={mode_name!r} fails on this model: {type(error).__name__}: {first}"
-        if mode_name == "double_backward":
-            advice += '. Use gradient="finite_difference", or "auto", which finds this out'
-        return GradientCheck("wrong", math.nan, math.nan, (advice,))
+        words = f"gradient={mode} fails on this model: {type(error).__name__}: {first}"
+        return GradientCheck("wrong", math.nan, math.nan, (words + mode.advice,))
     judge = _judge(subject, findings)
     if judge.value() != judge.value():
         findings.append(
@@ -173,19 +168,15 @@ def check_gradient(
     margin, plain, size = _errors(judge, whole, cross_entropy, directions)
     double = judge.inputs.dtype == torch.float64
     measured = Measured(
-        mode=mode_name,
-        difference=difference,
         margin_error=margin,
         cross_entropy_error=plain,
         size=size,
         tolerance=_TOLERANCE[torch.float64 if double else torch.float32],
         functions=subject.functions(),
         kinked=_kinked(judge),
-        short_step_error=_with_a_short_step(judge, difference)
-        if mode_name == "finite_difference" and margin > _TOLERANCE[torch.float64]
-        else math.nan,
+        error_of=partial(_error_of, judge),
     )
-    return conclude(measured, findings)
+    return conclude(mode, measured, findings)
 
 
 def _bare(model: Any) -> nn.Module:
@@ -285,11 +276,11 @@ def _kinked(judge: _Subject) -> bool:
     return any(isinstance(layer, _KINKED) for layer in _bare(judge.passes.model).modules())
 
 
-def _with_a_short_step(judge: _Subject, difference: FiniteDifference) -> float:
-    """The error with central differences of a thousandth of the step; NaN where it says little."""
+def _error_of(judge: _Subject, mode: GradientMode) -> float:
+    """The error by another mode; NaN where it says little."""
     if judge.inputs.dtype != torch.float64 or _kinked(judge):
         return math.nan
-    short = replace(difference, side="central", step=difference.step / 1000)
-    # The places for passes in the backward are as many as the mode's own.
-    judge = replace(judge, passes=replace(judge.passes, deferred=0))
-    return _errors(judge, *judge.gradients(partial(finite_difference, settings=short)), 4)[0]
+    # The places for passes in the backward are as many as those of the mode that is checked.
+    passes = replace(judge.passes, reruns=mode.reruns, deferred=False)
+    judge = replace(judge, passes=passes)
+    return _errors(judge, *judge.gradients(mode), 4)[0]

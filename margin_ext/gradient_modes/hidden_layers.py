@@ -1,22 +1,23 @@
-"""Margins in the space of hidden activations, several layers at once (Elsayed et al. 2018)."""
+"""Margins in the space of hidden activations, several layers at once (arXiv 1803.05598)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from margin_ext.functional import MarginLoss
+from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.step import Step
 from margin_ext.input_gradient import check_inputs
+from margin_ext.op_results import MarginLoss
 
 __all__ = ["layered_loss"]
 
 
 def layered_loss(
     objective: Objective,
-    mode: Callable[[Step], MarginLoss],
+    mode: GradientMode,
     logits: Tensor,
     target: Tensor,
     activations: Sequence[Tensor],
@@ -43,10 +44,11 @@ def layered_loss(
         raise ValueError(
             f"layer_weights must be one for each of {len(activations)} inputs, got {len(weights)}"
         )
+    labels = objective.labels(logits, target)
     parts = [
-        mode(Step(objective, check_inputs(logits, layer), logits, target)) for layer in activations
+        mode(Step(objective, check_inputs(logits, layer), logits, labels)) for layer in activations
     ]
-    cross_entropy = objective.cross_entropy(logits, target)
+    cross_entropy = objective.cross_entropy(logits, labels)
     loss = cross_entropy
     for weight, part in zip(weights, parts, strict=True):
         loss = loss + weight * (part.loss - cross_entropy)

@@ -1,6 +1,7 @@
 """State that layers change in every forward pass, and passes that leave it alone.
 
-BatchNorm in training moves its running statistics, and couples the samples of a batch. InstanceNorm
+BatchNorm in training moves its running statistics, and makes the samples of a batch depend on each
+other. InstanceNorm
 may have running statistics too. Spectral normalisation in training moves its estimate of the
 singular vectors, and with it the weight.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,11 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-__all__ = ["BATCHNORM_POLICIES", "state_kept", "training_batchnorms", "uses_batch_statistics"]
-
-# batch: all passes normalise by the batch's own statistics, as the cross-entropy's does.
-# running: the margin is that of the network as it will be used, with the running statistics.
-BATCHNORM_POLICIES: Final = ("batch", "running")
+__all__ = ["state_kept", "training_batchnorms", "uses_batch_statistics"]
 
 
 def training_batchnorms(model: object) -> list[_BatchNorm]:

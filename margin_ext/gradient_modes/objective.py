@@ -2,155 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from margin_ext.accumulation import accumulation_dtype
-from margin_ext.functional import MarginLoss, average_margin_loss, logit_gap
-from margin_ext.input_gradient import critical_class, input_gradient
-from margin_ext.reference.regularize import regularize
-from margin_ext.regularizers import Regularizer
+from margin_ext.functional.labels import Labels, labels_of
+from margin_ext.input_gradient import gradient_by_inputs, nearest_class
+from margin_ext.loss_options import LossOptions
+from margin_ext.op_results import MarginLoss
+from margin_ext.target_kinds import checked_target
 
-__all__ = ["Critical", "Objective"]
-
-# What the gaps are measured to; only the objective that made it looks into it. It holds no graph.
-Critical: TypeAlias = Any
+__all__ = ["Objective"]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of class labels, one a sample: its settings, and what gradient modes ask of it.
+    """The loss of a step, and what gradient modes ask of it.
 
     Attributes:
-        normalizer: What the sum over the samples is divided by; None: as ``reduction`` says.
-
-    The others are those of :class:`margin_ext.AverageMarginLoss`.
+        options: Those of the criterion, with the mu of this step.
+        normalizer: The divisor of the sum over the samples; None: as ``options.reduction`` says,
+            which is otherwise "sum".
     """
 
-    regularizer: Regularizer
-    mu: float
-    tau: float
-    p: float | str
-    eps: float
-    classes: str | int
-    weight: Tensor | None
-    ignore_index: int
-    label_smoothing: float
-    reduction: str
-    input_std: float | Sequence[float] | Tensor | None
-    validate: bool
+    options: LossOptions
     normalizer: float | Tensor | None = None
 
     @property
     def per_sample(self) -> bool:
         """Whether samples (positions) keep a loss each."""
-        return self.reduction == "none" and self.normalizer is None
+        return self.options.reduction == "none"
 
-    def loss(
-        self, logits: Tensor, target: Tensor, grad: Tensor | None, critical: Critical
-    ) -> MarginLoss:
-        """The loss of logits [B, C] and input gradients grad [B, ...], differentiable in both."""
-        out = average_margin_loss(
-            logits,
-            target,
-            grad,
-            regularizer=self.regularizer,
-            mu=self.mu,
-            p=self.p,
-            eps=self.eps,
-            critical=critical,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction if self.normalizer is None else "sum",
-            input_std=self.input_std,
-            validate=self.validate,
-        )
-        return self._normalized(out)
+    def with_options(self, **changes: Any) -> Objective:
+        """The same with other options."""
+        return replace(self, options=replace(self.options, **changes))
+
+    def labels(self, logits: Tensor, target: Tensor) -> Labels:
+        """The target as labels of its kind.
+
+        Raises:
+            TypeError, ValueError: It is of no kind that has margins, or a search over classes is
+                asked of several positions or of probabilities.
+        """
+        o = self.options
+        target = checked_target(logits, target)
+        labels = labels_of(logits, target, o.weight, o.ignore_index, o.aggregation, o.validate)
+        if not labels.single and o.classes != "runner_up":
+            raise ValueError(
+                "dense logits and soft targets have their margins to the runner-up: "
+                f'classes must be "runner_up", got {o.classes!r}'
+            )
+        return labels
+
+    def loss(self, logits: Tensor, labels: Labels, grad: Tensor | None, nearest: Any) -> MarginLoss:
+        """The loss of logits and input gradients grad [B, ...], differentiable in both."""
+        return self._normalized(labels.loss(logits, grad, nearest, self.options))
+
+    def plain(self, logits: Tensor, labels: Labels) -> MarginLoss:
+        """The loss without its regularizer, and each sample's gap."""
+        return self._normalized(labels.plain_loss(logits, self.options))
 
     def _normalized(self, out: MarginLoss) -> MarginLoss:
         return out if self.normalizer is None else out._replace(loss=out.loss / self.normalizer)
 
-    def plain(self, logits: Tensor, target: Tensor) -> MarginLoss:
-        """The loss without its regularizer, and each sample's gap."""
-        return replace(self, mu=0.0).loss(logits, target, None, None)
-
-    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+    def cross_entropy(self, logits: Tensor, labels: Labels) -> Tensor:
         """The part of the loss without the regularizer, reduced as the loss is."""
-        dtype = accumulation_dtype(logits)
-        value = nn.functional.cross_entropy(
-            logits.to(dtype),
-            target,
-            None if self.weight is None else self.weight.to(dtype),
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction if self.normalizer is None else "sum",
-        )
+        value = labels.cross_entropy(logits, self.options)
         return value if self.normalizer is None else value / self.normalizer
 
-    def critical(self, logits: Tensor, inputs: Tensor, target: Tensor) -> Critical:
-        """The class that each sample's margin is taken to, int64 [B]; -1 for ignored samples."""
-        if self.classes == "runner_up":
-            return logit_gap(logits.detach(), target, ignore_index=self.ignore_index).runner_up
-        return critical_class(
+    def nearest(self, logits: Tensor, inputs: Tensor, labels: Labels) -> Any:
+        """What the gap of each sample is measured to: with class labels, its nearest class."""
+        o = self.options
+        if o.classes == "runner_up":
+            return labels.nearest(logits)
+        return nearest_class(
             logits,
             inputs,
-            target,
-            classes=self.classes,
-            p=self.p,
-            eps=self.eps,
-            input_std=self.input_std,
-            ignore_index=self.ignore_index,
+            labels.target,
+            classes=o.classes,
+            p=o.p,
+            eps=o.eps,
+            input_std=o.input_std,
+            ignore_index=o.ignore_index,
         )
 
     def input_gradient(
-        self,
-        logits: Tensor,
-        inputs: Tensor,
-        target: Tensor,
-        critical: Critical,
-        *,
-        create_graph: bool,
+        self, logits: Tensor, inputs: Tensor, labels: Labels, nearest: Any, *, create_graph: bool
     ) -> Tensor:
         """Gradient of every sample's gap by its input, of the shape and type of inputs."""
-        return input_gradient(logits, inputs, target, critical, create_graph=create_graph)
+        cotangent, scale = labels.gap_cotangent(logits.detach(), nearest)
+        grad = gradient_by_inputs(logits, inputs, cotangent, create_graph=create_graph)
+        return grad if scale is None else grad / scale
 
-    def gap(self, logits: Tensor, target: Tensor, critical: Critical) -> Tensor:
-        """The samples' gaps [B] to what is given, differentiable; NaN for ignored samples."""
-        return logit_gap(logits, target, critical=critical, ignore_index=self.ignore_index).gap
-
-    def counted(self, target: Tensor) -> Tensor:
-        """Whether a sample counts, bool [B]."""
-        return target != self.ignore_index
-
-    def spread(self, term: Tensor, target: Tensor) -> Tensor:
-        """A term of the loss that is weighted as :meth:`norm_slope` is, in the loss's shape.
-
-        It is a scalar; where samples keep a loss each, [B].
-        """
-        return term
-
-    def norm_slope(self, out: MarginLoss, target: Tensor) -> Tensor:
+    def norm_slope(self, out: MarginLoss, labels: Labels) -> Tensor:
         """Derivative of the loss by each sample's gradient norm [B]; 0 for ignored samples.
 
-        For reduction "none" each sample's own loss is meant.
+        For reduction "none" that of each sample's own loss; of dense logits before the weights of
+        its positions, which ``labels.spread`` multiplies by.
         """
-        counted = self.counted(target)
+        o = self.options
         # An infinite gap, that of masked classes, has the same margin under any norm.
-        valid = counted & ~out.gap.isinf()
+        valid = labels.counted() & ~(out.gap.isinf() & ~out.norm.isnan())
         gap = torch.where(valid, out.gap, 0.0)
         with torch.enable_grad():
             norm = torch.where(valid, out.norm, 1.0).detach().requires_grad_()
-            margin = gap / torch.where(norm <= self.eps, self.eps, norm)
-            (slope,) = torch.autograd.grad(regularize(margin, self.regularizer).sum(), norm)
-        weight = torch.where(counted, 1.0, 0.0).to(slope.dtype)
-        if self.weight is not None:
-            weight = weight * self.weight.to(slope.dtype)[torch.where(counted, target, 0)]
-        slope = self.mu * weight * torch.where(valid, slope, 0.0)
+            margin = gap / torch.where(norm <= o.eps, o.eps, norm)
+            (slope,) = torch.autograd.grad(o.phi(margin).sum(), norm)
+        slope = labels.weighted_slope(torch.where(valid, slope, 0.0), o.mu, self.per_sample)
         if self.normalizer is not None:
             return slope / self.normalizer
-        return slope / weight.sum() if self.reduction == "mean" else slope
+        if o.reduction == "mean":
+            return slope / labels.total(labels.weight(slope.dtype))
+        return slope

@@ -1,4 +1,4 @@
-"""What a pass depends on beside its inputs, so that one made later is made alike."""
+"""Everything that a pass depends on, so that one made later is made alike."""
 
 from __future__ import annotations
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from margin_ext.gradient_modes.deferral import Deferral
+from margin_ext.functional.labels import Labels
+from margin_ext.gradient_modes.deferred_passes import DeferredPasses
 from margin_ext.gradient_modes.objective import Objective
+from margin_ext.op_results import MarginLoss
 
 __all__ = ["Step"]
 
@@ -21,20 +24,47 @@ class Step:
         objective: The loss.
         inputs: [B, ...], requiring grad.
         logits: [B, C] or [B, C, d1, ...], computed from inputs, with their graph.
-        target: Labels, as the objective takes them.
-        model: What computed the logits; None where only the logits are known.
+        labels: Of the logits.
+        model: The module that computed the logits; None where only the logits are known.
         rerun: Logits of other inputs [B, ...] under the same randomness and without touching the
             running statistics; None where only the logits are known, or the mode needs none.
-        coupled: Whether a sample's logits depend on the other samples (BatchNorm in training);
-            known where rerun is.
-        deferral: Where reruns can be put off to the backward.
+        batch_dependent: Whether a sample's logits depend on the other samples (BatchNorm in
+            training); known where rerun is.
+        deferred: Where reruns can be put off to the backward.
     """
 
     objective: Objective
     inputs: Tensor
     logits: Tensor
-    target: Tensor
+    labels: Labels
     model: nn.Module | None = None
     rerun: Callable[[Tensor], Tensor] | None = None
-    coupled: bool = False
-    deferral: Deferral | None = None
+    batch_dependent: bool = False
+    deferred: DeferredPasses | None = None
+
+    def nearest(self) -> Any:
+        """What the gap of each sample is measured to."""
+        return self.objective.nearest(self.logits, self.inputs, self.labels)
+
+    def input_gradient(self, nearest: Any, *, create_graph: bool) -> Tensor:
+        """Gradient of every sample's gap by its input, of the shape and type of inputs."""
+        return self.objective.input_gradient(
+            self.logits, self.inputs, self.labels, nearest, create_graph=create_graph
+        )
+
+    def loss(self, grad: Tensor, nearest: Any) -> MarginLoss:
+        """The loss with input gradients grad [B, ...], differentiable in them and the logits."""
+        return self.objective.loss(self.logits, self.labels, grad, nearest)
+
+    def needs_model(self, setting: str, use: str) -> Callable[[Tensor], Tensor]:
+        """The rerun.
+
+        Raises:
+            ValueError: Only the logits are known.
+        """
+        if self.rerun is None:
+            raise ValueError(
+                f"{setting} runs the model at {use} inputs: call criterion.run(model, inputs, "
+                "target) in place of criterion(logits, target, inputs)"
+            )
+        return self.rerun

@@ -79,7 +79,7 @@ def gap_against_margin(
 def robustness_curves(
     report: MarginReport, p: float | str | None = None, ax: Axes | None = None
 ) -> Figure:
-    """Share of the samples beyond each distance, for every bound that was measured.
+    """Fraction of the samples beyond each distance, for every bound that was measured.
 
     The robust accuracy lies below the attack's curve and above the certified one. Shaded: 95 %
     bands. Without bounds the curve is that of the first-order margins, which is an estimate.
@@ -89,12 +89,12 @@ def robustness_curves(
     for color, name in zip(COLORS, norm.bounds or ("margin",), strict=False):
         curve = report.robustness_curve(p=norm.p, quantity=name)
         ax.step(
-            curve.radii, curve.share, where="post", color=color, linewidth=1.4,
+            curve.radii, curve.fraction, where="post", color=color, linewidth=1.4,
             label=report.title(name),
         )  # fmt: skip
         ax.fill_between(curve.radii, curve.low, curve.high, color=color, alpha=0.12, step="post")
     ax.set_ylim(-0.02, 1.02)
-    plain(ax, f"{norm_name(norm.p)} distance", "share of samples beyond")
+    plain(ax, f"{norm_name(norm.p)} distance", "fraction of samples beyond")
     ax.legend(frameon=False, fontsize=8)
     return figure
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from margin_ext.bounds.bound import Bound, resolve_bounds
 from margin_ext.bounds.first_order import (
     ClassRule,
+    FirstOrderMargins,
     check_class_rule,
     first_order_margins,
 )
 from margin_ext.bounds.linear import is_linear
-from margin_ext.data.batches import Batch, Batches, DataRange
+from margin_ext.data.batches import Batch, Batches, BatchFunction
+from margin_ext.measurement.measuring import measuring
 from margin_ext.measurement.memory import samples_that_fit
 from margin_ext.measurement.report import (
     NORM_COLUMNS,
@@ -27,15 +30,19 @@ from margin_ext.measurement.report import (
     NormMargins,
     norm_columns,
 )
-from margin_ext.measurement.resume import PartialResults
-from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
+from margin_ext.measurement.resume import FINGERPRINTED, PartialResults
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.in_parts import InParts
+from margin_ext.models.logits_function import logits_function
 from margin_ext.models.model_digest import model_digest
+from margin_ext.models.modules_behind import modules_behind
 from margin_ext.norms import dual_exponent
-from margin_ext.output.progress_bar import progress_bar
-from margin_ext.threat import ThreatModel
+from margin_ext.output.exclusive import exclusive
+from margin_ext.plain_numbers import real_numbers, whole_number
+from margin_ext.threat import DataRange, ThreatModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -44,12 +51,12 @@ __all__ = ["measure", "threat_norms"]
 
 def threat_norms(p: float | str | Sequence[float | str]) -> tuple[float, ...]:
     """One or several threat norms as numbers, checked, without repetition."""
-    several = [p] if isinstance(p, (int, float, str)) else list(p)
+    several = real_numbers("p", p)
     if not several:
         raise ValueError("p must name at least one norm")
     for one in several:
         dual_exponent(one)
-    return tuple(dict.fromkeys(float(one) for one in several))
+    return tuple(dict.fromkeys(several))
 
 
 def measure(
@@ -71,6 +78,9 @@ def measure(
     resume: str | Path | None = None,
     save_every: float = 10.0,
     progress: bool | None = None,
+    call: Callable[[Any, Tensor], Any] | None = None,
+    logits_fn: Callable[[Any], Tensor] | None = None,
+    batch_fn: BatchFunction | None = None,
 ) -> MarginReport:
     """Measure the first-order margins of a model on data.
 
@@ -102,6 +112,10 @@ def measure(
             on from it.
         save_every: Seconds between two savings.
         progress: Show a bar; None: on a terminal.
+        call: How to call the model, where it is not ``model(inputs)``.
+        logits_fn: Takes the logits from what the model returns, such as
+            ``lambda output: output.logits``.
+        batch_fn: Takes (inputs, target) from what the data yield, where that is something else.
 
     Returns:
         The report; print it, save it, or read its arrays.
@@ -109,43 +123,56 @@ def measure(
     Raises:
         TypeError, ValueError: Arguments, data or the model's output do not fit; the gradient is 0
             everywhere; the file to resume from belongs to another run.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> report = measure(model, (torch.tensor([[3.0, 1.0]]), torch.tensor([0])))
+        >>> round(report.average_margin, 3), report.exact  # (3 - 1) / sqrt(2)
+        (1.414, True)
     """
     norms = threat_norms(p)
+    if not isinstance(classes, str):
+        classes = whole_number("classes", classes)
     check_class_rule(classes)
+    seed = whole_number("seed", seed, least=0)
+    function = logits_function(model, call, logits_fn)
     measurement = _Measurement(
-        model,
+        function,
         threats=[ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms],
         classes=classes,
-        signed=signed,
+        signed=bool(signed),
         norm_bound=_norm_bounds(norm_bound, norms),
-        bounds=resolve_bounds(bounds, seed=seed),
+        bounds=resolve_bounds(bounds or (), seed=seed),
         seed=seed,
     )
     measurement.check()
-    place = torch.device(device) if device is not None else model_device(model)
-    batches = Batches(data, device=place, batch_size=batch_size, limit=limit, data_range=data_range)
-    partial = PartialResults(
-        None if resume is None else Path(resume), measurement.identity(), save_every
+    batches = Batches(
+        data, batch_size=batch_size, limit=limit, data_range=data_range, batch_fn=batch_fn
     )
-    bar = progress_bar(batches.total, "margins", progress)
-    try:
-        with evaluation_mode(model):
-            for whole in batches:
-                batch = partial.unmeasured(whole)
-                if batch is not None:
-                    for part in _within_memory(model, batch, max_memory):
-                        partial.append(part, measurement.columns(part))
-                bar.update(whole.target.shape[0])
-        partial.require_complete()
-    finally:
-        bar.close()
-        partial.save()
+    path = None if resume is None else Path(resume)
+    with nullcontext() if path is None else exclusive(path):
+        identity = {} if path is None else measurement.identity()
+        partial = PartialResults(path, identity, save_every)
+        try:
+            with measuring(function, batches, device=device, progress=progress) as samples:
+                for whole in samples:
+                    if path is not None and whole.first == 0:
+                        first = whole.part(0, FINGERPRINTED)
+                        partial.require_same_model(first, measurement.fingerprint(first))
+                    batch = partial.unmeasured(whole)
+                    if batch is not None:
+                        for part in measurement.parts(batch, max_memory):
+                            partial.append(part, measurement.columns(part))
+            partial.require_complete()
+        finally:
+            partial.save()
     report = measurement.report(partial)
     _warn_without_gradient(report)
     return report
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Measurement:
     """What is measured of every sample."""
 
@@ -178,12 +205,23 @@ class _Measurement:
 
     def identity(self) -> dict[str, Any]:
         """The settings, and what the model has learned."""
-        learned = model_digest(self.model) if isinstance(self.model, nn.Module) else ""
+        learned = model_digest(*modules_behind(self.model))
         return {**self.settings(), "model": learned}
 
-    def columns(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """Every value of the batch's samples by its column in the report."""
-        found = first_order_margins(
+    def parts(self, batch: Batch, memory: int | str | None) -> list[Batch]:
+        """The batch in parts that fit into the memory."""
+        if memory is None:
+            return [batch]
+        if not isinstance(self.model, InParts):
+            # The first batch decides, for the points around samples too.
+            size = samples_that_fit(self.model, batch.inputs, memory)
+            self.model = InParts(self.model, size)
+        size = self.model.size
+        return [batch.part(start, size) for start in range(0, batch.target.shape[0], size)]
+
+    def first_order(self, batch: Batch) -> FirstOrderMargins:
+        """First-order margins of the batch's samples."""
+        return first_order_margins(
             self.model,
             batch.inputs,
             batch.target if self.signed else None,
@@ -191,6 +229,20 @@ class _Measurement:
             classes=self.classes,
             norm_bound=self.norm_bound,
         )
+
+    def fingerprint(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """What tells this model from others on a few samples."""
+        found = self.first_order(batch)
+        values = {
+            "logits": found.logits,
+            "first-order margins": found.margin.T,
+            "gradient norms": found.norm.T,
+        }
+        return {name: value.double().cpu().numpy() for name, value in values.items()}
+
+    def columns(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Every value of the batch's samples by its column in the report."""
+        found = self.first_order(batch)
         prediction = found.logits.argmax(dim=1)
         label = batch.target if self.signed else prediction
         right = found.gap > 0
@@ -240,20 +292,10 @@ def _norm_bounds(
 ) -> tuple[float, ...] | None:
     if bound is None:
         return None
-    values = (float(bound),) if isinstance(bound, (int, float)) else tuple(map(float, bound))
+    values = real_numbers("norm_bound", bound)
     if len(values) != len(norms) or not all(value > 0 for value in values):
         raise ValueError(f"norm_bound must be positive, one for each of {len(norms)} norms")
     return values
-
-
-def _within_memory(model: Model, batch: Batch, memory: int | str | None) -> list[Batch]:
-    if memory is None:
-        return [batch]
-    size = samples_that_fit(model, batch.inputs, memory)
-    return [
-        Batch(batch.first + start, batch.inputs[start : start + size], batch.target[start:][:size])
-        for start in range(0, batch.target.shape[0], size)
-    ]
 
 
 def _warn_without_gradient(report: MarginReport) -> None:

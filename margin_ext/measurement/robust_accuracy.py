@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +15,29 @@ from torch import Tensor
 from margin_ext.attacks import Attack, resolve_attacks
 from margin_ext.attacks.attack import Sweep
 from margin_ext.checks import check_labels
-from margin_ext.data.batches import Batch, Batches
+from margin_ext.data.batches import Batch, Batches, BatchFunction
 from margin_ext.functional import logit_gap
 from margin_ext.input_std import InputStd
+from margin_ext.measurement.drawing import draw
 from margin_ext.measurement.masking import MaskingDiagnosis, diagnose
 from margin_ext.measurement.masking_evidence import (
     EvidenceSamples,
     MaskingEvidence,
     gather_evidence,
 )
+from margin_ext.measurement.measuring import measuring
 from margin_ext.models.checked_logits import checked_logits
-from margin_ext.models.evaluation_mode import Model, evaluation_mode, model_device
+from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.logits_function import logits_function
 from margin_ext.norms import norm_name
-from margin_ext.output.atomic_write import write_atomically
-from margin_ext.output.finite_json import finite_json
-from margin_ext.output.progress_bar import progress_bar
+from margin_ext.output.json_file import write_json
 from margin_ext.output.text_table import text_table
+from margin_ext.plain_numbers import real_numbers
 from margin_ext.random_points import ball_noise
 from margin_ext.threat import DataRange, ThreatModel, check_radius
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -125,15 +126,12 @@ class RobustAccuracy:
     def save(self, path: str | Path) -> Path:
         """Write the totals atomically as JSON."""
         path = Path(path)
-        text = json.dumps(finite_json(self.to_dict()), indent=1)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_json(path, self.to_dict())
         return path
 
     def plot(self) -> Figure:
         """Robust accuracy against the radius, one line an attack."""
-        from margin_ext.measurement.figures import robust_accuracy_curves
-
-        return robust_accuracy_curves({"": self})
+        return draw("robust_accuracy_curves", {"": self})
 
     def __str__(self) -> str:
         marked = self.diagnosis is not None and self.diagnosis.cross_entropy_masked
@@ -185,6 +183,9 @@ def robust_accuracy(
     batch_size: int | None = None,
     limit: int | None = None,
     progress: bool | None = None,
+    call: Callable[[Any, Tensor], Any] | None = None,
+    logits_fn: Callable[[Any], Tensor] | None = None,
+    batch_fn: BatchFunction | None = None,
 ) -> RobustAccuracy:
     """Accuracy under attacks: the fraction of samples that none of them broke.
 
@@ -211,6 +212,10 @@ def robust_accuracy(
         batch_size: Largest batch; None: the loader's.
         limit: Only the first ``limit`` samples.
         progress: Show a bar; None: on a terminal.
+        call: How to call the model, where it is not ``model(inputs)``.
+        logits_fn: Takes the logits from what the model returns, such as
+            ``lambda output: output.logits``.
+        batch_fn: Takes (inputs, target) from what the data yield, where that is something else.
 
     Raises:
         TypeError, ValueError: Arguments, data or the model's output do not fit.
@@ -223,7 +228,7 @@ def robust_accuracy(
         (1.0, 0.5)
     """
     threat = ThreatModel(p=float(p), data_range=data_range, input_std=input_std)
-    radii = (float(eps),) if isinstance(eps, (int, float)) else tuple(sorted(map(float, eps)))
+    radii = tuple(sorted(real_numbers("eps", eps)))
     if not radii:
         raise ValueError("eps must name at least one radius")
     for radius in radii:
@@ -233,27 +238,20 @@ def robust_accuracy(
         raise ValueError("attacks must name at least one attack")
     for attack in chosen:
         attack.check(threat)
-    run = _Run(model, threat, radii, chosen, seed)
+    function = logits_function(model, call, logits_fn)
+    run = _Run(function, threat, radii, chosen, seed)
     batches = Batches(
-        data,
-        device=torch.device(device) if device is not None else model_device(model),
-        batch_size=batch_size,
-        limit=limit,
-        data_range=data_range,
+        data, batch_size=batch_size, limit=limit, data_range=data_range, batch_fn=batch_fn
     )
     evidence = None
-    bar = progress_bar(batches.total, "robust accuracy", progress)
-    try:
-        with evaluation_mode(model):
-            for batch in batches:
-                run.measure(batch)
-                bar.update(batch.target.shape[0])
-            if diagnose_masking:
-                evidence = gather_evidence(
-                    model, run.samples, threat=threat, radii=radii, seed=seed, transfer=transfer
-                )
-    finally:
-        bar.close()
+    title = "robust accuracy"
+    with measuring(function, batches, device=device, title=title, progress=progress) as samples:
+        for batch in samples:
+            run.measure(batch)
+        if diagnose_masking:
+            evidence = gather_evidence(
+                function, run.samples, threat=threat, radii=radii, seed=seed, transfer=transfer
+            )
     return run.result(report, evidence)
 
 
@@ -355,7 +353,7 @@ class _Run:
 
     def distance(self, attack: Attack, batch: Batch, correct: Tensor) -> Tensor:
         """Distances [B] of the attack's adversarial examples, on the CPU; infinite without one."""
-        distance = torch.full(batch.target.shape, math.inf, dtype=torch.float64)
+        distance = torch.full(batch.target.shape, math.inf, dtype=torch.float64, device="cpu")
         left = correct.nonzero().squeeze(1)
         if not left.numel():
             return distance

@@ -1,23 +1,21 @@
 """The definition of every op in plain PyTorch: differentiable to any order, on any device.
 
-It is the judge: the compiled kernels are tested against it, and it is tested against closed forms.
-It repeats the formulas independently of csrc/core. Everything is computed in float32 (float64 where
-an input is float64), whatever the input's type.
+The compiled kernels are tested against it, and it is tested against closed forms. It repeats the
+formulas independently of csrc/core. Everything is computed in float32 (float64 where an input is
+float64), whatever the input's type.
 """
 
 from __future__ import annotations
 
+from margin_ext.op_results import FirstOrderMargin, LogitGap, MarginLoss, SampleGap, SoftGap
 from margin_ext.reference.dual import dual_direction, dual_norm
-from margin_ext.reference.gap import LogitGap, logit_gap
+from margin_ext.reference.gap import logit_gap
 from margin_ext.reference.linear import linear_margin
-from margin_ext.reference.loss import average_margin_loss
-from margin_ext.reference.margin import FirstOrderMargin, first_order_margin
-from margin_ext.reference.margin_loss import MarginLoss
+from margin_ext.reference.loss import average_margin_loss, regularize, sample_margin_loss
+from margin_ext.reference.margin import first_order_margin
 from margin_ext.reference.orthogonality import orthogonality_penalty
-from margin_ext.reference.regularize import regularize
-from margin_ext.reference.sample_gap import SampleGap, sample_gap
-from margin_ext.reference.sample_loss import sample_margin_loss
-from margin_ext.reference.soft_gap import SoftGap, soft_gap
+from margin_ext.reference.sample_gap import sample_gap
+from margin_ext.reference.soft_gap import soft_gap
 
 __all__ = [
     "FirstOrderMargin",

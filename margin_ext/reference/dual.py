@@ -1,9 +1,8 @@
-"""Dual norm and dual direction of input gradients (paper.md section 4)."""
+"""Dual norm and dual direction of input gradients (arXiv 1907.11780, sections 2 and 4)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +10,28 @@ from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_grad, check_same_device, check_sample_vector, shape_text
-from margin_ext.input_std import channel_scale
+from margin_ext.input_std import InputStd, channel_scale
 from margin_ext.norms import dual_exponent
 
 __all__ = ["dual_direction", "dual_norm"]
+
+
+# Below and above these magnitudes squares may under- and overflow, and then the powers of two that
+# bring a row back.
+_SQUARES = {
+    torch.float32: (2.0**-48, 2.0**48, 2.0**90, 2.0**-80),
+    torch.float64: (2.0**-400, 2.0**400, 2.0**800, 2.0**-700),
+}
+
+
+def _to_middle(x: Tensor) -> Tensor:
+    """The power of two, for each row of x [B, D], that brings it where its squares are numbers."""
+    one = x.new_ones(x.shape[0], 1)
+    if x.shape[1] == 0:
+        return one
+    low, high, up, down = _SQUARES[x.dtype]
+    largest = x.detach().abs().amax(dim=1, keepdim=True)
+    return torch.where(largest < low, one * up, torch.where(largest > high, one * down, one))
 
 
 class _DualNorm(torch.autograd.Function):
@@ -27,7 +44,11 @@ class _DualNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, q: float) -> Tensor:
-        if q in (1.0, 2.0, math.inf):
+        if q == 2:
+            factor = _to_middle(x)
+            root: Tensor = torch.linalg.vector_norm(x * factor, 2, dim=1) / factor.squeeze(1)
+            return root
+        if q in (1.0, math.inf):
             plain: Tensor = torch.linalg.vector_norm(x, q, dim=1)
             return plain
         # Scaled by the largest element: |x|^q alone under- or overflows for large q.
@@ -54,26 +75,28 @@ def _norm(x: Tensor, q: float) -> Tensor:
 
 def _direction(x: Tensor, q: float) -> Tensor:
     if q == 1:
-        return x.sign()
+        return torch.where(x.isnan().any(dim=1, keepdim=True), math.nan, x.sign())
     if q == math.inf:
         magnitude = x.abs()
         largest = magnitude.amax(dim=1, keepdim=True)
         attained = magnitude == largest
         return x.sign() * attained / attained.sum(dim=1, keepdim=True)
+    # The direction is that of any positive multiple.
+    x = x * _to_middle(x)
     norm = _norm(x, q).unsqueeze(1)
     ratio = torch.where(norm == 0, 0.0, x / torch.where(norm == 0, 1.0, norm))
     if q == 2:
         return ratio
     zero = x == 0  # kept out of pow, whose derivative at 0 is infinite for q < 2
     size = torch.where(zero, 1.0, ratio.abs()).pow(q - 1)
-    return torch.where(zero, 0.0, ratio.sign() * size)
+    return torch.where(norm.isnan(), norm, torch.where(zero, 0.0, ratio.sign() * size))
 
 
 def dual_norm(
     grad: Tensor,
     *,
     p: float | str = 2,
-    input_std: float | Sequence[float] | Tensor | None = None,
+    input_std: InputStd = None,
 ) -> Tensor:
     """||grad_i||_q of every sample, for the threat norm l_p.
 
@@ -84,6 +107,10 @@ def dual_norm(
 
     Returns:
         [B], float32 (float64 for float64).
+
+    Example:
+        >>> dual_norm(torch.tensor([[3.0, -4.0]]), p="inf")
+        tensor([7.])
     """
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
     x = grad.to(accumulation_dtype(grad))
@@ -98,7 +125,7 @@ def dual_direction(
     *,
     p: float | str = 2,
     base: Tensor | None = None,
-    input_std: float | Sequence[float] | Tensor | None = None,
+    input_std: InputStd = None,
 ) -> Tensor:
     """Return base + factor_i * v(grad_i), v the direction of steepest rise per unit of l_p.
 
@@ -115,6 +142,10 @@ def dual_direction(
 
     Returns:
         The shape and type of grad.
+
+    Example:
+        >>> dual_direction(torch.tensor([[3.0, -4.0]]), p=1)
+        tensor([[ 0., -1.]])
     """
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
     x = grad.to(accumulation_dtype(grad))

@@ -1,9 +1,8 @@
-"""The logit gap (paper.md section 2)."""
+"""The logit gap (arXiv 1907.11780, section 2)."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,34 +12,24 @@ from margin_ext.checks import (
     check_labels,
     check_logits,
     check_logits_and_labels,
+    check_nearest,
     check_same_device,
     check_sample_vector,
     check_target,
     shape_text,
 )
+from margin_ext.op_results import LogitGap
 from margin_ext.reference.labels import as_rows, one_class_each, per_position
 from margin_ext.reference.soft_gap import argmax_excluding, soft_gap
 
-__all__ = ["LogitGap", "logit_gap"]
-
-
-class LogitGap(NamedTuple):
-    """Logit gap of every sample, or of every position of dense logits.
-
-    Attributes:
-        gap: z_y - z_k [B] or [B, d1, ...]; positive iff classified correctly (k the runner-up).
-        runner_up: The class k that the gap is measured to, of the same shape; -1 where ignored.
-    """
-
-    gap: Tensor
-    runner_up: Tensor
+__all__ = ["logit_gap"]
 
 
 def logit_gap(
     logits: Tensor,
     target: Tensor,
     *,
-    critical: Tensor | None = None,
+    nearest: Tensor | None = None,
     ignore_index: int = -100,
     validate: bool = True,
 ) -> LogitGap:
@@ -54,7 +43,7 @@ def logit_gap(
     Args:
         logits: [B, C], C >= 2, or dense, [B, C, d1, ...].
         target: int64 [B] or [B, d1, ...], or probabilities of the shape of logits.
-        critical: int64 [B] or [B, d1, ...], classes to measure the gap to in place of the
+        nearest: int64 [B] or [B, d1, ...], classes to measure the gap to in place of the
             runner-up; not with probabilities.
         ignore_index: Samples (positions) with this label have the gap NaN and runner-up -1, and no
             gradient.
@@ -62,9 +51,13 @@ def logit_gap(
 
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or a label is out of range.
+
+    Example:
+        >>> logit_gap(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0])).gap
+        tensor([1.])
     """
     if not one_class_each(logits, target):
-        return _gap_of_positions(logits, target, critical, ignore_index, validate)
+        return _gap_of_positions(logits, target, nearest, ignore_index, validate)
     check_logits(logits, target)
     classes = logits.shape[1]
     if validate:
@@ -72,49 +65,46 @@ def logit_gap(
     z = logits.to(accumulation_dtype(logits))
     valid = target != ignore_index
     label = torch.where(valid, target, 0).unsqueeze(1)
-    if critical is None:
+    if nearest is None:
         others = z.detach().scatter(1, label, -math.inf)
         index = argmax_excluding(others, label)
     else:
-        check_same_device("logits", logits, critical=critical)
-        check_sample_vector("critical", critical, logits.shape[0])
-        index = torch.where(valid, critical, 1)
+        check_same_device("logits", logits, nearest=nearest)
+        check_sample_vector("nearest", nearest, logits.shape[0])
         if validate:
-            check_labels("critical", index, classes, None)
-            if bool((valid & (index == target)).any()):
-                raise ValueError("critical must differ from target in every sample")
-        index = index.unsqueeze(1)
+            check_nearest(nearest, target, classes, ignore_index)
+        index = torch.where(valid, nearest, 1).unsqueeze(1)
     gap = (z.gather(1, label) - z.gather(1, index)).squeeze(1)
     gap = torch.where(valid, gap, math.nan)
     return LogitGap(gap, torch.where(valid, index.squeeze(1), -1))
 
 
 def _gap_of_positions(
-    logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int, validate: bool
+    logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int, validate: bool
 ) -> LogitGap:
     check_logits_and_labels(logits, target)
     if validate:
         check_target(target, logits.shape[1], ignore_index)
     z, y = as_rows(logits, target)
     if target.is_floating_point():
-        if critical is not None:
-            raise ValueError("critical does not go with a target of probabilities")
+        if nearest is not None:
+            raise ValueError("nearest does not go with a target of probabilities")
         gap = soft_gap(z, y, validate=False).gap
         label = y.argmax(dim=1, keepdim=True)
         runner_up = argmax_excluding(z.detach().scatter(1, label, -math.inf), label).squeeze(1)
     else:
-        if critical is not None:
-            if critical.shape != target.shape:
+        if nearest is not None:
+            if nearest.shape != target.shape:
                 raise ValueError(
-                    f"critical must have the shape of target, {shape_text(target)}, "
-                    f"got {shape_text(critical)}"
+                    f"nearest must have the shape of target, {shape_text(target)}, "
+                    f"got {shape_text(nearest)}"
                 )
-            critical = critical.reshape(-1)
+            nearest = nearest.reshape(-1)
         gap, runner_up = logit_gap(
             z,
             y,
-            critical=critical,
+            nearest=nearest,
             ignore_index=ignore_index,
-            validate=validate and critical is not None,
+            validate=validate and nearest is not None,
         )
     return LogitGap(per_position(gap, logits), per_position(runner_up, logits))

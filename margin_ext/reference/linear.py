@@ -1,4 +1,4 @@
-"""Exact margins of a linear classifier (paper.md section 2)."""
+"""Exact margins of a linear classifier (arXiv 1907.11780, section 2)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,15 @@ __all__ = ["linear_margin"]
 def linear_margin(
     weight: Tensor, bias: Tensor | None, inputs: Tensor, target: Tensor, *, p: float | str = 2
 ) -> Tensor:
-    """Signed l_p distance of every input to the decision boundary of z = W x + b.
+    """Signed l_p distance to the boundary of z = W x + b, min over k of its distance to class k.
 
-    min over k != y of (z_y - z_k) / ||W_y - W_k||_q.
-
-    Args:
-        weight: W [C, D].
-        bias: b [C] or None.
-        inputs: [B, ...], flattened to [B, D].
-        target: int64 [B].
-        p: Threat norm.
-
-    Returns:
-        [B]; infinite where two rows of W are equal and the target wins.
+    Arguments and result are those of :func:`margin_ext.linear_margin`.
     """
     x = inputs.flatten(1)
-    logits = torch.nn.functional.linear(x, weight, bias)
-    gaps = logits.gather(1, target.unsqueeze(1)) - logits  # [B, C]
-    norms = torch.linalg.vector_norm(
-        weight.unsqueeze(1) - weight.unsqueeze(0), dual_exponent(p), dim=2
-    )  # [C, C]
-    margins = gaps / norms[target]
-    nearest: Tensor = margins.scatter(1, target.unsqueeze(1), torch.inf).amin(dim=1)
-    return nearest
+    z = x @ weight.t() + (0 if bias is None else bias)
+    rows = torch.arange(len(z), device=z.device)
+    margins = []
+    for k in range(len(weight)):
+        norm = torch.linalg.vector_norm(weight[target] - weight[k], dual_exponent(p), dim=1)
+        margins.append(torch.where(target == k, torch.inf, (z[rows, target] - z[:, k]) / norm))
+    return torch.stack(margins).amin(0)

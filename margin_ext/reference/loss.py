@@ -1,153 +1,202 @@
-"""The regularized loss (paper.md section 3)."""
+"""The regularized loss (arXiv 1907.11780, section 3), for labels of every form (docs/labels.md)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from margin_ext.accumulation import accumulation_dtype
-from margin_ext.checks import check_class_weight, check_grad, check_loss_settings, check_same_device
+from margin_ext.checks import check_class_weight, check_grad, check_same_device
+from margin_ext.loss_settings import LossKeywords, LossSettings, settings_from, shows_fields_of
+from margin_ext.op_results import MarginLoss, SampleGap
 from margin_ext.reference.gap import logit_gap
-from margin_ext.reference.labels import one_class_each
+from margin_ext.reference.labels import counted_positions, one_class_each, position_weight
 from margin_ext.reference.margin import first_order_margin
-from margin_ext.reference.margin_loss import REDUCTIONS, MarginLoss
-from margin_ext.reference.regularize import regularize
-from margin_ext.reference.sample_loss import sample_margin_loss
+from margin_ext.reference.sample_gap import sample_gap
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import BatchStatistics
 
-__all__ = ["average_margin_loss"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["average_margin_loss", "regularize", "sample_margin_loss"]
 
 
+def regularize(t: Tensor, regularizer: Regularizer) -> Tensor:
+    """phi(t), element by element; t is a margin or a logit gap."""
+    return regularizer(t)
+
+
+@shows_fields_of(LossSettings)
 def average_margin_loss(
     logits: Tensor,
     target: Tensor,
     grad: Tensor | None = None,
     *,
-    regularizer: Regularizer,
-    mu: float = 1.0,
-    p: float | str = 2,
-    eps: float = 1e-6,
-    critical: Tensor | None = None,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    input_std: float | Sequence[float] | Tensor | None = None,
-    positions: str = "mean",
+    nearest: Tensor | None = None,
     validate: bool = True,
+    **settings: Unpack[LossKeywords],
 ) -> MarginLoss:
     """Cross-entropy plus mu * phi(t), t the first-order margin (or the gap where grad is None).
 
     L_i = CE_i + mu * w_y * phi(t_i). The mean divides by the sum of the w_y of the samples that
     are not ignored, as cross_entropy does. Ignored samples have margin, gap and norm NaN.
-
-    Args:
-        logits: [B, C]; or dense, [B, C, d1, ...].
-        target: int64 [B]; or int64 [B, d1, ...], or probabilities of the shape of logits: see
-            :func:`sample_margin_loss`.
-        grad: Input gradient of each sample's gap [B, ...], or None.
-        regularizer: phi.
-        mu: Weight of the regularizer.
-        p: Threat norm.
-        eps: Floor of the gradient norm.
-        critical: int64 [B], the classes that the gaps (and grad) belong to; None: the runner-up.
-            For class labels [B] only.
-        weight: Class weights [C].
-        ignore_index: Label of samples that do not count.
-        label_smoothing: As in cross_entropy, 0 to 1.
-        reduction: "mean", "sum" or "none".
-        input_std: Standard deviation(s) of the loader's normalisation.
-        positions: What the gap of a sample of dense logits is of its positions' gaps: "mean" or
-            "worst".
-        validate: Check the labels (synchronises with a GPU).
+    Arguments, result and errors are those of :func:`margin_ext.average_margin_loss`, except that
+    ``validate`` is on.
     """
+    s = settings_from(settings)
     if not one_class_each(logits, target):
-        if critical is not None:
-            raise ValueError("critical goes with class labels [B] only")
-        return sample_margin_loss(
-            logits,
-            target,
-            grad,
-            regularizer=regularizer,
-            mu=mu,
-            p=p,
-            eps=eps,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            input_std=input_std,
-            positions=positions,
-            validate=validate,
-        )
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+        if nearest is not None:
+            raise ValueError("nearest goes with class labels [B] only")
+        return sample_margin_loss(logits, target, grad, validate=validate, **settings)
     found = logit_gap(
-        logits, target, critical=critical, ignore_index=ignore_index, validate=validate
+        logits, target, nearest=nearest, ignore_index=s.ignore_index, validate=validate
     )
-    check_loss_settings(mu, eps, label_smoothing)
-    if weight is not None:
-        check_class_weight(weight, logits)
+    if s.weight is not None:
+        check_class_weight(s.weight, logits)
     dtype = accumulation_dtype(logits) if grad is None else accumulation_dtype(logits, grad)
-    valid = target != ignore_index
+    s.check_type(dtype, with_grad=grad is not None)
+    valid = target != s.ignore_index
     if grad is None:
         margin = gap = found.gap.to(dtype)
         norm = gap.new_empty(0)
     else:
-        check_same_device("logits", logits, grad=grad)
-        check_grad(grad, logits.shape[0])
-        margin, norm = first_order_margin(found.gap, grad, p=p, eps=eps, input_std=input_std)
-        norm = torch.where(valid, norm, math.nan)
+        margin, norm = _margin(logits, grad, found.gap, s)
         gap = found.gap.to(dtype)
-
-    z = logits.to(dtype)
-    class_weight = z.new_ones(z.shape[1]) if weight is None else weight.to(dtype)
-    ce = nn.functional.cross_entropy(
-        z,
-        target,
-        weight=class_weight,
-        ignore_index=ignore_index,
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    w = torch.where(valid, class_weight[torch.where(valid, target, 0)], 0.0)
-    phi = torch.where(valid, regularize(torch.where(valid, margin, 0.0), regularizer), 0.0)
-    per_sample = ce + mu * w * phi
+    ones = torch.ones(logits.shape[1], dtype=dtype, device=logits.device)
+    weight = ones if s.weight is None else s.weight.to(dtype)
+    ce = _cross_entropy(logits, target, weight, dtype, s)
+    w = torch.where(valid, weight[torch.where(valid, target, 0)], 0.0)
+    phi = torch.where(valid, s.phi(torch.where(valid, margin, 0.0)), 0.0)
     total = w.sum()
-    loss = per_sample
-    if reduction == "mean":
-        loss = per_sample.sum() / total
-    elif reduction == "sum":
-        loss = per_sample.sum()
-
+    loss = _reduced(ce + s.mu * w * phi, total, s.reduction)
     with torch.no_grad():
         true_gap = gap
-        if critical is not None:
-            true_gap = logit_gap(logits, target, ignore_index=ignore_index, validate=False).gap
-        count = valid.sum().to(dtype)
-        some = count > 0
-        margins = torch.where(valid, margin, math.inf)
-        minimum = margins.min() if margins.numel() else margins.new_tensor(math.nan)
-        scale = count.new_tensor(float(target.shape[0])) / total if reduction == "mean" else None
-        statistics = torch.stack(
-            [
-                torch.where(some, minimum, math.nan),
-                torch.where(valid, margin, 0.0).sum() / count,
-                torch.where(valid, gap, 0.0).sum() / count,
-                torch.where(valid, norm, 0.0).sum() / count
-                if grad is not None
-                else count * math.nan,
-                (true_gap > 0).sum() / count,
-                ce.sum() / total,
-                (w * phi).sum() / total,
-                count,
-                torch.ones_like(count) if scale is None else torch.where(total > 0, scale, 0.0),
-            ]
+        if nearest is not None:
+            true_gap = logit_gap(logits, target, ignore_index=s.ignore_index, validate=False).gap
+        scale = torch.ones_like(total)
+        if s.reduction == "mean":
+            scale = torch.where(valid.any(), scale * valid.shape[0] / total, 0.0)
+        statistics, norm = _statistics(
+            valid,
+            margin,
+            gap,
+            norm,
+            [(true_gap > 0).sum() / valid.sum().to(dtype)],
+            [ce.sum() / total, (w * phi).sum() / total],
+            scale,
         )
-    return MarginLoss(
-        loss, margin.detach(), gap.detach(), norm.detach(), BatchStatistics(statistics)
+    return MarginLoss(loss, margin.detach(), gap.detach(), norm.detach(), statistics)
+
+
+@shows_fields_of(LossSettings)
+def sample_margin_loss(
+    logits: Tensor,
+    target: Tensor,
+    grad: Tensor | None = None,
+    *,
+    fixed: SampleGap | None = None,
+    validate: bool = True,
+    **settings: Unpack[LossKeywords],
+) -> MarginLoss:
+    """Cross-entropy plus mu * phi(t) at every position, t the margin of its sample.
+
+    L_p = CE_p + mu * w_p * phi(t). Class labels have w_p = w_y, and the mean divides by their sum;
+    probabilities have w_p = sum_c w_c q_c, and the mean divides by the number of positions, as
+    cross_entropy does. Without grad t is each position's own gap. Arguments, result and errors are
+    those of :func:`margin_ext.functional.sample_margin_loss`, except that ``validate`` is on.
+    """
+    s = settings_from(settings)
+    found = sample_gap(
+        logits,
+        target,
+        weight=s.weight,
+        ignore_index=s.ignore_index,
+        aggregation=s.aggregation,
+        fixed=fixed,
+        validate=validate,
     )
+    gap = margin = found.of_positions
+    norm = gap.new_empty(0)
+    if grad is not None:
+        gap = found.gap
+        margin, norm = _margin(logits, grad, gap, s)
+    dtype = torch.promote_types(accumulation_dtype(logits), margin.dtype)
+    s.check_type(dtype, with_grad=grad is not None)
+    counted = counted_positions(target, s.ignore_index)
+    w = position_weight(target, s.weight, s.ignore_index, dtype)
+    soft = target.is_floating_point()
+    weight = None if s.weight is None else s.weight.to(dtype)
+    ce = _cross_entropy(logits, target.to(dtype) if soft else target, weight, dtype, s)
+    units = counted if margin.shape == counted.shape else counted.flatten(1).any(1)
+    phi = torch.where(units, s.phi(torch.where(units, margin, 0.0)), 0.0)
+    term = w * phi.reshape(phi.shape + (1,) * (w.dim() - phi.dim()))
+    total = w.new_full((), w.numel()) if soft else w.sum()
+    loss = _reduced(ce + s.mu * term, total, s.reduction)
+    with torch.no_grad():
+        if soft:
+            correct = logits.argmax(1) == target.argmax(1)
+        else:
+            correct = counted & (found.of_positions > 0)
+        statistics, norm = _statistics(
+            units,
+            margin,
+            gap,
+            norm,
+            [correct.sum().to(dtype) / counted.sum()],
+            [ce.sum() / total, term.sum() / total],
+            torch.ones_like(total),
+        )
+    margin, gap = margin.detach().to(dtype), gap.detach().to(dtype)
+    return MarginLoss(loss, margin, gap, norm.detach(), statistics)
+
+
+def _margin(logits: Tensor, grad: Tensor, gap: Tensor, s: LossSettings) -> tuple[Tensor, Tensor]:
+    check_same_device("logits", logits, grad=grad)
+    check_grad(grad, logits.shape[0])
+    return first_order_margin(gap, grad, p=s.p, eps=s.eps, input_std=s.input_std)
+
+
+def _cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, dtype: torch.dtype, s: LossSettings
+) -> Tensor:
+    return nn.functional.cross_entropy(
+        logits.to(dtype),
+        target,
+        weight,
+        ignore_index=s.ignore_index,
+        reduction="none",
+        label_smoothing=s.label_smoothing,
+    )
+
+
+def _reduced(loss: Tensor, total: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return loss.sum() / total
+    return loss.sum() if reduction == "sum" else loss
+
+
+def _statistics(
+    units: Tensor,
+    margin: Tensor,
+    gap: Tensor,
+    norm: Tensor,
+    accuracy: list[Tensor],
+    terms: list[Tensor],
+    scale: Tensor,
+) -> tuple[BatchStatistics, Tensor]:
+    """Over the units (samples or positions) that count; and the norms, NaN where they do not."""
+    count = units.sum().to(terms[0].dtype)
+    margins = torch.where(units, margin, math.inf)
+    minimum = margins.min() if margins.numel() else margins.new_full((), math.nan)
+    mean_norm = count * math.nan
+    if norm.numel() or norm.shape == units.shape:
+        mean_norm = torch.where(units, norm, 0.0).sum() / count
+        norm = torch.where(units, norm, math.nan)
+    means = [torch.where(units, each, 0.0).sum() / count for each in (margin, gap)]
+    minimum = torch.where(count > 0, minimum, math.nan)
+    values = [minimum, *means, mean_norm, *accuracy, *terms, count, scale]
+    return BatchStatistics(torch.stack(values)), norm

@@ -1,30 +1,18 @@
-"""The first-order margin (paper.md sections 2 and 4)."""
+"""The first-order margin (arXiv 1907.11780, sections 2 and 4)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from margin_ext.checks import check_eps, check_grad, check_same_device, check_sample_vector
+from margin_ext.input_std import InputStd
+from margin_ext.op_results import FirstOrderMargin
 from margin_ext.reference.dual import dual_norm
 
-__all__ = ["FirstOrderMargin", "first_order_margin"]
-
-
-class FirstOrderMargin(NamedTuple):
-    """First-order margin of every sample.
-
-    Attributes:
-        margin: a / max(||g||_q, eps) [B], signed: negative where the sample is misclassified.
-        norm: ||g||_q [B].
-    """
-
-    margin: Tensor
-    norm: Tensor
+__all__ = ["first_order_margin"]
 
 
 def first_order_margin(
@@ -33,7 +21,7 @@ def first_order_margin(
     *,
     p: float | str = 2,
     eps: float = 1e-6,
-    input_std: float | Sequence[float] | Tensor | None = None,
+    input_std: InputStd = None,
 ) -> FirstOrderMargin:
     """Distance to the decision boundary of the classifier linearised at each input.
 
@@ -51,12 +39,12 @@ def first_order_margin(
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
     check_same_device("grad", grad, gap=gap)
     check_sample_vector("gap", gap, grad.shape[0])
-    check_eps(eps)
     norm = dual_norm(grad, p=p, input_std=input_std)
     norm = norm.to(torch.promote_types(norm.dtype, gap.dtype))
+    check_eps(eps, norm.dtype)
     floored = torch.where(norm <= eps, eps, norm)
     # Where every other class is masked with -inf, the gap is infinite, and no norm changes that.
-    floored = torch.where(gap.isinf(), floored.detach(), floored)
+    floored = torch.where(gap.isinf() & ~norm.isnan(), floored.detach(), floored)
     missing = gap.isnan()
     margin = torch.where(missing, 0.0, gap.to(norm.dtype)) / floored
     return FirstOrderMargin(torch.where(missing, math.nan, margin), norm)

@@ -1,4 +1,4 @@
-"""The orthogonality penalty on weight matrices (paper.md section 3)."""
+"""The orthogonality penalty on weight matrices (arXiv 1907.11780, section 3)."""
 
 from __future__ import annotations
 
@@ -11,29 +11,17 @@ __all__ = ["orthogonality_penalty"]
 
 
 def orthogonality_penalty(model: nn.Module | Iterable[Tensor]) -> Tensor:
-    """Sum over weight matrices W of ||W W^T - I||_F^2, convolutions viewed as [out, -1].
+    """Sum over weight matrices W of ||W W^T - I||_F^2, by the smaller Gram matrix.
 
-    The smaller Gram matrix is taken: W^T W where W has more rows than columns, since W W^T cannot
-    be the identity there. Each weight counts once. (The authors' code counts the weight before
-    each bias twice: there, beta stands for 2 * beta of this one in a network with biases.)
-
-    Args:
-        model: A module (its parameters with two or more dimensions, normalisation layers and
-            biases left out by their one dimension), or the weights themselves.
-
-    Returns:
-        Scalar; 0 where there is no weight matrix.
+    Arguments and result are those of :func:`margin_ext.orthogonality_penalty`.
     """
     weights = model.parameters() if isinstance(model, nn.Module) else model
-    total: Tensor | None = None
+    total = torch.zeros(())
     for weight in weights:
-        if weight.dim() < 2:
-            continue
-        matrix = weight.flatten(1)
-        if matrix.shape[0] > matrix.shape[1]:
-            matrix = matrix.t()
-        gram = matrix @ matrix.t()
-        identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-        term = (gram - identity).square().sum()
-        total = term if total is None else total + term
-    return torch.zeros(()) if total is None else total
+        if weight.dim() >= 2:
+            rows = weight.flatten(1)
+            short = rows if len(rows) <= rows.shape[1] else rows.T
+            distance = torch.einsum("ik,jk->ij", short, short).clone()
+            distance.diagonal().sub_(1)
+            total = total.to(weight) + distance.square().sum()
+    return total

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_class_weight, check_logits_and_labels, check_target
+from margin_ext.loss_settings import Aggregation, check_word
+from margin_ext.op_results import SampleGap
 from margin_ext.reference.gap import logit_gap
 from margin_ext.reference.labels import (
     as_rows,
@@ -20,33 +21,7 @@ from margin_ext.reference.labels import (
 )
 from margin_ext.reference.soft_gap import soft_gap
 
-__all__ = [
-    "POSITIONS",
-    "SampleGap",
-    "join_positions",
-    "sample_gap",
-    "sum_of_positions",
-]
-
-# mean: the sample's gap is the mean over its positions. worst: it is the smallest of them.
-POSITIONS: Final = ("mean", "worst")
-
-
-class SampleGap(NamedTuple):
-    """Gap of every sample, and what it is measured to.
-
-    Attributes:
-        gap: [B]; NaN where all positions are ignored.
-        of_positions: Gap of every position [B, d1, ...].
-        share: What each position's gap is multiplied by in the sample's, [B, d1, ...].
-        critical: For class labels the runner-up of every position, int64 [N], -1 where ignored; for
-            probabilities the classes of the two largest logits, int64 [N, 2].
-    """
-
-    gap: Tensor
-    of_positions: Tensor
-    share: Tensor
-    critical: Tensor
+__all__ = ["sample_gap"]
 
 
 def sample_gap(
@@ -55,7 +30,7 @@ def sample_gap(
     *,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    positions: str = "mean",
+    aggregation: Aggregation = "mean",
     fixed: SampleGap | None = None,
     validate: bool = True,
 ) -> SampleGap:
@@ -66,7 +41,7 @@ def sample_gap(
         target: int64 [B, d1, ...], or probabilities of the shape of logits.
         weight: Class weights [C]; they weight the mean over the positions.
         ignore_index: Positions with this label do not count.
-        positions: "mean" or "worst", the smallest gap (ties: the first position).
+        aggregation: "mean" or "worst", the smallest gap (ties: the first position).
         fixed: Take classes and positions from here in place of those of these logits.
         validate: Check the labels (synchronises with a GPU).
 
@@ -79,58 +54,61 @@ def sample_gap(
     if validate:
         check_target(target, logits.shape[1], ignore_index)
     z, y = as_rows(logits, target)
-    critical = None if fixed is None else fixed.critical
+    nearest = None if fixed is None else fixed.nearest
     if target.is_floating_point():
-        rows, critical = soft_gap(z, y, critical=critical, validate=False)
+        rows, nearest = soft_gap(z, y, nearest=nearest, validate=False)
     else:
-        rows, critical = logit_gap(
+        rows, nearest = logit_gap(
             z,
             y,
-            critical=critical,
+            nearest=nearest,
             ignore_index=ignore_index,
-            validate=validate and critical is not None,
+            validate=validate and nearest is not None,
         )
     gaps = per_position(rows, logits)
     if fixed is None:
-        share = join_positions(
+        fraction = _join_positions(
             gaps.detach(),
             counted_positions(target, ignore_index),
             position_weight(target, weight, ignore_index, accumulation_dtype(logits)),
-            positions,
+            aggregation,
         )
     else:
-        share = fixed.share
-    return SampleGap(sum_of_positions(gaps, share, target, ignore_index), gaps, share, critical)
+        fraction = fixed.fraction
+    return SampleGap(
+        _sum_of_positions(gaps, fraction, target, ignore_index), gaps, fraction, nearest
+    )
 
 
-def join_positions(gaps: Tensor, counted: Tensor, weight: Tensor, positions: str) -> Tensor:
-    """The share that each position's gap has in its sample's, [B, d1, ...].
+def _join_positions(
+    gaps: Tensor, counted: Tensor, weight: Tensor, aggregation: Aggregation
+) -> Tensor:
+    """The factor of each position's gap in the gap of its sample, [B, d1, ...].
 
     Args:
         gaps: [B, d1, ...].
         counted: bool, of the same shape.
         weight: Of the positions, 0 where they do not count. Samples whose weights are all 0 weigh
             the positions that count alike.
-        positions: "mean" or "worst".
+        aggregation: "mean" or "worst".
     """
-    if positions not in POSITIONS:
-        raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    check_word("aggregation", aggregation, Aggregation)
     flat, known = flat_positions(gaps), flat_positions(counted)
-    if positions == "worst" and flat.shape[1] > 0:
+    if aggregation == "worst" and flat.shape[1] > 0:
         first = torch.where(known, flat, math.inf).argmin(dim=1, keepdim=True)
         # Infinite gaps (masked classes) tie with what is left out.
         first_known = known.to(torch.uint8).argmax(dim=1, keepdim=True)
         first = torch.where(known.gather(1, first), first, first_known)
-        share = torch.zeros_like(flat).scatter(1, first, 1.0)
-        return torch.where(known, share, 0.0).reshape(gaps.shape)
+        fraction = torch.zeros_like(flat).scatter(1, first, 1.0)
+        return torch.where(known, fraction, 0.0).reshape(gaps.shape)
     w = flat_positions(weight).to(flat.dtype)
-    w = torch.where(w.sum(1, keepdim=True) > 0, w, known.to(w.dtype))
+    w = torch.where(w.sum(1, keepdim=True) != 0, w, known.to(w.dtype))
     total = w.sum(1, keepdim=True)
-    return (w / torch.where(total > 0, total, 1.0)).reshape(gaps.shape)
+    return (w / torch.where(total != 0, total, 1.0)).reshape(gaps.shape)
 
 
-def sum_of_positions(gaps: Tensor, share: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+def _sum_of_positions(gaps: Tensor, fraction: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """The samples' gaps [B]; NaN where no position counts."""
-    parts = torch.where(share == 0, 0.0, share * torch.where(share == 0, 0.0, gaps))
+    parts = torch.where(fraction == 0, 0.0, fraction * torch.where(fraction == 0, 0.0, gaps))
     some = flat_positions(counted_positions(target, ignore_index)).any(1)
     return torch.where(some, flat_positions(parts).sum(1), math.nan)

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_logits_and_labels, check_probabilities, shape_text
+from margin_ext.op_results import SoftGap
 
-__all__ = ["SoftGap", "argmax_excluding", "soft_gap", "soft_gap_seed"]
-
-
-class SoftGap(NamedTuple):
-    """Gap of every row.
-
-    Attributes:
-        gap: [N].
-        critical: The classes of the largest and the second largest logit, int64 [N, 2].
-    """
-
-    gap: Tensor
-    critical: Tensor
+__all__ = ["argmax_excluding", "soft_gap"]
 
 
 def soft_gap(
-    logits: Tensor, target: Tensor, *, critical: Tensor | None = None, validate: bool = True
+    logits: Tensor, target: Tensor, *, nearest: Tensor | None = None, validate: bool = True
 ) -> SoftGap:
     """The expectation of the logit gap over the label, sum_c q_c (z_c - max_{k != c} z_k).
 
@@ -37,7 +25,7 @@ def soft_gap(
     Args:
         logits: z [N, C], C >= 2.
         target: q [N, C], each row >= 0 and 1 in sum.
-        critical: int64 [N, 2], the classes to take as t and s.
+        nearest: int64 [N, 2], the classes to take as t and s.
         validate: Check that target holds probabilities (synchronises with a GPU).
 
     Raises:
@@ -53,25 +41,18 @@ def soft_gap(
         check_probabilities(target)
     z = logits.to(accumulation_dtype(logits))
     q = target.to(z.dtype)
-    if critical is None:
-        critical = _two_largest(z.detach())
-    elif critical.shape != (logits.shape[0], 2):
+    if nearest is None:
+        nearest = _two_largest(z.detach())
+    elif nearest.shape != (logits.shape[0], 2):
         raise ValueError(
-            f"critical must be [N, 2] = [{logits.shape[0]}, 2], got {shape_text(critical)}"
+            f"nearest must be [N, 2] = [{logits.shape[0]}, 2], got {shape_text(nearest)}"
         )
-    largest, second = z.gather(1, critical).unbind(1)
-    share = q.gather(1, critical[:, :1]).squeeze(1)
-    # Classes without a share do not enter, though their logits may be masked with -inf.
+    largest, second = z.gather(1, nearest).unbind(1)
+    weight = q.gather(1, nearest[:, :1]).squeeze(1)
+    # Classes of probability 0 do not enter, though their logits may be masked with -inf.
     expected = torch.where(q == 0, 0.0, q * torch.where(q == 0, 0.0, z)).sum(1)
-    lead = torch.where(share == 0, 0.0, largest - second)
-    return SoftGap(expected - largest + share * lead, critical)
-
-
-def soft_gap_seed(target: Tensor, critical: Tensor) -> Tensor:
-    """The gradient of each row's gap by its logits, q - e_t + q_t (e_t - e_s): [N, C]."""
-    q = target.to(accumulation_dtype(target))
-    share = q.gather(1, critical[:, :1])
-    return q.scatter_add(1, critical, torch.cat([share - 1, -share], dim=1))
+    lead = torch.where(weight == 0, 0.0, largest - second)
+    return SoftGap(expected - largest + weight * lead, nearest)
 
 
 def _two_largest(z: Tensor) -> Tensor:

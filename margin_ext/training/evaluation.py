@@ -1,31 +1,22 @@
-"""What is measured on every trained model of a comparison."""
+"""What is measured on every trained model."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-import torch
-
-from margin_ext.attacks import PGD, AttackLoss
-from margin_ext.bounds import MinimumDistance
-from margin_ext.measurement import measure, robust_accuracy
-from margin_ext.models.evaluation_mode import evaluation_mode
-from margin_ext.training.checkpoint import told_fields
+from margin_ext.training.words import check_words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from margin_ext.measurement import MarginReport
 
-__all__ = ["DATA_RANGE", "Evaluation", "clean_accuracy", "margin_totals"]
+__all__ = ["Evaluation", "clean_accuracy", "margin_totals"]
 
-DATA_RANGE = (0.0, 1.0)
-# What projected gradient descent attacks.
-LOSSES: tuple[AttackLoss, ...] = ("gap", "cross_entropy")
-
-_FIRST_FIELDS = ("eps", "attack_steps", "distance_steps", "samples", "part")
+# What projected gradient descent attacks, beside the search for the nearest adversarial example.
+_LOSSES: Final = ("gap", "cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -33,30 +24,34 @@ class Evaluation:
     """First-order margins, attack distances and robust accuracy.
 
     Attributes:
-        eps: Radii of the balls, in the images' unit (pixel units with ``input_std``).
-        attack_steps: Of projected gradient descent.
-        distance_steps: Of the attack that looks for the nearest adversarial example.
-        samples: The first so many images of each part; None: all.
-        part: "test", or "validation" while settings are chosen.
-        p: Threat norm of margins and attacks, 2 or infinity.
-        restarts: Of projected gradient descent.
+        eps_attack: Radii of the attacks, in the unit of the images (pixel units with
+            ``input_std``).
+        attack_steps: Steps of projected gradient descent.
+        attack_restarts: Starts of projected gradient descent.
+        distance_steps: Steps of the search for the nearest adversarial example.
+        measure_limit: Number of images of each part that are measured and attacked; None: all.
+        part: The images that are reported on; choose settings on the validation images.
+        measure_p: Threat norm of margins and attacks, 2 or infinity.
         data_range: Lowest and highest value of the images; attacks stay inside.
         input_std: The standard deviation(s) by which the images were divided.
     """
 
-    eps: tuple[float, ...]
+    eps_attack: tuple[float, ...]
     attack_steps: int = 40
+    attack_restarts: int = 1
     distance_steps: int = 100
-    samples: int | None = None
-    part: str = "test"
-    p: float = 2.0
-    restarts: int = 1
-    data_range: tuple[float, float] = DATA_RANGE
+    measure_limit: int | None = None
+    part: Literal["test", "validation"] = "test"
+    measure_p: float = 2.0
+    data_range: tuple[float, float] = (0.0, 1.0)
     input_std: float | tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_words(self)
+
     def settings(self) -> dict[str, Any]:
-        """What has to agree for measured values to be taken up."""
-        return told_fields(self, _FIRST_FIELDS)
+        """What must agree for measured values to be used again."""
+        return asdict(self)
 
     def measure(
         self,
@@ -69,7 +64,7 @@ class Evaluation:
 
         Args:
             model: Left as it came.
-            train: Images and labels that it was trained on.
+            train: Images [N, ...] and labels [N] that it was trained on.
             held_out: Images and labels of the part that is reported.
             progress: Show bars; None: on a terminal.
 
@@ -77,11 +72,15 @@ class Evaluation:
             Plain values: "train" and "held_out" (totals of the margins, and for held_out each
             margin and the attack distances), "robust_accuracy".
         """
+        from margin_ext.attacks import PGD
+        from margin_ext.bounds import MinimumDistance
+        from margin_ext.measurement import measure, robust_accuracy
+
         common: dict[str, Any] = {
-            "p": self.p,
+            "p": self.measure_p,
             "data_range": self.data_range,
             "input_std": self.input_std,
-            "limit": self.samples,
+            "limit": self.measure_limit,
             "progress": progress,
         }
         with warnings.catch_warnings():
@@ -93,10 +92,15 @@ class Evaluation:
         robust = robust_accuracy(
             model,
             held_out,
-            self.eps,
+            self.eps_attack,
             attacks=[
-                PGD(loss=loss, steps=self.attack_steps, restarts=self.restarts) for loss in LOSSES
+                "nearest",
+                *(
+                    PGD(loss=loss, steps=self.attack_steps, restarts=self.attack_restarts)
+                    for loss in _LOSSES
+                ),
             ],
+            report=on_held_out,
             **common,
         )
         attacked = on_held_out.summary(quantity=distances.name)
@@ -120,7 +124,7 @@ class Evaluation:
 
 
 def margin_totals(report: MarginReport) -> dict[str, Any]:
-    """Accuracy and the totals of the signed first-order margins."""
+    """Accuracy, and minimum, average and median of the signed first-order margins."""
     total = report.summary()
     return {
         "count": len(report),
@@ -136,6 +140,10 @@ def margin_totals(report: MarginReport) -> dict[str, Any]:
 
 def clean_accuracy(model: nn.Module, part: tuple[Tensor, Tensor], batch_size: int = 256) -> float:
     """Accuracy on all images of a part; the model is left as it came."""
+    import torch
+
+    from margin_ext.models.evaluation_mode import evaluation_mode
+
     images, labels = part
     right = 0
     with evaluation_mode(model), torch.no_grad():

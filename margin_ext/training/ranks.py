@@ -15,8 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["ALONE", "Ranks", "started_ranks"]
 
-# The first rank measures while the others wait. A rank that died is not waited for: torchrun ends
-# the others.
+# Rank 0 measures while the others wait. None waits for a rank that died: torchrun ends them all.
 _PATIENCE = timedelta(hours=12)
 
 
@@ -25,10 +24,10 @@ class Ranks:
     """This process among those that train together; by default it is alone.
 
     Attributes:
-        rank: Its number.
+        rank: Number of this process.
         size: Number of processes.
-        local: Its number on this machine, which is also that of its GPU.
-        joined: Whether they have a process group.
+        local: Number of this process on its machine, which is also that of its GPU.
+        joined: Whether there is a process group.
     """
 
     rank: int = 0
@@ -37,20 +36,23 @@ class Ranks:
     joined: bool = False
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that measures and writes."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which measures and writes."""
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """This process's device; of several on "cuda" each has its own."""
+        """The device of this process; on "cuda" each process has a GPU of its own."""
         return torch.device(f"cuda:{self.local}" if self.joined and name == "cuda" else name)
 
-    def share(self, batch: Tensor) -> tuple[Tensor, float]:
-        """This process's part of a batch of sample numbers [B], and what its mean loss counts.
+    def part(self, batch: Tensor) -> tuple[Tensor, float]:
+        """This process's part of a batch of sample numbers [B], and the weight of its mean loss.
 
-        DistributedDataParallel averages gradients over the processes. With these factors the
+        DistributedDataParallel averages gradients over the processes. With these weights the
         average is that of the whole batch, also where the parts are of different sizes. A process
-        without a part computes a sample that counts nothing: all have to take part in a step.
+        without a part computes one sample with weight 0, because all have to take part in a step.
+
+        >>> Ranks(rank=1, size=2).part(torch.arange(5))
+        (tensor([3, 4]), 0.8)
         """
         if self.size == 1:
             return batch, 1.0
@@ -73,29 +75,30 @@ class Ranks:
         return value
 
     def minimum(self, value: Tensor) -> Tensor:
-        """Smallest value of all processes."""
+        """Smallest value over the processes."""
         if self.joined:
             distributed.all_reduce(value, distributed.ReduceOp.MIN)
         return value
 
-    def told_by_first(self, value: Any) -> Any:
-        """What the first process knows."""
+    def broadcast_from_rank0(self, value: Any) -> Any:
+        """The value that rank 0 has."""
         if not self.joined:
             return value
-        told = [value]
-        distributed.broadcast_object_list(told)
-        return told[0]
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
 
 
 ALONE = Ranks()
 
 
 @contextmanager
-def started_ranks(device: str) -> Iterator[Ranks]:
-    """Join the others where torchrun started this process.
+def started_ranks(device: str | None = None) -> Iterator[Ranks]:
+    """Join the other processes if torchrun started this one.
 
     Args:
-        device: Its kind decides how they talk: nccl for "cuda", gloo otherwise.
+        device: Its kind decides the backend: nccl for "cuda", gloo otherwise. None: cuda if there
+            is one.
 
     Raises:
         ValueError: There are more processes on this machine than GPUs.
@@ -105,6 +108,8 @@ def started_ranks(device: str) -> Iterator[Ranks]:
         return
     local = int(os.environ["LOCAL_RANK"])
     place = None
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if torch.device(device).type == "cuda":
         if local >= torch.cuda.device_count():
             raise ValueError(

@@ -3,53 +3,47 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from margin_ext.training.checkpoint import told_fields
+from margin_ext.training.words import check_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
-__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Recipe"]
-
-OPTIMIZERS: Final = ("sgd", "adam", "adamw")
-SCHEDULES: Final = ("warm_cosine", "cosine", "constant", "step")
-PRECISIONS: Final = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
-_FIRST_FIELDS = ("epochs", "batch_size", "learning_rate", "momentum", "seed")
+__all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are stepped; the same for every objective that is compared.
+    """How weights are stepped, the same for every objective that is compared.
 
     Attributes:
         epochs: Passes through the training data.
-        batch_size: Of each step, over all processes.
-        learning_rate: At its peak.
-        momentum: Nesterov's; the first beta of Adam.
-        seed: Of the initial weights, the order of the samples, and all else that is random.
-        optimizer: "sgd", "adam" or "adamw".
-        schedule: "warm_cosine" rises over the first fifth and falls to 0 by a cosine; "cosine"
-            only falls; "step" falls to a tenth after a half and again after three quarters of the
-            training; "constant".
-        weight_decay: Of the optimizer; "adamw" decouples it.
-        precision: "float32", or "bfloat16" or "float16" under autocast, the latter with scaled
-            gradients.
-        compile: "off", or the backend of torch.compile for the model.
+        batch_size: Samples in each step, over all processes.
+        learning_rate: Its highest value (default on the command line: 0.05 for sgd, 0.001 for adam
+            and adamw).
+        momentum: The momentum of sgd (Nesterov's), or the first beta of adam and adamw.
+        seed: Decides the initial weights, the order of the samples, and all else that is random.
+        optimizer: The optimizer.
+        schedule: "warm_cosine" rises over the first fifth of the training and falls to 0 by a
+            cosine; "cosine" only falls; "step" falls to a tenth after a half of the training and
+            again after three quarters.
+        weight_decay: Weight decay of the optimizer; "adamw" decouples it.
+        precision: "float32", or one of the others under autocast; "float16" with scaled gradients.
+        weight_average: Decay of an exponential moving average of the weights, such as 0.99, which
+            then is the trained model; 0 for none. BatchNorm's statistics are computed for it.
+        compile: "off", or a backend of torch.compile for the model, such as "inductor".
 
     Raises:
         ValueError: There is no such optimizer and so on, or a number is out of its range.
+
+    >>> recipe = Recipe(epochs=10, learning_rate=0.1, schedule="cosine")
+    >>> recipe.rate(0.0), round(recipe.rate(0.5), 6), recipe.rate(1.0)
+    (0.1, 0.05, 0.0)
     """
 
     epochs: int
@@ -57,38 +51,44 @@ class Recipe:
     learning_rate: float = 0.05
     momentum: float = 0.9
     seed: int = 0
-    optimizer: str = "sgd"
-    schedule: str = "warm_cosine"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    schedule: Literal["warm_cosine", "cosine", "constant", "step"] = "warm_cosine"
     weight_decay: float = 0.0
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    weight_average: float = 0.0
     compile: str = "off"
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("precision", tuple(PRECISIONS)),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}"
-            )
+        check_words(self)
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not 0 <= self.weight_average < 1:
+            raise ValueError(f"weight_average must lie in [0, 1), got {self.weight_average}")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
 
     def settings(self) -> dict[str, Any]:
-        """What has to agree for a training to be continued."""
-        return told_fields(self, _FIRST_FIELDS)
+        """What must agree for a training to be continued. It may become longer."""
+        return {name: value for name, value in asdict(self).items() if name != "epochs"}
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type that autocast computes in; None for no autocast."""
+        import torch
+
+        if self.precision == "float32":
+            return None
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float16
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of these parameters."""
+        import torch
+
         common: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         if self.optimizer == "sgd":
             return torch.optim.SGD(
@@ -98,7 +98,7 @@ class Recipe:
         return kind(parameters, betas=(self.momentum, 0.999), **common)
 
     def rate(self, done: float) -> float:
-        """Learning rate after a share of the training."""
+        """Learning rate after a fraction of the training."""
         if self.schedule == "constant":
             return self.learning_rate
         if self.schedule == "step":
@@ -109,10 +109,12 @@ class Recipe:
         return self.learning_rate * (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
 
     def order(self, count: int, epoch: int) -> Tensor:
-        """The samples in the order of this epoch: a function of seed and epoch alone.
+        """The samples in the order of this epoch, which depends on seed and epoch alone.
 
         So a continued training needs no random state from the one that was killed.
         """
+        import torch
+
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(count, generator=generator)
 

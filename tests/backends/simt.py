@@ -1,7 +1,7 @@
 """The CUDA kernels as the emulator executes them, with the signatures of torch.ops.margin_ext.
 
-Tensors are CPU tensors. A ``Simt`` holds the knobs: which regime, cluster and schedule, what fresh
-shared memory holds, and how outputs are allocated.
+Tensors are CPU tensors. A ``Simt`` holds the settings: variant, cluster size and schedule, what
+fresh shared memory holds, and how outputs are allocated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from margin_ext.statistics import STATISTIC_NAMES
 __all__ = [
     "AUTO",
     "BLOCK",
-    "CLUSTER",
     "REREAD",
     "WARP",
     "RefusedError",
@@ -32,8 +31,8 @@ __all__ = [
     "missing",
 ]
 
-# The numbers of `Regime` in csrc/cuda/ops.h.
-AUTO, WARP, BLOCK, CLUSTER, REREAD = -1, 0, 1, 2, 3
+# The numbers of `Variant` in csrc/cuda/variants.h. A cluster is a block variant with a size.
+AUTO, WARP, BLOCK, REREAD = -1, 0, 1, 2
 
 # The order of `Dtype` in csrc/core/arguments.h.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -42,7 +41,7 @@ missing = kernel_library.missing
 
 
 class RefusedError(ValueError):
-    """The launcher will not serve these arguments in the regime that was asked for."""
+    """The launcher does not serve these arguments with the variant that was asked for."""
 
 
 @cache
@@ -50,11 +49,6 @@ def kernels() -> Any:
     """The compiled module; MARGIN_EXT_SIMT_SANITIZE=1 chooses the one under sanitizers."""
     sanitize = os.environ.get("MARGIN_EXT_SIMT_SANITIZE") == "1"
     return kernel_library.load(toolchain.SANITIZE if sanitize else kernel_library.PLAIN)
-
-
-def _norm(arguments: Any, q: float) -> None:
-    arguments.norm.q = q
-    arguments.norm.norm = {1.0: 0, 2.0: 1, math.inf: 2}.get(q, 3)
 
 
 def _grad(rows: Any, grad: Tensor, scale: Tensor | None) -> None:
@@ -78,7 +72,7 @@ def _logits(
     rows.batch_stride = logits.stride(0)
     rows.classes = logits.shape[1]
     rows.target = target.data_ptr()
-    rows.critical = 0 if critical is None else critical.data_ptr()
+    rows.nearest = 0 if critical is None else critical.data_ptr()
     rows.ignore_index = ignore_index
 
 
@@ -93,7 +87,7 @@ class Simt:
     """One way of executing the ops.
 
     Attributes:
-        regime: AUTO, WARP, BLOCK, CLUSTER or REREAD.
+        variant: AUTO, WARP, BLOCK or REREAD.
         cluster_size: 1 to 8; 0: the policy chooses.
         schedule: In which order threads run (tests/simt/README.md).
         poison: The byte that fresh shared memory is filled with.
@@ -101,7 +95,7 @@ class Simt:
         report: What the last op launched.
     """
 
-    regime: int = AUTO
+    variant: int = AUTO
     cluster_size: int = 0
     schedule: int = 0
     poison: int = 0xFF
@@ -113,7 +107,7 @@ class Simt:
         module.set_schedule(self.schedule)
         module.set_poison(self.poison)
         try:
-            self.report = getattr(module, op)(*arguments, self.regime, self.cluster_size)
+            self.report = getattr(module, op)(*arguments, self.variant, self.cluster_size)
         except ValueError as error:
             raise RefusedError(str(error)) from None
 
@@ -138,7 +132,7 @@ class Simt:
         norm = self.allocate((batch,), accumulation_dtype(grad))
         a = kernels().MarginArguments()
         a.batch, a.eps, a.gap = batch, eps, gap.data_ptr()
-        _norm(a, q)
+        a.norm.q = q
         _grad(a.grad, grad, input_scale)
         a.margin, a.norm_out = margin.data_ptr(), norm.data_ptr()
         self._launch("first_order_margin", a)
@@ -155,7 +149,7 @@ class Simt:
         out = self._like_samples(grad)
         a = kernels().DirectionArguments()
         a.batch, a.factor = grad.shape[0], factor.data_ptr()
-        _norm(a, q)
+        a.norm.q = q
         _grad(a.grad, grad, input_scale)
         if base is not None:
             a.base, a.base_stride = base.data_ptr(), base.stride(0)
@@ -186,7 +180,7 @@ class Simt:
         batch, dtype = logits.shape[0], accumulation_dtype(logits)
         a = kernels().LossArguments()
         self._loss_inputs(a, logits, target, grad, critical, class_weight, input_scale)
-        _norm(a, q)
+        a.norm.q = q
         a.eps, a.mu, a.regularizer, a.lo, a.hi = eps, mu, regularizer, lo, hi
         a.label_smoothing, a.logits.ignore_index = label_smoothing, ignore_index
         a.reduction = reduction
@@ -226,7 +220,7 @@ class Simt:
     ) -> tuple[Tensor, Tensor]:
         a = kernels().LossArguments()
         self._loss_inputs(a, logits, target, grad, critical, class_weight, input_scale)
-        _norm(a, q)
+        a.norm.q = q
         a.eps, a.mu, a.regularizer, a.lo, a.hi = eps, mu, regularizer, lo, hi
         a.label_smoothing, a.logits.ignore_index = label_smoothing, ignore_index
         a.reduction = 2

@@ -258,7 +258,7 @@ def _drop(model: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(_hook, "hooks"), (_hook_before, "Sequential"), (_patch, "patched"), (_drop, "training mode")],
+    [(_hook, "hooks"), (_hook_before, "hooks"), (_patch, "replaced"), (_drop, "training mode")],
 )
 def test_certification_refuses_what_it_cannot_see(
     change: Callable[[nn.Module], None], message: str

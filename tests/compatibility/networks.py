@@ -7,7 +7,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext import Auto, AverageMarginLoss, FiniteDifference
 
 CLASSES = 4
 SHORT = FiniteDifference("central", 0.02, "absolute")
@@ -15,7 +15,8 @@ FIRST_ORDER_MODES = ("double_backward", "finite_difference", "detached")
 
 
 def criterion(mode: str, **settings) -> AverageMarginLoss:
-    return AverageMarginLoss(gradient=mode, difference=SHORT, regularizer="softplus", **settings)
+    short = {"finite_difference": SHORT, "auto": Auto(SHORT)}
+    return AverageMarginLoss(gradient=short.get(mode, mode), regularizer="softplus", **settings)
 
 
 def step(loss: AverageMarginLoss, model: nn.Module, x: Tensor, y: Tensor, **settings):

@@ -130,9 +130,7 @@ def test_inductor_draws_the_same_dropout_mask_in_all_passes():
     found = []
     for length in (0.02, 0.04):
         difference = FiniteDifference("central", length, "absolute")
-        loss = AverageMarginLoss(
-            gradient="finite_difference", difference=difference, regularizer="softplus"
-        )
+        loss = AverageMarginLoss(gradient=difference, regularizer="softplus")
         found.append(step(loss, model, x, y)[1])
     assert relative(found[0], found[1]) < 1e-2
 

@@ -15,7 +15,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext import Auto, AverageMarginLoss, FiniteDifference
 from margin_ext.distributed import reduce_statistics
 
 MODES = ("double_backward", "finite_difference", "detached", "auto", "secant")
@@ -38,9 +38,13 @@ def make_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_loss(mode: str) -> AverageMarginLoss:
-    difference = FiniteDifference("toward", 0.3, "absolute")
-    options = {"margin": "secant"} if mode == "secant" else {"gradient": mode}
-    return AverageMarginLoss(**options, regularizer="softplus", difference=difference)
+    difference = FiniteDifference("backward", 0.3, "absolute")
+    options = {
+        "secant": {"margin": "secant"},
+        "finite_difference": {"gradient": difference},
+        "auto": {"gradient": Auto(difference)},
+    }.get(mode, {"gradient": mode})
+    return AverageMarginLoss(**options, regularizer="softplus")
 
 
 def whole(gradient: torch.Tensor | None) -> torch.Tensor:
@@ -72,7 +76,7 @@ def deferred_error(settings: dict, x, y) -> float:
     gradients = []
     for deferred in (True, False):
         difference = FiniteDifference("central", 0.3, "absolute", deferred=deferred)
-        loss = AverageMarginLoss(gradient="finite_difference", difference=difference)
+        loss = AverageMarginLoss(gradient=difference)
         model = DistributedDataParallel(make_model(), **settings)
         fired = []
         for p in model.parameters():

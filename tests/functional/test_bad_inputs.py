@@ -45,16 +45,16 @@ LOGITS = [
     ({"target": Y.float()}, "target must be int64 class indices, got torch.float32"),
     ({"target": Y[:2]}, r"target must be \[B\] = \[3\] \(logits are \[3, 4\]\), got \[2\]"),
     ({"target": Y[:, None]}, r"target must be \[B\] = \[3\] .*, got \[3, 1\]"),
-    ({"critical": Y[:2] + 1}, r"critical must be .*\[3\], got \[2\]"),
+    ({"nearest": Y[:2] + 1}, r"nearest must be .*\[3\], got \[2\]"),
 ]
 # Read before the kernel on CPU only; on CUDA with validate=True (see test_validate_on_cuda).
 LABEL_VALUES = [
     ({"target": torch.tensor([0, 4, 2])}, LABELS.format(4)),
     ({"target": torch.tensor([0, -1, 2])}, LABELS.format(-1)),
     ({"target": torch.tensor([0, 2**40, 2])}, LABELS.format(2**40)),
-    ({"critical": torch.tensor([1, 4, 3])}, "critical must lie in 0..3, got 4 at index 1"),
-    ({"critical": torch.tensor([1, -1, 3])}, "critical must lie in 0..3, got -1 at index 1"),
-    ({"critical": Y}, "critical must differ from target in every sample"),
+    ({"nearest": torch.tensor([1, 4, 3])}, "nearest must lie in 0..3, got 4 at index 1"),
+    ({"nearest": torch.tensor([1, -1, 3])}, "nearest must lie in 0..3, got -1 at index 1"),
+    ({"nearest": Y}, "nearest must differ from target in every sample"),
 ]
 GRADS = [
     ({"grad": G[:, 0, 0]}, r"grad must be \[B, ...\] with B = 3, got \[3\]"),
@@ -103,19 +103,19 @@ def test_refused(backend, op, changes, message):
     ("op", "name"),
     [
         ("logit_gap", "target"),
-        ("logit_gap", "critical"),
+        ("logit_gap", "nearest"),
         ("first_order_margin", "gap"),
         ("dual_direction", "factor"),
         ("dual_direction", "base"),
         ("average_margin_loss", "target"),
         ("average_margin_loss", "grad"),
-        ("average_margin_loss", "critical"),
+        ("average_margin_loss", "nearest"),
         ("average_margin_loss", "weight"),
     ],
 )
 def test_devices_do_not_mix(backend, op, name):
     """Memory of another device would be read as if it were this one's."""
-    values = {"target": Y, "critical": (Y + 1) % 4, "grad": G, "base": G, "weight": torch.ones(4)}
+    values = {"target": Y, "nearest": (Y + 1) % 4, "grad": G, "base": G, "weight": torch.ones(4)}
     elsewhere = values.get(name, torch.ones(3)).to("meta")
     device = backend.place(Z).device
     with pytest.raises(

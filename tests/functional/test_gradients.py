@@ -17,7 +17,7 @@ OPTIONS = {
     "ignore_index": {"ignore_index": 2},
     "label_smoothing": {"label_smoothing": 0.2},
     "input_std": {"input_std": [0.9, 1.1, 1.2, 0.8]},
-    "critical": {"critical": True},
+    "nearest": {"nearest": True},
 }
 
 
@@ -39,10 +39,10 @@ def check(backend: Backend, compute, *inputs, fast_mode: bool = True) -> None:
 
 def loss_of(backend: Backend, problem: Problem, kind, p, reduction="mean", **options):
     target = backend.place(problem.target)
-    if "critical" in options:
+    if "nearest" in options:
         lowest = problem.logits.argsort(dim=1)
-        critical = torch.where(lowest[:, 0] == problem.target, lowest[:, 1], lowest[:, 0])
-        options = {**options, "critical": backend.place(critical)}
+        nearest = torch.where(lowest[:, 0] == problem.target, lowest[:, 1], lowest[:, 0])
+        options = {**options, "nearest": backend.place(nearest)}
     if "weight" in options:
         options = {**options, "weight": backend.place(options["weight"])}
 

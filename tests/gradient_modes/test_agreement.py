@@ -7,17 +7,14 @@ import torch
 
 from gradient_modes.networks import CLASSES, gradient, images, smooth_cnn, smooth_mlp
 from margin_ext import AverageMarginLoss, FiniteDifference, Regularizer
-from margin_ext.gradient_modes import GRADIENT_MODES
+from margin_ext.gradient_modes import gradient_mode_names
 
 # Differences of float64 gaps: the error of a step h is O(h^2) central, O(h) one-sided.
-STEPS = {"central": (2e-4, 1e-5), "toward": (1e-5, 1e-3), "away": (1e-5, 1e-3)}
+STEPS = {"central": (2e-4, 1e-5), "backward": (1e-5, 1e-3), "forward": (1e-5, 1e-3)}
 
 
 def differences(side: str) -> dict:
-    return {
-        "gradient": "finite_difference",
-        "difference": FiniteDifference(side, STEPS[side][0], "absolute"),
-    }
+    return {"gradient": FiniteDifference(side, STEPS[side][0], "absolute")}
 
 
 def disagreement(model, settings, criterion_settings, *args) -> float:
@@ -79,7 +76,7 @@ def test_per_sample_losses_take_any_upstream():
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("mode", GRADIENT_MODES)
+@pytest.mark.parametrize("mode", gradient_mode_names())
 def test_all_modes_have_the_same_value(mode):
     x, y = images()
     model = smooth_cnn(batchnorm=True, dropout=0.5)
@@ -125,8 +122,8 @@ def test_a_step_toward_the_boundary_goes_there():
     y = torch.randint(0, 3, (5,))
     visited = []
     model.register_forward_pre_hook(lambda _, given: visited.append(given[0].detach()))
-    difference = FiniteDifference("toward", 0.1, "absolute")
-    out = AverageMarginLoss(gradient="finite_difference", difference=difference).run(model, x, y)
+    difference = FiniteDifference("backward", 0.1, "absolute")
+    out = AverageMarginLoss(gradient=difference).run(model, x, y)
     out.loss.backward()
     assert len(visited) == 2
     moved = AverageMarginLoss().run(model, visited[1], y)
@@ -145,9 +142,8 @@ def test_units_of_the_step():
         criterion = AverageMarginLoss(
             p=p,
             tau=0.4,
-            gradient="finite_difference",
+            gradient=FiniteDifference(**settings),
             input_std=std,
-            difference=FiniteDifference(**settings),
         )
         criterion.run(model, x, y).loss.backward()
         handle.remove()
@@ -166,9 +162,7 @@ def test_units_of_the_step():
 
 def test_constant_inputs_have_a_step():
     x, y = torch.ones(3, 12, dtype=torch.float64), torch.tensor([0, 1, 2])
-    criterion = AverageMarginLoss(
-        gradient="finite_difference", difference=FiniteDifference(unit="inputs", step=0.1)
-    )
+    criterion = AverageMarginLoss(gradient=FiniteDifference(unit="inputs", step=0.1))
     _, found, _ = gradient(smooth_mlp(), criterion, x, y)
     assert found.isfinite().all()
 
@@ -176,7 +170,8 @@ def test_constant_inputs_have_a_step():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"side": "left"}, "side must be one of toward, away, central"),
+        ({"scheme": "left"}, "scheme must be one of backward, forward, central"),
+        ({"scheme": "toward"}, 'scheme "toward" is now called "backward"'),
         ({"unit": "meters"}, "unit must be one of"),
         ({"step": 0.0}, "step must be above 0"),
         ({"step": float("nan")}, "step must be above 0"),
@@ -194,18 +189,16 @@ def test_forward_says_that_finite_differences_need_run():
         AverageMarginLoss(gradient="finite_difference")(smooth_cnn()(x), y, x)
 
 
-def test_coupled_samples_and_per_sample_losses_are_refused():
+def test_batch_dependent_samples_and_per_sample_losses_are_refused():
     x, y = images()
-    criterion = AverageMarginLoss(
-        gradient="finite_difference", difference=FiniteDifference(unit="tau"), reduction="none"
-    )
-    with pytest.raises(ValueError, match="BatchNorm couples the samples"):
+    criterion = AverageMarginLoss(gradient=FiniteDifference(unit="tau"), reduction="none")
+    with pytest.raises(ValueError, match="BatchNorm makes samples depend on each other"):
         criterion.run(smooth_cnn(batchnorm=True), x, y)
 
 
 def test_an_empty_batch_has_no_gradient():
     x, y = images(0)
-    for mode in GRADIENT_MODES:
+    for mode in gradient_mode_names():
         _, found, _ = gradient(
             smooth_cnn(), AverageMarginLoss(gradient=mode, reduction="sum"), x, y
         )

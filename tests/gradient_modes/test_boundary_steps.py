@@ -35,9 +35,7 @@ def test_gradient_is_that_of_the_gap_at_the_boundary(p, deferred):
     y[::2] = model(x[::2]).argmax(1)  # samples on both sides of the boundary
     tau = {2: 1.0, "inf": 0.4, 1: 1.5}[p]
     step = FiniteDifference(unit="margin", step=1, deferred=deferred)
-    criterion = AverageMarginLoss(
-        p=p, mu=MU, tau=tau, gradient="finite_difference", difference=step
-    )
+    criterion = AverageMarginLoss(p=p, mu=MU, tau=tau, gradient=step)
     out = criterion.run(model, x, y)
     found = gradients(model, out.loss)
 
@@ -56,7 +54,7 @@ def test_gradient_is_that_of_the_gap_at_the_boundary(p, deferred):
     own = margin > tau / 20
     length = torch.where(own, margin, tau / 20)
     moved = x - length.unsqueeze(1) * v
-    at_boundary = logit_gap(model(moved), y, critical=base.runner_up).gap
+    at_boundary = logit_gap(model(moved), y, nearest=base.runner_up).gap
     share = margin / length
     difference = base.gap * (share - 1) - share * at_boundary
     term = torch.where(active, difference / out.norm.detach(), 0.0).mean()
@@ -69,9 +67,7 @@ def test_it_is_exact_for_a_linear_classifier():
     torch.manual_seed(0)
     model, (x, y) = nn.Linear(6, 4).double(), data()
     exact = AverageMarginLoss(mu=MU, tau=TAU).run(model, x, y)
-    ours = AverageMarginLoss(
-        mu=MU, tau=TAU, gradient="finite_difference", difference=AT_THE_BOUNDARY
-    ).run(model, x, y)
+    ours = AverageMarginLoss(mu=MU, tau=TAU, gradient=AT_THE_BOUNDARY).run(model, x, y)
     assert torch.equal(exact.loss, ours.loss)
     for a, b in zip(gradients(model, exact.loss), gradients(model, ours.loss), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
@@ -98,8 +94,7 @@ def test_steps_are_held_between_a_twentieth_of_tau_and_tau():
             mu=MU,
             tau=tau,
             regularizer="linear",
-            gradient="finite_difference",
-            difference=AT_THE_BOUNDARY,
+            gradient=AT_THE_BOUNDARY,
         ).run(model, x, y)
         out.loss.backward()
         base, moved = model.seen
@@ -112,9 +107,7 @@ def test_ignored_samples_and_zero_gradients_leave_nothing_bad():
     with torch.no_grad():
         model[0].weight.zero_()
     y[3] = -100
-    out = AverageMarginLoss(
-        mu=MU, tau=TAU, gradient="finite_difference", difference=AT_THE_BOUNDARY
-    ).run(model, x, y)
+    out = AverageMarginLoss(mu=MU, tau=TAU, gradient=AT_THE_BOUNDARY).run(model, x, y)
     assert all(bool(g.isfinite().all()) for g in gradients(model, out.loss))
 
 
@@ -125,8 +118,7 @@ def test_under_batchnorm_samples_keep_their_own_steps():
     criterion = AverageMarginLoss(
         mu=MU,
         tau=TAU,
-        gradient="finite_difference",
-        difference=AT_THE_BOUNDARY,
+        gradient=AT_THE_BOUNDARY,
         reduction="none",
     )
     out = criterion.run(model.double(), x, y)

@@ -65,17 +65,14 @@ def test_relu_networks_too():
 
 def test_short_differences_agree_on_smooth_networks():
     model, (x, y) = smooth_cnn(batchnorm=True), images()
-    criterion = AverageMarginLoss(
-        regularizer="softplus", gradient="finite_difference", difference=SHORT
-    )
+    criterion = AverageMarginLoss(regularizer="softplus", gradient=SHORT)
     assert criterion.check(model, x, y).agrees
 
 
 def test_long_differences_are_explained():
     criterion = AverageMarginLoss(
         regularizer="softplus",
-        gradient="finite_difference",
-        difference=FiniteDifference("toward", 2.0, "absolute"),
+        gradient=FiniteDifference("backward", 2.0, "absolute"),
     )
     found = criterion.check(smooth_cnn(), *images())
     assert found.verdict == "approximates"
@@ -101,9 +98,7 @@ def test_a_function_that_drops_out_in_silence_is_named():
     assert found.cross_entropy_error < 1e-6
     assert "drops out of the second derivative" in str(found)
     assert "_NotTwice" in str(found)
-    fallback = AverageMarginLoss(
-        regularizer="softplus", gradient="finite_difference", difference=SHORT
-    )
+    fallback = AverageMarginLoss(regularizer="softplus", gradient=SHORT)
     assert fallback.check(model, x, y).agrees
 
 

@@ -26,9 +26,10 @@ def activations():
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_the_sum_over_layers(mode, weights, reduction):
     layers, logits, target, parameters = activations()
-    settings = {"gradient": mode, "regularizer": "softplus", "reduction": reduction}
-    criterion = AverageMarginLoss(**settings)
+    settings = {"regularizer": "softplus", "reduction": reduction}
     plain = AverageMarginLoss(mu=0.0, margin="logit_gap", **settings)(logits, target)
+    settings["gradient"] = mode
+    criterion = AverageMarginLoss(**settings)
     wanted = plain
     for weight, layer in zip(weights or [1 / 3] * 3, layers, strict=True):
         wanted = wanted + weight * (criterion(logits, target, layer) - plain)

@@ -13,10 +13,8 @@ from margin_ext import AverageMarginLoss, FiniteDifference
 
 
 def criterion(*, deferred: bool = True) -> AverageMarginLoss:
-    difference = FiniteDifference("toward", 0.3, "absolute", deferred=deferred)
-    return AverageMarginLoss(
-        regularizer="softplus", gradient="finite_difference", difference=difference
-    )
+    difference = FiniteDifference("backward", 0.3, "absolute", deferred=deferred)
+    return AverageMarginLoss(regularizer="softplus", gradient=difference)
 
 
 def vectors(batch: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,8 +45,7 @@ def test_an_infinite_gap_leaves_the_other_samples_their_gradients(regularizer, u
     x, y = vectors()
     y[0] = 0
     loss = AverageMarginLoss(
-        gradient="finite_difference",
-        difference=FiniteDifference(unit=unit),
+        gradient=FiniteDifference(unit=unit),
         regularizer=regularizer,
     )
     model = Masked(norm)
@@ -144,12 +141,6 @@ def test_a_second_backward_without_the_graph_is_refused():
         loss.backward()
 
 
-def test_run_without_gradients_says_what_to_do():
-    x, y = vectors()
-    with torch.no_grad(), pytest.raises(RuntimeError, match=r"margin_ext\.measure"):
-        AverageMarginLoss().run(smooth_mlp(), x, y)
-
-
 @pytest.mark.parametrize(
     ("settings", "tau"),
     [({"unit": "margin"}, 0.0), ({"unit": "tau"}, float("inf")), ({"unit": "margin"}, -1.0)],
@@ -157,9 +148,7 @@ def test_run_without_gradients_says_what_to_do():
 def test_a_tau_that_makes_no_step_is_refused(settings, tau):
     difference = FiniteDifference(**settings)
     with pytest.raises(ValueError, match="must be above 0"):
-        AverageMarginLoss(
-            regularizer="linear", tau=tau, gradient="finite_difference", difference=difference
-        )
+        AverageMarginLoss(regularizer="linear", tau=tau, gradient=difference)
     AverageMarginLoss(regularizer="linear", tau=tau)
 
 

@@ -29,7 +29,7 @@ def data(model: nn.Module, batch: int = 30) -> tuple[torch.Tensor, torch.Tensor]
 
 def criterion(steps: int = 2, **options) -> AverageMarginLoss:
     secant = Secant(steps=steps, **{k: options.pop(k) for k in ("data_range",) if k in options})
-    return AverageMarginLoss(**{"tau": TAU, "mu": 0.7, **options}, margin="secant", secant=secant)
+    return AverageMarginLoss(**{"tau": TAU, "mu": 0.7, **options}, margin=secant)
 
 
 @pytest.mark.parametrize("p", [1, 2, "inf", 3])
@@ -177,7 +177,7 @@ def test_the_model_must_be_known():
     x.requires_grad_()
     with pytest.raises(ValueError, match=r"criterion\.run\(model, inputs, target\)"):
         criterion()(net(x), y, x)
-    with pytest.raises(ValueError, match='margin="secant" has none'):
+    with pytest.raises(ValueError, match=r'margin="Secant\(.*\)" has none'):
         criterion().check(net, x, y)
 
 

@@ -144,6 +144,27 @@ def test_a_norm_bound_saves_passes_and_changes_nothing() -> None:
     assert (pruned.margin == plain.margin).all()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_norm_bound_changes_no_margin_of_misclassified_samples(seed: int) -> None:
+    model = relu_network((6, 20, 8), seed)
+    x, y = data(40, 6, 8, seed)
+    plain = measure(model, (x, y))
+    # Every margin counts, so that no class is skipped for another sample's sake.
+    for one in range(40):
+        sample = x[one : one + 1], y[one : one + 1]
+        bound = measure(model, sample, norm_bound=1e3)
+        torch.testing.assert_close(float(bound.margin[0]), float(plain.margin[one]))
+
+
+def test_a_norm_bound_that_is_contradicted_is_refused() -> None:
+    model = relu_network((6, 20, 8))
+    batch = data(20, 6, 8)
+    largest = float(measure(model, batch).first.norm.max())
+    with pytest.raises(ValueError, match=r"norm_bound is .* for l2, and a gradient of norm"):
+        measure(model, batch, norm_bound=largest / 2)
+    measure(model, batch, norm_bound=20 * largest)
+
+
 def test_ties_are_misclassified_and_have_margin_zero() -> None:
     model = nn.Linear(3, 4).double()
     with torch.no_grad():
@@ -230,7 +251,8 @@ def test_arguments_that_do_not_fit(
     ("samples", "error", "message"),
     [
         ((torch.ones(2, 4).long(), torch.zeros(2).long()), TypeError, "floating"),
-        ((torch.ones(2, 4).double(), torch.zeros(2)), TypeError, "int64"),
+        ((torch.ones(2, 4).double(), torch.tensor([0.0, 0.5])), ValueError, "whole numbers"),
+        ((torch.ones(2, 4).double(), torch.tensor([0.0, math.nan])), ValueError, "whole numbers"),
         ((torch.ones(2, 4).double(), torch.tensor([0, 3])), ValueError, "0..2"),
         ((torch.ones(2, 4).double(), torch.zeros(3).long()), ValueError, "inputs must be"),
         ((torch.ones(0, 4).double(), torch.zeros(0).long()), ValueError, "no samples"),

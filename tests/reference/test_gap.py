@@ -49,10 +49,10 @@ def test_ignored_samples():
 
 
 def test_gap_to_a_chosen_class():
-    critical = torch.tensor([2, 0, 2, 2])
-    found = reference.logit_gap(paper_oracles.LOGITS, paper_oracles.TARGET, critical=critical)
+    nearest = torch.tensor([2, 0, 2, 2])
+    found = reference.logit_gap(paper_oracles.LOGITS, paper_oracles.TARGET, nearest=nearest)
     assert found.gap.tolist() == pytest.approx([3.0, 1.0, 1.0, 0.2])
-    assert torch.equal(found.runner_up, critical)
+    assert torch.equal(found.runner_up, nearest)
 
 
 def test_gradient_is_plus_one_and_minus_one():

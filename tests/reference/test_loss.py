@@ -144,7 +144,7 @@ def test_a_batch_of_ignored_samples(backend):
     ).loss.isnan()
 
 
-def test_a_critical_class_other_than_the_runner_up(backend):
+def test_a_nearest_class_other_than_the_runner_up(backend):
     problem = random_problem(5, 4).to(backend.device)
     order = problem.logits.argsort(dim=1)  # ascending; the last but one that is not the target
     lowest = torch.where(order[:, 0] == problem.target, order[:, 1], order[:, 0])
@@ -153,12 +153,12 @@ def test_a_critical_class_other_than_the_runner_up(backend):
         problem.target,
         problem.grad,
         regularizer=Regularizer.linear(),
-        critical=lowest,
+        nearest=lowest,
     )
     torch.testing.assert_close(
         out.gap, plain_torch.gap(problem.logits, problem.target, lowest), rtol=0, atol=1e-15
     )
-    # A sample is right when it beats every class, not only the critical one.
+    # A sample is right when it beats every class, not only the nearest one.
     right = plain_torch.gap(problem.logits, problem.target) > 0
     torch.testing.assert_close(out.statistics.accuracy, right.double().mean())
 

@@ -26,8 +26,8 @@ def first_order_margins_to_all(weight, bias, inputs, target, p):
     logits = torch.nn.functional.linear(x, weight, bias)
     margins = []
     for k in range(weight.shape[0]):
-        critical = torch.where(target == k, (k + 1) % weight.shape[0], k)
-        gap = reference.logit_gap(logits, target, critical=critical).gap
+        nearest = torch.where(target == k, (k + 1) % weight.shape[0], k)
+        gap = reference.logit_gap(logits, target, nearest=nearest).gap
         (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=True)
         margins.append(reference.first_order_margin(gap.detach(), grad, p=p).margin)
     return torch.stack(margins).amin(dim=0)

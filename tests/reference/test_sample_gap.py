@@ -31,7 +31,7 @@ def test_gaps_of_positions_are_those_of_rows(ops, shape):
     assert found.gap.shape == found.runner_up.shape == target.shape
     torch.testing.assert_close(found.gap.reshape(-1), rows.gap, equal_nan=True)
     assert torch.equal(found.runner_up.reshape(-1), rows.runner_up)
-    again = ops.logit_gap(logits, target, critical=found.runner_up)
+    again = ops.logit_gap(logits, target, nearest=found.runner_up)
     torch.testing.assert_close(again.gap, found.gap, equal_nan=True)
 
 
@@ -58,18 +58,18 @@ def test_the_worst_position(ops):
     logits, target = dense(4, 3, 5)
     target[0, 2] = target[1] = -100
     gaps = ops.logit_gap(logits, target).gap
-    found = ops.sample_gap(logits, target, positions="worst")
+    found = ops.sample_gap(logits, target, aggregation="worst")
     expected = gaps.nan_to_num(math.inf).amin(1)
     torch.testing.assert_close(
         found.gap, torch.where(expected.isinf(), math.nan, expected), equal_nan=True
     )
-    assert found.share.sum(1).tolist() == [1, 0, 1, 1]
+    assert found.fraction.sum(1).tolist() == [1, 0, 1, 1]
     # Ties: the first position.
     logits = torch.tensor([[[2.0, 1, 1], [0, 0, 0]]])
-    found = ops.sample_gap(logits, torch.zeros(1, 3, dtype=torch.int64), positions="worst")
-    assert found.share.tolist() == [[0, 1, 0]]
-    with pytest.raises(ValueError, match="positions must be one of mean, worst, got 'first'"):
-        ops.sample_gap(logits, torch.zeros(1, 3, dtype=torch.int64), positions="first")
+    found = ops.sample_gap(logits, torch.zeros(1, 3, dtype=torch.int64), aggregation="worst")
+    assert found.fraction.tolist() == [[0, 1, 0]]
+    with pytest.raises(ValueError, match="aggregation must be one of mean, worst, got 'first'"):
+        ops.sample_gap(logits, torch.zeros(1, 3, dtype=torch.int64), aggregation="first")
 
 
 @pytest.mark.parametrize("ops", BACKENDS)
@@ -79,9 +79,9 @@ def test_the_worst_of_infinite_gaps_is_infinite(ops):
     logits[:, 1] = -math.inf
     target = torch.tensor([[-100, 0, 0, -100], [-100, -100, -100, -100], [-100, 0, 0, -100]])
     logits[2, 1, 2] = 3.0
-    found = ops.sample_gap(logits, target, positions="worst")
+    found = ops.sample_gap(logits, target, aggregation="worst")
     torch.testing.assert_close(found.gap, torch.tensor([math.inf, math.nan, -3]), equal_nan=True)
-    assert found.share.tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
+    assert found.fraction.tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
 
 
 def labels(soft: bool, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -91,9 +91,9 @@ def labels(soft: bool, logits: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
-@pytest.mark.parametrize("positions", ["mean", "worst"])
+@pytest.mark.parametrize("aggregation", ["mean", "worst"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_functional_layer_is_the_reference(soft, positions, dtype):
+def test_the_functional_layer_is_the_reference(soft, aggregation, dtype):
     logits, target = dense(3, 4, 2, 3, dtype=dtype)
     target[0, 0] = target[1] = -100
     label = labels(soft, logits, target)
@@ -103,9 +103,9 @@ def test_the_functional_layer_is_the_reference(soft, positions, dtype):
     for ops in BACKENDS:
         z, g = logits.clone().requires_grad_(), grad.clone().requires_grad_()
         settings = {"regularizer": PHI, "weight": weight, "label_smoothing": 0.1, "p": 3}
-        out = ops.average_margin_loss(z, label, g, positions=positions, **settings)
+        out = ops.average_margin_loss(z, label, g, aggregation=aggregation, **settings)
         out.loss.backward()
-        plain = ops.average_margin_loss(logits, label, positions=positions, **settings)
+        plain = ops.average_margin_loss(logits, label, aggregation=aggregation, **settings)
         results.append([*out[:4], out.statistics.values_tensor, z.grad, g.grad, *plain[:3]])
     for found, wanted in zip(results[1], results[0], strict=True):
         rounding = {"rtol": 1e-2, "atol": 1e-3} if dtype.itemsize == 2 else {}
@@ -113,17 +113,17 @@ def test_the_functional_layer_is_the_reference(soft, positions, dtype):
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
-@pytest.mark.parametrize("positions", ["mean", "worst"])
-def test_the_seed_is_the_gradient_of_the_gaps(soft, positions):
+@pytest.mark.parametrize("aggregation", ["mean", "worst"])
+def test_the_seed_is_the_gradient_of_the_gaps(soft, aggregation):
     logits, target = dense(3, 4, 2, 3)
     target[0, 0] = target[1] = -100
     label = labels(soft, logits, target)
     weight = torch.tensor([1.0, 0.5, 2.0, 1.5])
     logits.requires_grad_()
     for ops in BACKENDS:
-        found = ops.sample_gap(logits, label, weight=weight, positions=positions)
+        found = ops.sample_gap(logits, label, weight=weight, aggregation=aggregation)
         (grad,) = torch.autograd.grad(found.gap.nansum(), logits)
-        seed = functional.sample_gap_seed(logits, label, found, 4.0)
+        seed = functional.sample_gap_cotangent(logits, label, found, 4.0)
         torch.testing.assert_close(seed / 4, grad)
         fixed = ops.sample_gap(logits, label, fixed=found)
         torch.testing.assert_close(fixed.gap, found.gap, equal_nan=True)
@@ -196,7 +196,7 @@ def test_one_position_is_a_plain_label(ops, reduction, with_grad):
         positions = ("mean", "worst")
         z, y = logits.reshape(8, 4, *spatial), target.reshape(8, *spatial)
         for name in positions:
-            found = ops.average_margin_loss(z, y, grad, positions=name, **settings)
+            found = ops.average_margin_loss(z, y, grad, aggregation=name, **settings)
             torch.testing.assert_close(found.loss.reshape(wanted.loss.shape), wanted.loss)
             for one, other in ((found.gap, wanted.gap), (found.margin, wanted.margin)):
                 assert torch.equal(one.reshape(8).nan_to_num(9), other.nan_to_num(9))
@@ -272,8 +272,8 @@ def test_bad_labels_are_told(ops):
     )
     refused(ValueError, "at index 2$", logits[..., 0, 3], twice[..., 0, 3])
     refused(ValueError, "must not require grad", logits, soft.requires_grad_())
-    refused(ValueError, "critical goes with class labels", logits, y, critical=y)
-    with pytest.raises(ValueError, match="critical must have the shape of target"):
-        ops.logit_gap(logits, y, critical=y[0])
-    with pytest.raises(ValueError, match="critical does not go with a target of probabilities"):
-        ops.logit_gap(logits, soft.detach(), critical=y)
+    refused(ValueError, "nearest goes with class labels", logits, y, nearest=y)
+    with pytest.raises(ValueError, match="nearest must have the shape of target"):
+        ops.logit_gap(logits, y, nearest=y[0])
+    with pytest.raises(ValueError, match="nearest does not go with a target of probabilities"):
+        ops.logit_gap(logits, soft.detach(), nearest=y)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear, one_hot
 
 from margin_ext import reference
-from margin_ext.reference.soft_gap import soft_gap_seed
+from margin_ext.functional.soft_gap import soft_gap_cotangent
 
 INF = math.inf
 
@@ -41,9 +41,9 @@ def test_it_is_the_expectation_of_the_hard_gap(classes):
 def test_only_more_than_half_a_label_makes_it_positive(classes):
     z = torch.randn(500, classes, dtype=torch.float64)
     q = torch.softmax(3 * torch.randn(500, classes, dtype=torch.float64), 1)
-    gap, critical = reference.soft_gap(z, q)
-    largest, second = z.gather(1, critical).unbind(1)
-    share = q.gather(1, critical[:, :1]).squeeze(1)
+    gap, nearest = reference.soft_gap(z, q)
+    largest, second = z.gather(1, nearest).unbind(1)
+    share = q.gather(1, nearest[:, :1]).squeeze(1)
     assert bool((gap <= (2 * share - 1) * (largest - second) + 1e-12).all())
     assert bool((gap > 0).any())
 
@@ -93,7 +93,7 @@ def test_a_one_hot_label_has_the_hard_gap(dtype):
 
 
 @pytest.mark.parametrize(
-    ("logits", "label", "gap", "critical"),
+    ("logits", "label", "gap", "nearest"),
     [
         ([1.0, 1.0, 1.0], [0.2, 0.3, 0.5], 0.0, [0, 1]),  # ties: the lowest classes
         ([0.0, 2.0, 2.0], [1.0, 0.0, 0.0], -2.0, [1, 2]),
@@ -105,10 +105,10 @@ def test_a_one_hot_label_has_the_hard_gap(dtype):
         ([0.0, math.nan, 1.0], [0.5, 0.5, 0.0], math.nan, [1, 2]),
     ],
 )
-def test_one_row(logits, label, gap, critical):
+def test_one_row(logits, label, gap, nearest):
     found = reference.soft_gap(torch.tensor([logits]), torch.tensor([label]))
     torch.testing.assert_close(found.gap, torch.tensor([gap]), equal_nan=True)
-    assert found.critical.tolist() == [critical]
+    assert found.nearest.tolist() == [nearest]
 
 
 def test_its_gradient_is_the_seed():
@@ -117,7 +117,7 @@ def test_its_gradient_is_the_seed():
     q[:5] = one_hot(torch.arange(5), 5)
     found = reference.soft_gap(z, q)
     (grad,) = torch.autograd.grad(found.gap.sum(), z)
-    torch.testing.assert_close(soft_gap_seed(q, found.critical), grad)
+    torch.testing.assert_close(soft_gap_cotangent(q, found.nearest), grad)
     torch.testing.assert_close(grad.sum(1), torch.zeros(20, dtype=torch.float64))
 
 
@@ -131,7 +131,7 @@ def test_a_mixture_of_the_two_largest_is_measured_to_the_boundary_between_them(s
         1, order, torch.tensor([[share, 1 - share]], dtype=torch.float64).expand(30, 2)
     )
     found = reference.soft_gap(z, q)
-    grad = soft_gap_seed(q, found.critical) @ weight
+    grad = soft_gap_cotangent(q, found.nearest) @ weight
     margin = reference.first_order_margin(found.gap, grad).margin
     hard = reference.linear_margin(weight, None, x, order[:, 0])
     sign = (share > 0.5) - (share < 0.5)
@@ -145,12 +145,12 @@ def test_on_a_linear_model_the_margin_is_the_distance(p):
     x = torch.randn(30, 6, dtype=torch.float64)
     q = torch.softmax(torch.randn(30, 4, dtype=torch.float64), 1)
     found = reference.soft_gap(linear(x, weight), q)
-    grad = soft_gap_seed(q, found.critical) @ weight
+    grad = soft_gap_cotangent(q, found.nearest) @ weight
     margin = reference.first_order_margin(found.gap, grad, p=p).margin
     moved = reference.dual_direction(grad, -margin, p=p, base=x)
     order = {"inf": math.inf}.get(p, p)
     torch.testing.assert_close(torch.linalg.vector_norm(moved - x, order, dim=1), margin.abs())
-    there = reference.soft_gap(linear(moved, weight), q, critical=found.critical).gap
+    there = reference.soft_gap(linear(moved, weight), q, nearest=found.nearest).gap
     torch.testing.assert_close(there, torch.zeros_like(there), atol=1e-12, rtol=0)
 
 

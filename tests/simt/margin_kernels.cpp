@@ -1,13 +1,13 @@
 // Python bindings of csrc/cuda as the emulator executes it: the ops with their argument structs,
-// device and schedule as knobs, and the policy. Addresses are plain integers.
+// the settings of device and schedule, and the policy. Addresses are plain integers.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <string>
 
-#include "cuda/device.h"
 #include "cuda/ops.h"
 #include "cuda/policy.h"
+#include "cuda/totals.h"
 
 namespace py = pybind11;
 using namespace margin;
@@ -34,8 +34,9 @@ void number(py::class_<Struct>& type, const char* name, Enum Struct::* field) {
 
 void bind_parts(py::module_& m) {
   py::class_<NormOptions> norm(m, "NormOptions");
-  number(norm, "norm", &NormOptions::norm);
-  norm.def_readwrite("q", &NormOptions::q);
+  norm.def_property(
+      "q", [](const NormOptions& options) { return options.q; },
+      [](NormOptions& options, double q) { options = {norm_from_q(q), q}; });
 
   py::class_<ChannelScale> channels(m, "ChannelScale");
   address(channels, "scale", &ChannelScale::scale);
@@ -55,7 +56,7 @@ void bind_parts(py::module_& m) {
   logits.def_readwrite("batch_stride", &LogitRows::batch_stride);
   logits.def_readwrite("classes", &LogitRows::classes);
   address(logits, "target", &LogitRows::target);
-  address(logits, "critical", &LogitRows::critical);
+  address(logits, "nearest", &LogitRows::nearest);
   logits.def_readwrite("ignore_index", &LogitRows::ignore_index);
 
   py::class_<ScaleArguments::Block> block(m, "ScaleBlock");
@@ -131,66 +132,64 @@ void bind_arguments(py::module_& m) {
 // The policy for any device, without a launch; None where it refuses.
 py::object plan(int multiprocessors, int64_t shared_per_block, int64_t shared_per_multiprocessor,
                 unsigned max_cluster, int64_t batch, int64_t row_bytes, int64_t classes,
-                int pack_bytes, bool has_warp, bool has_block, bool has_reread, int regime,
-                unsigned cluster_size) {
+                int pack_bytes, int variant, unsigned cluster_size) {
   const cuda::DeviceTraits device{multiprocessors, shared_per_block, shared_per_multiprocessor,
                                   2048, max_cluster};
-  const cuda::SampleShape shape{batch,    row_bytes, classes,   pack_bytes,
-                                has_warp, has_block, has_reread};
+  const cuda::SampleShape shape{batch, row_bytes, classes, pack_bytes};
   cuda::LaunchOptions options;
-  options.regime = static_cast<cuda::Regime>(regime);
+  options.variant = static_cast<cuda::Variant>(variant);
   options.cluster_size = cluster_size;
   cuda::Plan plan;
   if (!cuda::make_plan(device, shape, options, plan)) return py::none();
-  return py::cast(cuda::LaunchReport{"", plan.regime, plan.cluster_size, plan.threads, plan.blocks,
+  cuda::set_blocks(shape, int64_t{2} * multiprocessors / plan.cluster_size, plan);
+  return py::cast(cuda::LaunchReport{"", plan.variant, plan.cluster_size, plan.threads, plan.blocks,
                                      plan.shared_bytes});
 }
 
 void bind_launches(py::module_& m) {
   py::class_<cuda::LaunchReport> report(m, "LaunchReport");
   report.def_readonly("kernel", &cuda::LaunchReport::kernel);
-  number(report, "regime", &cuda::LaunchReport::regime);
+  number(report, "variant", &cuda::LaunchReport::variant);
   report.def_readonly("cluster_size", &cuda::LaunchReport::cluster_size);
   report.def_readonly("threads", &cuda::LaunchReport::threads);
   report.def_readonly("blocks", &cuda::LaunchReport::blocks);
   report.def_readonly("shared_bytes", &cuda::LaunchReport::shared_bytes);
 
-  const auto options = [](int regime, unsigned cluster_size, cuda::LaunchReport& report) {
-    return cuda::LaunchOptions{static_cast<cuda::Regime>(regime), cluster_size, &report};
+  const auto options = [](int variant, unsigned cluster_size, cuda::LaunchReport& report) {
+    return cuda::LaunchOptions{static_cast<cuda::Variant>(variant), cluster_size, &report};
   };
-  m.def("logit_gap", [=](const LogitGapArguments& a, int regime, unsigned cluster_size) {
+  m.def("logit_gap", [=](const LogitGapArguments& a, int variant, unsigned cluster_size) {
     cuda::LaunchReport report;
-    succeed(cuda::logit_gap(a, options(regime, cluster_size, report), nullptr));
+    succeed(cuda::logit_gap(a, options(variant, cluster_size, report), nullptr));
     return report;
   });
-  m.def("first_order_margin", [=](const MarginArguments& a, int regime, unsigned cluster_size) {
+  m.def("first_order_margin", [=](const MarginArguments& a, int variant, unsigned cluster_size) {
     cuda::LaunchReport report;
-    succeed(cuda::first_order_margin(a, options(regime, cluster_size, report), nullptr));
+    succeed(cuda::first_order_margin(a, options(variant, cluster_size, report), nullptr));
     return report;
   });
-  m.def("dual_direction", [=](const DirectionArguments& a, int regime, unsigned cluster_size) {
+  m.def("dual_direction", [=](const DirectionArguments& a, int variant, unsigned cluster_size) {
     cuda::LaunchReport report;
-    succeed(cuda::dual_direction(a, options(regime, cluster_size, report), nullptr));
+    succeed(cuda::dual_direction(a, options(variant, cluster_size, report), nullptr));
     return report;
   });
   m.def("average_margin_loss",
-        [=](const LossArguments& a, uintptr_t partials, int regime, unsigned cluster_size) {
+        [=](const LossArguments& a, uintptr_t partials, int variant, unsigned cluster_size) {
           cuda::LaunchReport report;
           succeed(cuda::average_margin_loss(a, reinterpret_cast<void*>(partials),
-                                            options(regime, cluster_size, report), nullptr));
+                                            options(variant, cluster_size, report), nullptr));
           return report;
         });
   m.def("average_margin_loss_partials", &cuda::average_margin_loss_partials);
-  m.def("scale", [=](const ScaleArguments& a, int regime, unsigned cluster_size) {
+  m.def("scale", [=](const ScaleArguments& a, int variant, unsigned cluster_size) {
     cuda::LaunchReport report;
-    succeed(cuda::scale(a, options(regime, cluster_size, report), nullptr));
+    succeed(cuda::scale(a, options(variant, cluster_size, report), nullptr));
     return report;
   });
   m.def("plan", &plan, py::kw_only(), py::arg("multiprocessors"), py::arg("shared_per_block"),
         py::arg("shared_per_multiprocessor"), py::arg("max_cluster"), py::arg("batch"),
         py::arg("row_bytes"), py::arg("classes") = 0, py::arg("pack_bytes") = 16,
-        py::arg("has_warp") = true, py::arg("has_block") = true, py::arg("has_reread") = true,
-        py::arg("regime") = -1, py::arg("cluster_size") = 0);
+        py::arg("variant") = -1, py::arg("cluster_size") = 0);
   m.def("next_ticket", [] {
     unsigned number = 0;
     succeed(cuda::next_ticket(nullptr, &number));
@@ -204,8 +203,11 @@ void bind_emulator(py::module_& m) {
   py::class_<simt::Device> device(m, "Device");
   device.def_readwrite("multiprocessors", &simt::Device::multiprocessors);
   device.def_readwrite("cluster_limit", &simt::Device::cluster_limit);
+  device.def_readwrite("dynamic_shared_limit", &simt::Device::dynamic_shared_limit);
   device.def_readwrite("capturing", &simt::Device::capturing);
   m.def("device", &simt::device, py::return_value_policy::reference);
+  m.def("record_only", [](bool only) { simt::recording().only = only; });
+  m.def("recorded_parameters", [] { return py::bytes(simt::recording().parameters); });
 }
 
 }  // namespace

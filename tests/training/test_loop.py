@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext import AverageMarginLoss, orthogonality_penalty
-from margin_ext.training import Objective, Recipe, Training
-from margin_ext.training.checkpoint import OtherSettingsError
-from margin_ext.training.loop import DivergedError
+from margin_ext.training import Objective, Recipe, TrainingLoop
+from margin_ext.training.training_loop import DivergedError
+from margin_ext.training.training_state import OtherSettingsError
 
 
 def a_model() -> nn.Module:
@@ -28,8 +28,8 @@ MARGIN = Objective(AverageMarginLoss(mu=0.5, tau=1.0), beta=1e-3)
 RECIPE = Recipe(epochs=5, batch_size=16, learning_rate=0.1)
 
 
-def a_training(path: Path, objective: Objective = MARGIN, recipe: Recipe = RECIPE) -> Training:
-    return Training(a_model(), some_data(), objective, recipe, checkpoint=path)
+def a_training(path: Path, objective: Objective = MARGIN, recipe: Recipe = RECIPE) -> TrainingLoop:
+    return TrainingLoop(a_model(), some_data(), objective, recipe, checkpoint=path)
 
 
 class StoppedError(Exception):

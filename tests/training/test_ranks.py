@@ -20,7 +20,7 @@ from training.small_images import SMALL, checkpoint, train, weights
 def test_the_mean_over_the_shares_is_that_of_the_batch(size: int, batch: int) -> None:
     numbers = torch.randperm(100)[:batch]
     values = torch.rand(100, dtype=torch.float64)
-    shares = [Ranks(rank, size).share(numbers) for rank in range(size)]
+    shares = [Ranks(rank, size).part(numbers) for rank in range(size)]
     mean = sum(factor * values[part].mean() for part, factor in shares) / size
     torch.testing.assert_close(mean, values[numbers].mean())
     counted = torch.cat([part for part, factor in shares if factor > 0])
@@ -31,8 +31,8 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("RANK", raising=False)
     with started_ranks("cpu") as ranks:
         assert ranks is ALONE
-        assert ranks.first
-        assert ranks.told_by_first([1]) == [1]
+        assert ranks.is_main
+        assert ranks.broadcast_from_rank0([1]) == [1]
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from margin_ext.command_line import main
-from margin_ext.training.options import OPTIONS
-from margin_ext.training.settings import completed, read_settings
+from margin_ext.training.setting_table import OPTIONS
+from margin_ext.training.settings_file import complete_settings, read_settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 
@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_settings_file_is_one(tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text(blocks("toml")[0])
-    settings = completed(read_settings(tmp_path / "settings.toml"))
+    settings = complete_settings(read_settings(tmp_path / "settings.toml"))
     assert settings["gradient"] == "auto"
     assert settings["eps_attack"] == [0.5, 1.0, 2.0]
 

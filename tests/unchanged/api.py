@@ -7,14 +7,18 @@ arguments, and results become plain tensors and numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import margin_ext
 from margin_ext import functional, reference
-from margin_ext.measurement import Certification, DistanceAttack, PGDSettings, Sampling, pgd
+from margin_ext.attacks import PGD
+from margin_ext.bounds import Certified, MinimumDistance, Sampled
+from margin_ext.threat import ThreatModel
 
 __all__ = [
     "OPS",
@@ -47,6 +51,18 @@ _STATISTICS = (
 )
 
 
+# Settings of bounds that have other names since 0.1.0, and quantities of a report.
+_NEW_SETTINGS = {"box": "in_range", "clip": "in_range"}
+_NEW_OPTIONS = {"positions": "aggregation", "critical": "nearest"}
+_NEW_SCHEMES = {"toward": "backward", "away": "forward", "central": "central"}
+_OLD_RESULTS = {"fraction": "share", "nearest": "critical"}
+_OLD_NAMES = {"minimum_distance": "attack", "nearest_class": "critical"}
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
+
+
 def version() -> str:
     return margin_ext.__version__
 
@@ -71,13 +87,15 @@ def regularizer(kind: str, *values: float) -> Any:
 
 def op(by: str, name: str, *tensors: Tensor | None, **settings: Any) -> dict[str, Any]:
     """The results of an op by name; settings are its arguments in version 0.1.0."""
-    given = dict(settings)
+    given = _renamed(settings, _NEW_OPTIONS)
     if isinstance(given.get("regularizer"), tuple):
         given["regularizer"] = regularizer(*given["regularizer"])
     found = getattr(functional if by == "compiled" else reference, name)(*tensors, **given)
     if isinstance(found, Tensor):
         return {"result": found}
     results = found._asdict()
+    if name in ("sample_gap", "soft_gap"):
+        results = _renamed(results, _OLD_RESULTS)
     if "statistics" in results:
         results["statistics"] = _statistics_of(results["statistics"])
     return results
@@ -91,11 +109,19 @@ class Criterion:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        given = dict(settings)
-        if "difference" in given:
-            given["difference"] = margin_ext.FiniteDifference(**given["difference"])
-        if "secant" in given:
-            given["secant"] = margin_ext.Secant(**given["secant"])
+        given = _renamed(settings, _NEW_OPTIONS)
+        words = dict(given.pop("difference", {}))
+        if "side" in words:
+            words["scheme"] = _NEW_SCHEMES[words.pop("side")]
+        difference = margin_ext.FiniteDifference(**words)
+        modes = {"finite_difference": difference, "auto": margin_ext.Auto(difference)}
+        if given.get("gradient") in modes:
+            given["gradient"] = modes[given["gradient"]]
+        secant = margin_ext.Secant(**given.pop("secant", {}))
+        if given.get("margin") == "secant":
+            given["margin"] = secant
+        if given.get("regularizer") == "authors_code":
+            given["regularizer"] = "negative_ramp"
         if isinstance(given.get("regularizer"), tuple):
             given["regularizer"] = regularizer(*given["regularizer"])
         self.loss = margin_ext.AverageMarginLoss(**given)
@@ -156,22 +182,37 @@ def measured(
     are its arguments in version 0.1.0; those of the bounds are mappings.
     """
     given = dict(settings)
-    for name, kind in (
-        ("attack", DistanceAttack),
-        ("sampling", Sampling),
-        ("certification", Certification),
-    ):
-        if name in given:
-            given[name] = kind(**given[name])
+    seed = given.pop("seed")
+    kinds = {
+        "attack": (MinimumDistance, given.pop("attack", {}), {}),
+        "sampled": (Sampled, given.pop("sampling", {}), {"seed": seed}),
+        "certified": (Certified, given.pop("certification", {}), {}),
+    }
+    bounds = []
+    for name in given.pop("bounds"):
+        kind, words, further = kinds[name]
+        bounds.append(kind(**_renamed(words, _NEW_SETTINGS), **further))
+    given["bounds"] = bounds
     report = margin_ext.measure(model, (inputs, target), progress=False, **given)
     found = report.to_dict(samples=False)
     del found["seconds"], found["settings"]
-    for norm in found["norms"].values():
+    for name, quantities in found["norms"].items():
+        norm = found["norms"][name] = _renamed(quantities, _OLD_NAMES)
         for quantity, totals in norm.items():
-            numbers = {**totals, **totals["quantiles"]}
-            del numbers["quantiles"]
+            new = {"quantiles", "misclassified"}
+            quantiles = totals["quantiles"]
+            if totals["infinite"]:
+                # They were those of the finite values; now infinite ones count.
+                values = report[name[1:]]["minimum_distance" if quantity == "attack" else quantity]
+                values = values[np.isfinite(values)].astype(np.float64)
+                quantiles = {q: float(np.quantile(values, float(q))) for q in quantiles}
+            numbers = {k: v for k, v in totals.items() if k not in new} | quantiles
             norm[quantity] = list(numbers.values())
-    return {**found, "samples": report.columns()}
+    columns = {
+        "_".join(_OLD_NAMES.get(part, part) for part in name.rsplit("_", 1)): column
+        for name, column in report.columns().items()
+    }
+    return {**found, "samples": columns}
 
 
 def robustness(
@@ -181,7 +222,14 @@ def robustness(
 
     Settings are its arguments in version 0.1.0. The findings are counted: their words may change.
     """
-    report = margin_ext.robust_accuracy(model, (inputs, target), progress=False, **settings)
+    given = dict(settings)
+    losses = given.pop("losses")
+    seed = given["seed"]
+    plain = _pgd(given)
+    attacks = [replace(plain, loss=loss) for loss in losses]
+    report = margin_ext.robust_accuracy(
+        model, (inputs, target), progress=False, attacks=attacks, seed=seed, **given
+    )
     found = {k: v for k, v in report.to_dict().items() if k != "settings"}
     if found["diagnosis"] is not None:
         findings = found["diagnosis"].pop("findings")
@@ -202,10 +250,19 @@ def attacked(
     Settings are those of ``pgd`` and PGDSettings in version 0.1.0, in one mapping.
     """
     given = dict(settings)
-    names = ("steps", "restarts", "relative_step", "random_start", "norm_floor", "seed")
-    search = PGDSettings(**{name: given.pop(name) for name in names})
-    held, points = pgd(model, inputs, target, given.pop("eps"), settings=search, **given)
-    return {"held": held, "points": points}
+    eps = given.pop("eps")
+    found = _pgd(given)(model, inputs, target, eps, threat=_threat(given))
+    return {"held": found.robust, "points": found.point}
+
+
+def _pgd(given: dict[str, Any], **further: Any) -> PGD:
+    """Take the attack's settings out of the mapping."""
+    names = ("loss", "steps", "restarts", "relative_step", "random_start", "norm_floor", "seed")
+    return PGD(**{name: given.pop(name) for name in names if name in given}, **further)
+
+
+def _threat(given: Mapping[str, Any]) -> ThreatModel:
+    return ThreatModel(**given)
 
 
 def monitor_history(
@@ -229,4 +286,5 @@ def monitor_history(
     for epoch in range(epochs):
         train(model, lambda criterion: monitor.step(criterion.loss.statistics))
         monitor.epoch(model, epoch + 1, {"train": {"loss": 0.5}})
-    return monitor.history
+    new = {"without_gradient", "misclassified"}
+    return [{k: v for k, v in record.items() if k not in new} for record in monitor.history]

@@ -1,0 +1,84 @@
+"""The loss of margins that are known, composed of torch's own differentiable functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from margin_ext.accumulation import accumulation_dtype
+from margin_ext.loss_settings import LossSettings
+from margin_ext.op_results import MarginLoss
+from margin_ext.statistics import BatchStatistics
+
+if TYPE_CHECKING:
+    from margin_ext.functional.labels import DenseLabels
+
+__all__ = ["composed_loss"]
+
+
+def composed_loss(
+    labels: DenseLabels,
+    logits: Tensor,
+    margin: Tensor,
+    gap: Tensor,
+    norm: Tensor,
+    correct: Tensor,
+    settings: LossSettings,
+) -> MarginLoss:
+    """L_p = CE_p + mu * w_p * phi(t) at every position, t the margin of its sample.
+
+    Args:
+        labels: Of the logits.
+        logits: [B, C] or [B, C, d1, ...].
+        margin: What the regularizer sees, [B] or [B, d1, ...]; NaN where nothing counts.
+        gap: Of the same shape.
+        norm: [B], or empty.
+        correct: Whether each position is classified correctly, bool [B, d1, ...].
+        settings: Those of the loss.
+    """
+    dtype = torch.promote_types(accumulation_dtype(logits), margin.dtype)
+    settings.check_type(dtype, with_grad=norm.numel() > 0)
+    counted = labels.positions_counted()
+    w = labels.weight(dtype)
+    ce = labels.cross_entropy(logits, replace(settings, reduction="none"), dtype)
+    units = counted if margin.shape == counted.shape else counted.flatten(1).any(1)
+    phi = torch.where(units, settings.phi(torch.where(units, margin, 0.0)), 0.0)
+    term = w * phi.reshape(phi.shape + (1,) * (w.dim() - phi.dim()))
+    loss = ce + settings.mu * term
+    total = labels.total(w)
+    if settings.reduction == "mean":
+        loss = loss.sum() / total
+    elif settings.reduction == "sum":
+        loss = loss.sum()
+    with torch.no_grad():
+        count = units.sum().to(dtype)
+        margins = torch.where(units, margin, math.inf)
+        minimum = margins.min() if margins.numel() else margins.new_full((), math.nan)
+        means = [torch.where(units, each, 0.0).sum() / count for each in (margin, gap)]
+        mean_norm = count * math.nan
+        if norm.numel():
+            mean_norm = torch.where(units, norm, 0.0).sum() / count
+            norm = torch.where(units, norm, math.nan)
+        statistics = torch.stack(
+            [
+                torch.where(count > 0, minimum, math.nan),
+                *means,
+                mean_norm,
+                correct.sum().to(dtype) / counted.sum(),
+                ce.sum() / total,
+                term.sum() / total,
+                count,
+                torch.ones_like(count),
+            ]
+        )
+    return MarginLoss(
+        loss,
+        margin.detach().to(dtype),
+        gap.detach().to(dtype),
+        norm.detach(),
+        BatchStatistics(statistics),
+    )

@@ -1,0 +1,190 @@
+"""The fused loss: one op computes the loss and both gradients, the backward at most scales them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from margin_ext.accumulation import accumulation_dtype
+from margin_ext.checks import check_same_device
+from margin_ext.functional.class_gap import check_class_labels, refuse_nearest
+from margin_ext.functional.dispatch import (
+    compiled_for,
+    fallback,
+    flat_channel_scale,
+    labels_readable,
+    match_accumulation,
+)
+from margin_ext.loss_settings import LossSettings, Reduction
+from margin_ext.norms import dual_exponent
+from margin_ext.op_results import MarginLoss
+from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
+
+__all__ = ["fused_loss"]
+
+_GRADIENT_SCALE = STATISTIC_NAMES.index("gradient_scale")
+
+
+def _op_settings(
+    settings: LossSettings,
+) -> tuple[float, float, float, int, float, float, float, int]:
+    """The ops' arguments from q to ignore_index."""
+    phi = settings.phi
+    assert phi.code is not None
+    return (
+        dual_exponent(settings.p),
+        settings.eps,
+        settings.mu,
+        phi.code,
+        phi.lo,
+        phi.hi,
+        settings.label_smoothing,
+        settings.ignore_index,
+    )
+
+
+class _AverageMarginLoss(torch.autograd.Function):
+    """Stores the finished gradients in the forward pass where that is exact, else recomputes them.
+
+    Recomputed are per-sample losses, whose upstream is known in the backward only, and float16
+    gradients: unscaled they underflow, and a loss scaler's factor comes with the backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        grad: Tensor | None,
+        target: Tensor,
+        nearest: Tensor | None,
+        class_weight: Tensor | None,
+        input_scale: Tensor | None,
+        settings: LossSettings,
+        with_graph: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        half = torch.float16 in (logits.dtype, None if grad is None else grad.dtype)
+        # Under no_grad, too, ctx.needs_input_grad says what the tensors require.
+        store = with_graph and settings.reduction != "none" and not half
+        loss, margin, gap, norm, statistics, *stored = torch.ops.margin_ext.average_margin_loss(
+            logits,
+            target,
+            grad,
+            nearest,
+            class_weight,
+            input_scale,
+            *_op_settings(settings),
+            get_args(Reduction).index(settings.reduction),
+            store and ctx.needs_input_grad[0],
+            store and ctx.needs_input_grad[1],
+        )
+        ctx.settings = settings
+        ctx.stored = stored if store else None
+        ctx.save_for_backward(logits, grad, target, nearest, class_weight, input_scale, statistics)
+        ctx.mark_non_differentiable(margin, gap, norm, statistics)
+        ctx.set_materialize_grads(False)
+        return loss, margin, gap, norm, statistics
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 6
+        if upstream is None:
+            return None, None, *nothing
+        need = ctx.needs_input_grad[:2]
+        stored, statistics = ctx.stored, ctx.saved_tensors[-1]
+        if torch.compiler.is_compiling() and stored is not None:
+            # Nothing in place in a graph that the compiler may reorder; it fuses this itself.
+            factor = upstream * statistics[_GRADIENT_SCALE]
+            found = [
+                (g * factor).to(g.dtype) if n else None for g, n in zip(stored, need, strict=True)
+            ]
+        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            found = _differentiable_gradients(ctx, upstream)
+        elif stored is not None:
+            # Given away, so never twice: a second backward (retain_graph) recomputes.
+            ctx.stored = None
+            torch.ops.margin_ext.scale_gradients_(*stored, upstream, statistics)
+            found = [g if n else None for g, n in zip(stored, need, strict=True)]
+        else:
+            found = _recomputed_gradients(ctx, upstream)
+        return found[0], found[1], *nothing
+
+
+def _recomputed_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    logits, grad, target, nearest, class_weight, input_scale, statistics = ctx.saved_tensors
+    settings: LossSettings = ctx.settings
+    if settings.reduction == "mean":
+        batch = max(logits.shape[0], 1)
+        upstream = upstream * (statistics[_GRADIENT_SCALE] / batch)
+    gradients = torch.ops.margin_ext.average_margin_loss_backward(
+        upstream.reshape(-1),
+        logits,
+        target,
+        grad,
+        nearest,
+        class_weight,
+        input_scale,
+        *_op_settings(settings),
+        *ctx.needs_input_grad[:2],
+    )
+    return [g if n else None for g, n in zip(gradients, ctx.needs_input_grad[:2], strict=True)]
+
+
+def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """Under create_graph: the reference, which is differentiable to any order."""
+    logits, grad, target, nearest, class_weight, input_scale, _ = ctx.saved_tensors
+    # Aliases: the graph of grad may lead back to logits (a last layer whose backward reads its own
+    # output, such as tanh), and that path is the caller's, not a part of these partial derivatives.
+    logits = logits.view_as(logits)
+    grad = None if grad is None else grad.view_as(grad)
+    std = None if input_scale is None else 1 / input_scale
+    settings = replace(ctx.settings, weight=class_weight, input_std=std)
+    loss = fallback.average_margin_loss(
+        logits, target, grad, nearest=nearest, validate=False, **settings.keywords()
+    ).loss
+    inputs = [logits, grad]
+    wanted = [i for i, need in enumerate(ctx.needs_input_grad[:2]) if need]
+    gradients = torch.autograd.grad(loss, [inputs[i] for i in wanted], upstream, create_graph=True)
+    found: list[Tensor | None] = [None, None]
+    for i, gradient in zip(wanted, gradients, strict=True):
+        found[i] = gradient
+    return found
+
+
+def fused_loss(
+    logits: Tensor,
+    target: Tensor,
+    grad: Tensor | None,
+    nearest: Tensor | None,
+    settings: LossSettings,
+    validate: bool,
+) -> MarginLoss:
+    """:func:`margin_ext.average_margin_loss` for class labels [B], in one pass over the data."""
+    if not compiled_for(logits):
+        validate = validate or labels_readable(logits)
+        return fallback.average_margin_loss(
+            logits, target, grad, nearest=nearest, validate=validate, **settings.keywords()
+        )
+    weight, std = settings.weight, settings.input_std
+    check_same_device("logits", logits, target=target, grad=grad, class_weight=weight)
+    check_class_labels(logits, target, nearest, settings.ignore_index, validate)
+    if grad is not None:
+        logits, grad = match_accumulation(logits, grad)
+    settings.check_type(accumulation_dtype(logits), with_grad=grad is not None)
+    try:
+        loss, margin, gap, norm, statistics = _AverageMarginLoss.apply(  # type: ignore[no-untyped-call]
+            logits,
+            grad,
+            target,
+            nearest,
+            None if weight is None else weight.to(accumulation_dtype(logits)),
+            None if std is None or grad is None else flat_channel_scale(std, grad),
+            settings,
+            torch.is_grad_enabled(),
+        )
+    except (TypeError, ValueError):
+        refuse_nearest(logits, target, nearest, settings.ignore_index)
+        raise
+    return MarginLoss(loss, margin, gap, norm, BatchStatistics(statistics))

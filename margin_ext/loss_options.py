@@ -1,0 +1,139 @@
+"""The options of AverageMarginLoss, each once, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
+
+from margin_ext.checks import check_classes
+from margin_ext.gradient_mode import GradientMode, gradient_mode, margin
+from margin_ext.loss_settings import LossSettings, check_word
+from margin_ext.regularizers import Regularizer, resolve_regularizer
+
+__all__ = ["BatchNormPolicy", "LossOptions"]
+
+# batch: all passes normalise by the batch's own statistics, as the cross-entropy's does.
+# running: the margin is that of the network as it will be used, with the running statistics.
+BatchNormPolicy = Literal["batch", "running"]
+
+# What the options are where they are not used.
+_UNUSED = {"classes": "runner_up", "fraction": 1.0, "every": 1, "batchnorm": "batch"}
+
+
+@dataclass(frozen=True, eq=False)
+class LossOptions(LossSettings):
+    """The options of :class:`margin_ext.AverageMarginLoss`, which takes them as keywords.
+
+    ``criterion.options`` holds them. They cannot be changed one by one; ``criterion.tau = 1.0`` or
+    ``criterion.options = dataclasses.replace(criterion.options, tau=1.0, mu=2.0)`` puts others in
+    their place, with all checks.
+
+    Attributes:
+        p: Threat norm that margins are measured in: 1, 2, "inf" or any real number above 1.
+        mu: Weight of the regularizer.
+        tau: How far margins are pushed, in the unit of the margin (see ``regularizer``).
+        regularizer: "ramp", clamp(tau - t, 0, tau), lifts margins of correctly classified samples
+            up to tau; "negative_ramp", clamp(-t, 0, tau), pushes misclassified samples only, as the
+            authors' code does; "hinge", "linear", "softplus", "exponential"; a name given to
+            :func:`register_regularizer`; or a :class:`Regularizer`, which has its own tau.
+        margin: "first_order" (distance to the boundary of the tangent), "secant" or
+            :class:`Secant` (along the way to the point that a short attack finds: needs no second
+            derivatives, ``run`` only) or "logit_gap" (the authors'; p, eps and input_std have no
+            effect on it).
+        gradient: How the norm of the input gradient is differentiated: "double_backward" (exact;
+            the model must be twice differentiable), "finite_difference" or
+            :class:`FiniteDifference` (one or two more passes and no second derivatives; with
+            ``run`` only), "detached" (the norm is a constant: cheapest, and weaker) or "auto"
+            (double_backward, and where ``run`` finds that the model lacks it, finite_difference,
+            with a warning). For margin="first_order".
+        classes: Which classes the margin is taken over: "runner_up" (one gradient pass), k (the k
+            largest other logits: k more passes) or "all".
+        fraction: The fraction of each batch whose margins are taken, chosen at random and run by
+            itself (with ``run`` only).
+        every: Take margins only in one of so many training steps (calls of ``run``), with mu times
+            as much weight; in between the loss is the cross-entropy. ``criterion.steps``
+            counts them; a continued training sets it.
+        warmup: Training steps in which mu rises evenly from near 0, for settings under which an
+            untrained network would not begin to learn.
+        batchnorm: What BatchNorm in training normalises by where margins are concerned: "batch",
+            as everywhere in training, or "running", as in the finished network (a pass of its
+            own; with ``run`` only).
+        validate: Check labels on CUDA too, and synchronise; on CPU they always are. Otherwise a
+            label out of range gives a NaN loss or a device-side assertion (docs/labels.md).
+
+    ``eps``, ``weight``, ``ignore_index``, ``label_smoothing``, ``reduction``, ``input_std`` and
+    ``aggregation`` are those of :class:`margin_ext.loss_settings.LossSettings`.
+
+    Raises:
+        ValueError: An option is out of its range, or has no effect with the others.
+
+    Example:
+        >>> LossOptions(tau=2.0).phi
+        Regularizer(kind='ramp', lo=0.0, hi=2.0)
+    """
+
+    tau: float = 3.0
+    _: KW_ONLY
+    regularizer: Regularizer | str = "ramp"
+    margin: str | GradientMode = "first_order"
+    gradient: str | GradientMode = "double_backward"
+    classes: str | int = "runner_up"
+    fraction: float = 1.0
+    every: int = 1
+    warmup: int = 0
+    batchnorm: BatchNormPolicy = "batch"
+    validate: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_word("batchnorm", self.batchnorm, BatchNormPolicy)
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+        if not (isinstance(self.every, int) and self.every >= 1):
+            raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}")
+        if not (isinstance(self.warmup, int) and self.warmup >= 0):
+            raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
+        check_classes(self.classes)
+        if not math.isfinite(self.tau):
+            raise ValueError(f"tau must be finite, got {self.tau}")
+        resolve_regularizer(self.regularizer, self.tau)
+        # A word becomes its mode once, so that a mode can remember what it found.
+        for name, resolve in (("margin", margin), ("gradient", gradient_mode)):
+            given: Any = getattr(self, name)
+            if (resolved := resolve(given)) is not given:
+                object.__setattr__(self, name, resolved)
+        if self.margin != "first_order" and self.gradient != gradient_mode("double_backward"):
+            self._refuse("gradient", self.gradient)
+        if self.mode is None:
+            for name, unused in _UNUSED.items():
+                if getattr(self, name) != unused:
+                    self._refuse(name, getattr(self, name))
+        else:
+            self.mode.check(self)
+
+    def _refuse(self, name: str, value: object) -> None:
+        raise ValueError(
+            f"{name}={value!r} has no effect with margin={self.margin!r}: leave it out, or take "
+            'margin="first_order"'
+        )
+
+    @property
+    def phi(self) -> Regularizer:
+        """The regularizer as a function of the margin."""
+        return resolve_regularizer(self.regularizer, self.tau)
+
+    @property
+    def mode(self) -> GradientMode | None:
+        """What finds the margins and their gradient; None for margin="logit_gap"."""
+        if self.margin == "logit_gap":
+            return None
+        found = self.gradient if self.margin == "first_order" else self.margin
+        assert not isinstance(found, str)
+        return found
+
+    def check_length(self, what: str, advice: str = "") -> None:
+        """Require a tau that makes a length, for modes that step by it."""
+        if not 0 < self.tau < math.inf:
+            problem = f"{what} tau, which must be above 0 and finite, got {self.tau}"
+            raise ValueError(problem + advice)

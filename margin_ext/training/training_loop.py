@@ -1,0 +1,343 @@
+"""Epochs of training that can be killed and continued without a trace in the result."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from margin_ext.models.model_digest import model_digest
+from margin_ext.training.ranks import ALONE, Ranks
+from margin_ext.training.training_state import read_state, write_state
+from margin_ext.training.weight_average import WeightAverage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from margin_ext.training.recipe import Recipe
+    from margin_ext.training.training_objective import TrainingObjective
+
+__all__ = ["DivergedError", "TrainingLoop"]
+
+# Saving in mid-epoch may take this fraction of the time.
+_SAVING_FRACTION = 0.02
+
+
+class DivergedError(ArithmeticError):
+    """Training ran into NaN or infinity."""
+
+
+def _nothing(_: int) -> None:
+    pass
+
+
+class TrainingLoop:
+    """The epochs of one model, with their state in a file.
+
+    Attributes:
+        epoch: Number of epochs done.
+        seconds: Wall time of each of them.
+        losses: Mean loss of each of them.
+        history: Plain values that the caller wants to keep with the state.
+        planned: The number of epochs that were planned, and from which epoch on: more than one
+            pair if a training was made longer.
+        initial_weights: Digest of the weights before the first step.
+        average: The average of the weights, if the recipe asks for one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: tuple[Tensor, Tensor],
+        objective: TrainingObjective,
+        recipe: Recipe,
+        *,
+        checkpoint: Path,
+        settings: Mapping[str, Any] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        ranks: Ranks = ALONE,
+        save_every: float = 60.0,
+    ) -> None:
+        """Continue from the checkpoint if there is one, or else start with the model's weights.
+
+        Args:
+            model: Already on its device, with its initial weights.
+            data: Inputs [N, ...] and target [N], on the same device; all of them in each process.
+            objective: What to minimise.
+            recipe: How weights are stepped.
+            checkpoint: The file.
+            settings: What else must agree for the file to be continued.
+            augment: Changes the inputs [B, ...] of each step, at random.
+            ranks: The processes that train together; rank 0 writes.
+            save_every: Seconds after which the state is saved in mid-epoch too, in a training of
+                one process. Saving takes at most 2 % of the time; 0 saves after each step.
+
+        Raises:
+            OtherSettingsError: The file belongs to another training.
+            ValueError: The file is damaged, or processes find different files.
+        """
+        self.model = model
+        self.data = data
+        self.objective = objective
+        self.recipe = recipe
+        self.checkpoint = checkpoint
+        self.augment = augment
+        self.ranks = ranks
+        self.save_every = save_every
+        self.initial_weights = model_digest(model)
+        self.settings = {
+            **(settings or {}),
+            **objective.settings(),
+            **recipe.settings(),
+            "initial_weights": self.initial_weights,
+        }
+        self.optimizer = recipe.make_optimizer(model.parameters())
+        # In other precisions it is switched off and hands everything through.
+        self.scaler = torch.amp.GradScaler(
+            data[1].device.type, enabled=recipe.precision == "float16"
+        )
+        self.average = (
+            WeightAverage(model, recipe.weight_average) if recipe.weight_average else None
+        )
+        self.epoch = 0
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        self.history: list[dict[str, Any]] = []
+        self.planned: list[list[int]] = []
+        # Of an epoch under way: its steps' losses, its seconds, and the random state.
+        self._partial: dict[str, Any] = {}
+        self._saved = time.monotonic()
+        self._saving = 0.0
+        self.load()
+        self._runner = self._prepared()
+
+    def load(self) -> None:
+        """Go on from what the checkpoint holds, if there is one.
+
+        Raises:
+            OtherSettingsError: The file belongs to another training.
+            ValueError: The file is damaged, or processes find different files.
+        """
+        state = read_state(self.checkpoint, self.settings)
+        if state is not None:
+            self._take(state)
+        if self.ranks.broadcast_from_rank0(self.epoch) != self.epoch:
+            raise ValueError(
+                f"process {self.ranks.rank} found epoch {self.epoch} in {self.checkpoint}, rank 0 "
+                "another one: the folder must be the same for all"
+            )
+        if not self.planned or self.planned[-1][1] != self.recipe.epochs:
+            self.planned.append([self.epoch, self.recipe.epochs])
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        epoch = int(state["epoch"])
+        if epoch > self.recipe.epochs:
+            raise ValueError(
+                f"{self.checkpoint} holds {epoch} epochs, more than the {self.recipe.epochs} that "
+                "are wanted: a training can become longer, not shorter"
+            )
+        self.result.load_state_dict(state["model_state_dict"])
+        if self.average is not None:
+            self.model.load_state_dict(state["trained_model_state_dict"])
+        self.optimizer.load_state_dict(state["optimizer_state_dict"])
+        self.epoch = epoch
+        self.seconds = list(state["seconds"])
+        self.losses = list(state["losses"])
+        self.history = list(state["history"])
+        self.planned = [list(pair) for pair in state["planned"]]
+        self._partial = dict(state["partial"])
+        if state["scaler_state_dict"]:
+            self.scaler.load_state_dict(state["scaler_state_dict"])
+        if state["objective_state_dict"]:
+            self.objective.load_state_dict(state["objective_state_dict"])  # type: ignore[attr-defined]
+
+    def _prepared(self) -> nn.Module:
+        """The model as the steps run it."""
+        if self.recipe.compile == "off":
+            return self.ranks.wrapped(self.model)
+        compiled: Any = torch.compile(self.model, backend=self.recipe.compile)
+        return self.ranks.wrapped(compiled)
+
+    @property
+    def result(self) -> nn.Module:
+        """The trained model: that with the averaged weights if the recipe asks for an average."""
+        return self.model if self.average is None else self.average.model
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return math.ceil(self.data[1].shape[0] / self.recipe.batch_size)
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Median over the epochs; NaN before the first."""
+        return statistics.median(self.seconds) if self.seconds else math.nan
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch == self.recipe.epochs
+
+    def epochs(self, after_step: Callable[[int], object] = _nothing) -> Iterator[int]:
+        """Train the epochs that are left; yields the number of epochs done, after each.
+
+        The state is written when the caller asks for the next epoch. So whatever the caller adds to
+        ``history`` about an epoch is in the file when the file says that the epoch is done.
+
+        Args:
+            after_step: Gets the number of samples of each step.
+
+        Raises:
+            DivergedError: The loss or the weights are NaN or infinite.
+        """
+        while not self.finished:
+            start = time.perf_counter() - self._partial.get("seconds", 0.0)
+            with self._randomness():
+                loss = self._one_epoch(after_step, start)
+            self._partial = {}
+            if self.average is not None and self.ranks.is_main:
+                inputs = self.data[0]
+                self.average.recompute_statistics(self.model, inputs, self.recipe.batch_size)
+            self.losses.append(loss)
+            self.seconds.append(time.perf_counter() - start)
+            self.epoch += 1
+            yield self.epoch
+            self.save()
+
+    def save(self) -> None:
+        """Write the state.
+
+        Raises:
+            OSError: It cannot be written; the file is what it was.
+        """
+        if not self.ranks.is_main:
+            return
+        start = time.monotonic()
+        objective_state = getattr(self.objective, "state_dict", dict)
+        state = {
+            "model_state_dict": self.result.state_dict(),
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "scaler_state_dict": self.scaler.state_dict(),
+            "objective_state_dict": objective_state(),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "history": self.history,
+            "planned": self.planned,
+            "partial": self._partial,
+        }
+        if self.average is not None:
+            state["trained_model_state_dict"] = self.model.state_dict()
+        write_state(self.checkpoint, state, self.settings)
+        self._saved = time.monotonic()
+        self._saving = self._saved - start
+
+    @contextmanager
+    def _randomness(self) -> Iterator[None]:
+        """Random numbers of this epoch, which depend on seed, epoch and process alone.
+
+        So a continued training draws the same ones, whatever was drawn in between.
+        """
+        device = self.data[1].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.recipe.epoch_seed(self.epoch, self.ranks.rank))
+            for name, state in self._partial.get("random", {}).items():
+                if name == "cuda":
+                    torch.cuda.set_rng_state(state, device)
+                else:
+                    torch.set_rng_state(state)
+            yield
+
+    def _one_epoch(self, after_step: Callable[[int], object], start: float) -> float:
+        """Mean loss of the epoch."""
+        inputs, target = self.data
+        order = self.recipe.order(target.shape[0], self.epoch).to(target.device)
+        batches = order.split(self.recipe.batch_size)
+        self._runner.train()
+        total = self.recipe.epochs * self.steps_per_epoch
+        done = self._partial.get("losses")
+        losses = [] if done is None else list(done.to(target.device).unbind())
+        for step, batch in enumerate(batches[len(losses) :], len(losses)):
+            rate = self.recipe.rate((self.epoch * self.steps_per_epoch + step) / total)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            part, weight = self.ranks.part(batch)
+            losses.append(self._step(inputs[part], target[part], weight))
+            if self.average is not None:
+                self.average.update(self.model, self.epoch * self.steps_per_epoch + step)
+            # Looking at a loss waits for a GPU; and a process that left alone would leave the
+            # others waiting.
+            if losses[-1].device.type == "cpu" and not self.ranks.joined:
+                self._require_finite(losses[-1:], step)
+            after_step(batch.shape[0])
+            if self._save_is_due() and step + 1 < len(batches):
+                self._save_in_mid_epoch(losses, time.perf_counter() - start)
+        self._require_finite(losses)
+        self._require_finite_weights()
+        counts = torch.tensor([len(batch) for batch in batches])
+        weights = (counts / counts.sum()).to(target.device)
+        mean = self.ranks.mean((torch.stack(losses).float() * weights).sum())
+        return float(mean)
+
+    def _step(self, inputs: Tensor, target: Tensor, weight: float) -> Tensor:
+        """One step of the optimizer; the weighted loss."""
+        if self.augment is not None:
+            inputs = self.augment(inputs)
+        self.optimizer.zero_grad()
+        precision = self.recipe.autocast
+        with torch.autocast(inputs.device.type, precision, enabled=precision is not None):
+            loss = self.objective.loss(self._runner, inputs, target)
+        loss = loss if weight == 1 else loss * weight
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def _save_is_due(self) -> bool:
+        if self.ranks.joined:
+            return False
+        wait = max(self.save_every, self._saving / _SAVING_FRACTION if self.save_every else 0.0)
+        return time.monotonic() - self._saved >= wait
+
+    def _save_in_mid_epoch(self, losses: list[Tensor], seconds: float) -> None:
+        self._require_finite(losses)
+        self._require_finite_weights()
+        random = {"cpu": torch.get_rng_state()}
+        device = self.data[1].device
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        self._partial = {"losses": torch.stack(losses), "seconds": seconds, "random": random}
+        self.save()
+
+    def _require_finite(self, losses: list[Tensor], first: int = 0) -> None:
+        """Raise DivergedError with the first step whose loss is not finite, in any process."""
+        bad = ~torch.stack(losses).isfinite()
+        none = len(losses)
+        step = torch.where(bad.any(), bad.int().argmax(), none)
+        found = int(self.ranks.minimum(step))
+        if found < none:
+            raise self._diverged(
+                f"the loss is no longer finite in epoch {self.epoch + 1}, step {first + found + 1} "
+                f"of {self.steps_per_epoch}"
+            )
+
+    def _require_finite_weights(self) -> None:
+        # Looking at the weights also waits for a GPU, so that the epoch's time is its own.
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._diverged(f"the weights are no longer finite after epoch {self.epoch + 1}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        kept = f". {self.checkpoint} keeps the state after epoch {self.epoch}"
+        if self._partial:
+            kept += f", step {len(self._partial['losses'])}"
+        return DivergedError(
+            f"{what}: lower the learning rate or the weight of the regularizer"
+            + (kept if self.checkpoint.exists() else "")
+        )

@@ -1,0 +1,227 @@
+"""A trial by the settings of a command line or a settings file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from margin_ext.data.augmentation import Augmentation
+from margin_ext.data.data_source import load_data
+from margin_ext.data.image_data import data_digest
+from margin_ext.gradient_modes import Auto, FiniteDifference, Secant
+from margin_ext.loss import AverageMarginLoss
+from margin_ext.threat import ThreatModel
+from margin_ext.training.adversarial_training import AdversarialTraining
+from margin_ext.training.evaluation import Evaluation
+from margin_ext.training.image_model import image_model
+from margin_ext.training.ranks import ALONE
+from margin_ext.training.recipe import Recipe
+from margin_ext.training.setting_table import (
+    ADVERSARIAL,
+    DIFFERENCE,
+    OPTIONS,
+    SECANT,
+    loss_options,
+    options_with,
+)
+from margin_ext.training.settings_file import SettingsError, complete_settings, settings_text
+from margin_ext.training.training_objective import Objective
+from margin_ext.training.trial import CHECKPOINT, SETTINGS, Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from margin_ext.training.ranks import Ranks
+    from margin_ext.training.training_objective import TrainingObjective
+
+__all__ = ["RunExistsError", "trial_from_settings"]
+
+
+class RunExistsError(Exception):
+    """The folder holds a run, and nobody said what is to become of it."""
+
+
+def trial_from_settings(
+    settings: Mapping[str, Any],
+    folder: str | Path,
+    ranks: Ranks = ALONE,
+    *,
+    resume: bool = True,
+    fresh: bool = False,
+) -> Trial:
+    """Read the data, build the model, and take up what the folder holds.
+
+    Args:
+        settings: Those that differ from their defaults, by the names of ``margin-ext train --help``
+            with underscores.
+        folder: Where everything is written.
+        ranks: The processes that train together; rank 0 measures and writes.
+        resume: Whether to go on with a run in the folder.
+        fresh: Remove the run in the folder, once it is known that this one can begin.
+
+    Raises:
+        DataError: The data are missing or damaged.
+        OtherSettingsError: The folder holds a run with other settings.
+        RunExistsError: It holds a run that is neither to be continued nor to be removed.
+        SettingsError, ValueError: Settings, model and data do not fit together.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     trial = trial_from_settings({"data": "digits", "limit": 50, "epochs": 2}, folder)
+    >>> trial.title, trial.loop.epoch, len(trial.train[1])
+    ('first-order margin, mu 1, tau 3', 0, 50)
+    """
+    folder = Path(folder)
+    _require_free(folder, ranks, resume or fresh)
+    full = complete_settings(settings)
+    _prepare_torch(full)
+    device = _usable(ranks.device(full["device"]))
+    recipe = Recipe(**{name: full[name] for name in Recipe.__dataclass_fields__})
+    objective = _objective(full, device)
+    evaluation = _evaluation(full)
+    low, high = full["data_range"]
+    data = load_data(full["data"], full["data_dir"], (low, high))
+    data = data.limited(train=full["limit"], held_out=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(full["seed"])
+        model = image_model(full["model"], data)
+    augmentation = Augmentation(full["crop"], full["flip"])
+    head = (
+        "The settings of this run. To repeat it:\n"
+        f"margin-ext train --config {folder / SETTINGS} --out FOLDER"
+    )
+    return Trial(
+        model,
+        data,
+        objective,
+        recipe,
+        evaluation,
+        folder,
+        title=_title(full),
+        monitor_limit=full["monitor_limit"] if full["monitor"] else None,
+        report=full["report"],
+        augment=augmentation if augmentation else None,
+        settings={
+            **{name: value for name, value in full.items() if not OPTIONS[name].resumable},
+            "images": data_digest(data.train),
+            "processes": ranks.size,
+        },
+        settings_toml=settings_text(full, head),
+        run_settings=full,
+        device=device,
+        ranks=ranks,
+        save_every=full["save_every"],
+        fresh=fresh,
+    )
+
+
+def _require_free(folder: Path, ranks: Ranks, agreed: bool) -> None:
+    """See that no run is lost by mistake, before anything is read or written."""
+    found = [name for name in (CHECKPOINT, SETTINGS) if (folder / name).exists()]
+    # Other ranks may look when rank 0 already writes.
+    found = ranks.broadcast_from_rank0(found)
+    if found and not agreed:
+        raise RunExistsError(
+            f"{folder} holds a run ({found[0]}): add --resume to go on with it or --fresh to start "
+            "over, or choose another --out"
+        )
+
+
+def _prepare_torch(settings: Mapping[str, Any]) -> None:
+    torch.set_num_threads(settings["threads"])
+    if settings["deterministic"] and torch.device(settings["device"]).type == "cuda":
+        # cuBLAS reads it at its first call.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _usable(device: torch.device) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+    # torch asserts that it was compiled for the device.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SettingsError(f"device {device} cannot be used: {reason}") from error
+    return device
+
+
+def _title(settings: Mapping[str, Any]) -> str:
+    if settings["loss"] == "cross_entropy":
+        title = "cross-entropy"
+    elif settings["loss"] == "adversarial":
+        title = f"adversarial, eps {settings['adversarial_eps']:g}"
+        title += f", steps {settings['adversarial_steps']}"
+    else:
+        # The hyphen is that of an adjective: first-order margin.
+        margin = settings["margin"].replace("first_order", "first-order").replace("_", " ")
+        margin += " margin" * (settings["margin"] != "logit_gap")
+        title = f"{margin}, mu {settings['mu']:g}, tau {settings['tau']:g}"
+    return title + (f", beta {settings['beta']:g}" if settings["beta"] else "")
+
+
+def _objective(settings: Mapping[str, Any], device: torch.device) -> TrainingObjective:
+    if settings["loss"] == "adversarial":
+        return _adversarial(settings)
+    if settings["loss"] == "cross_entropy":
+        criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=settings["label_smoothing"])
+    else:
+        criterion = _margin_loss(settings)
+    return Objective(criterion.to(device), settings["beta"])
+
+
+def _adversarial(settings: Mapping[str, Any]) -> AdversarialTraining:
+    given = {field: settings[name] for name, field in options_with(ADVERSARIAL).items()}
+    if given["eps"] is None:
+        raise SettingsError("loss adversarial needs adversarial_eps, the radius of the ball")
+    if settings["beta"]:
+        raise SettingsError("beta has no effect with loss adversarial: leave it out")
+    low, high = settings["data_range"]
+    threat = ThreatModel(
+        p=float(settings["p"]), data_range=(low, high), input_std=settings["input_std"]
+    )
+    return AdversarialTraining(**given, label_smoothing=settings["label_smoothing"], threat=threat)
+
+
+def _margin_loss(settings: Mapping[str, Any]) -> AverageMarginLoss:
+    if (
+        settings["compile"] not in ("off", "eager")
+        and settings["margin"] == "first_order"
+        and settings["gradient"] == "double_backward"
+    ):
+        raise SettingsError(
+            "compile needs gradient finite_difference, detached or auto: torch.compile has no "
+            "double backward"
+        )
+    options = {name: settings[name] for name in loss_options()}
+    difference, attack = (
+        {field: settings[name] for name, field in options_with(prefix).items()}
+        for prefix in (DIFFERENCE, SECANT)
+    )
+    if options["margin"] == "secant":
+        low, high = settings["data_range"]
+        options["margin"] = Secant(data_range=(low, high), **attack)
+    if options["gradient"] == "finite_difference":
+        options["gradient"] = FiniteDifference(**difference)
+    elif options["gradient"] == "auto":
+        options["gradient"] = Auto(FiniteDifference(**difference))
+    return AverageMarginLoss(**options)
+
+
+def _evaluation(settings: Mapping[str, Any]) -> Evaluation:
+    std = settings["input_std"]
+    low, high = settings["data_range"]
+    fields = {name: settings[name] for name in Evaluation.__dataclass_fields__}
+    return Evaluation(
+        **{
+            **fields,
+            "eps_attack": tuple(settings["eps_attack"]),
+            "measure_p": float(settings["measure_p"]),
+            "data_range": (low, high),
+            "input_std": tuple(std) if isinstance(std, list) else std,
+        }
+    )
