@@ -126,9 +126,11 @@ class Certified:
             ]
         if not radii:
             return BoundResult(inputs.new_empty(0))
-        # The next smaller number of the inputs' type, so that rounding makes no radius larger.
-        found = torch.cat(radii).to(inputs.dtype)
-        return BoundResult(torch.nextafter(found, torch.zeros_like(found)))
+        found = torch.cat(radii)
+        rounded = found.to(inputs.dtype)
+        # Rounding to the inputs' type makes no radius larger.
+        smaller = torch.nextafter(rounded, torch.zeros_like(rounded))
+        return BoundResult(torch.where(rounded > found, smaller, rounded))
 
 
 def _radius(
