@@ -190,11 +190,11 @@ class AverageMarginLoss(nn.Module):
             refuse_static_graph_behind(logits)
             refuse_fsdp1_behind(logits)
             objective = self._objective(normalizer, self._next_step()[1])
-            if inputs is None or isinstance(inputs, Tensor):
+            if isinstance(inputs, (list, tuple)):
+                out = layered_loss(objective, mode, logits, target, inputs, layer_weights)
+            else:
                 inputs = check_inputs(logits, inputs)
                 out = mode(Step(objective, inputs, logits, objective.labels(logits, target)))
-            else:
-                out = layered_loss(objective, mode, logits, target, inputs, layer_weights)
         self.statistics = out.statistics
         return out.loss
 
@@ -202,8 +202,8 @@ class AverageMarginLoss(nn.Module):
         """Whether this is a validation in which no input gradient can be taken."""
         if not torch.is_grad_enabled():
             return True
-        layers = [inputs] if isinstance(inputs, Tensor) else inputs or []
-        can = logits.requires_grad and layers and all(layer.requires_grad for layer in layers)
+        layers = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+        can = logits.requires_grad and all(getattr(x, "requires_grad", False) for x in layers)
         return not self.training and not can
 
     def _refuse_options_of_run(self) -> None:

@@ -216,4 +216,8 @@ def resolve_regularizer(regularizer: str | Regularizer, tau: float) -> Regulariz
             f"regularizer must be a Regularizer or one of {', '.join(_PRESETS)}, "
             f"got {regularizer!r}"
         ) from None
-    return preset(float(tau))
+    try:
+        return preset(float(tau))
+    except ValueError as error:
+        problem = f"tau={tau:g} does not fit regularizer={regularizer!r}: {error}"
+        raise ValueError(problem) from None

@@ -51,12 +51,12 @@ __all__ = ["measure", "threat_norms"]
 
 def threat_norms(p: float | str | Sequence[float | str]) -> tuple[float, ...]:
     """One or several threat norms as numbers, checked, without repetition."""
-    several = real_numbers(p)
+    several = real_numbers("p", p)
     if not several:
         raise ValueError("p must name at least one norm")
     for one in several:
         dual_exponent(one)
-    return tuple(dict.fromkeys(float(one) for one in several))
+    return tuple(dict.fromkeys(several))
 
 
 def measure(
@@ -123,6 +123,13 @@ def measure(
     Raises:
         TypeError, ValueError: Arguments, data or the model's output do not fit; the gradient is 0
             everywhere; the file to resume from belongs to another run.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> report = measure(model, (torch.tensor([[3.0, 1.0]]), torch.tensor([0])))
+        >>> round(report.average_margin, 3), report.exact  # (3 - 1) / sqrt(2)
+        (1.414, True)
     """
     norms = threat_norms(p)
     if not isinstance(classes, str):
@@ -136,7 +143,7 @@ def measure(
         classes=classes,
         signed=bool(signed),
         norm_bound=_norm_bounds(norm_bound, norms),
-        bounds=resolve_bounds(bounds, seed=seed),
+        bounds=resolve_bounds(bounds or (), seed=seed),
         seed=seed,
     )
     measurement.check()
@@ -145,7 +152,8 @@ def measure(
     )
     path = None if resume is None else Path(resume)
     with nullcontext() if path is None else exclusive(path):
-        partial = PartialResults(path, measurement.identity(), save_every)
+        identity = {} if path is None else measurement.identity()
+        partial = PartialResults(path, identity, save_every)
         try:
             with measuring(function, batches, device=device, progress=progress) as samples:
                 for whole in samples:
@@ -284,7 +292,7 @@ def _norm_bounds(
 ) -> tuple[float, ...] | None:
     if bound is None:
         return None
-    values = tuple(map(float, real_numbers(bound)))
+    values = real_numbers("norm_bound", bound)
     if len(values) != len(norms) or not all(value > 0 for value in values):
         raise ValueError(f"norm_bound must be positive, one for each of {len(norms)} norms")
     return values

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from margin_ext.measurement.drawing import draw
-from margin_ext.measurement.measure import measure
+from margin_ext.measurement.measure import measure, threat_norms
 from margin_ext.measurement.report import MarginReport
 from margin_ext.norms import norm_name
 from margin_ext.output.atomic_write import write_text
@@ -41,6 +41,15 @@ class MarginMonitor:
                 monitor.step(criterion.statistics)
             monitor.epoch(model, epoch + 1)
         monitor.figure().savefig("margins.png")
+
+    Example:
+        >>> import torch
+        >>> monitor = MarginMonitor((torch.tensor([[3.0, 1.0]]), torch.tensor([0])))
+        >>> model = torch.nn.Linear(2, 2)
+        >>> for epoch in range(3):
+        ...     _ = monitor.epoch(model, epoch)
+        >>> monitor.series("data", "average_margin")[0]
+        [0, 1, 2]
 
     Attributes:
         history: One dictionary a record: "step", "epoch", "split" and the values.
@@ -75,7 +84,9 @@ class MarginMonitor:
         if every_steps < 1:
             raise ValueError(f"every_steps must be at least 1, got {every_steps}")
         self.data = data if isinstance(data, Mapping) else {"data": data}
-        self.p = float(p)
+        if len(threat_norms(p)) > 1:
+            raise ValueError(f"a monitor follows one norm, got p = {p!r}")
+        (self.p,) = threat_norms(p)
         self.limit = limit
         self.every_steps = every_steps
         self.options = measure_options

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from margin_ext.models.modules_behind import modules_behind
+from margin_ext.models.parameter_values import require_values
 from margin_ext.models.random_states import keep_random_states
 
 __all__ = ["Model", "evaluation_mode", "model_device", "model_dtype"]
@@ -53,10 +54,12 @@ def evaluation_mode(model: Model) -> Iterator[None]:
     on. Frozen parameters save memory: the graph keeps only what input gradients need.
 
     Raises:
-        ValueError: Parameters are inference tensors, which autograd cannot use.
+        ValueError: Parameters have no values, or are inference tensors, which autograd cannot use.
     """
     found = {id(m): m for outer in modules_behind(model) for m in outer.modules()}
     modules = list(found.values())
+    for module in modules:
+        require_values(module)
     kinds = {"cpu", *(t.device.type for m in modules for t in m.parameters(recurse=False))}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for kind in kinds & {"cpu", "cuda", "xpu", "mps"}:
@@ -79,12 +82,7 @@ def _changes(modules: list[nn.Module]) -> Iterator[tuple[Any, Callable[[], _Undo
         yield ("buffers", id(module)), partial(_keep_buffers, module)
         if isinstance(module, DistributedDataParallel):
             yield ("forward", id(module)), partial(_bypass, module)
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_inference():
-                raise ValueError(
-                    f"the parameter {name} of {type(module).__name__} is an inference tensor, "
-                    "which autograd cannot use: make the model outside of inference_mode"
-                )
+        for parameter in module.parameters(recurse=False):
             yield ("frozen", id(parameter)), partial(_freeze, parameter)
 
 

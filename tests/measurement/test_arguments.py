@@ -86,6 +86,19 @@ def test_what_is_no_count_is_told(name: str, number: Any) -> None:
         measure(NET, data(), **{name: number})
 
 
+@pytest.mark.parametrize("number", [None, True, [True], [None], {}, object(), 1j, "x", [[1.0]]])
+def test_what_is_no_number_is_told(number: Any) -> None:
+    with pytest.raises(ValueError, match=r"^p must "):
+        measure(NET, data(), p=number)
+    with pytest.raises(ValueError, match=r"^p must "):
+        MarginMonitor(data(), p=number)
+    if number is not None:
+        with pytest.raises(ValueError, match="norm_bound must "):
+            measure(NET, data(), norm_bound=number)
+    with pytest.raises(ValueError, match="eps must "):
+        robust_accuracy(NET, data(), number)
+
+
 @pytest.mark.parametrize("std", [0.0, -0.5, math.nan, math.inf, [0.5, 0.5, 0.5, 0.0], np.zeros(4)])
 def test_standard_deviations_that_are_none(std: Any) -> None:
     for call in (measure, lambda *a, **k: robust_accuracy(*a, 0.1, **k)):

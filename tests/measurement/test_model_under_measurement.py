@@ -8,6 +8,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -396,10 +397,20 @@ def test_inference_tensors(inside: bool) -> None:
     with torch.inference_mode(inside):
         report = measure(net, (x, y), bounds=["minimum_distance", Sampled(points=4)])
         assert robust_accuracy(net, (x, y), 1e-4).accuracy == report.accuracy == 1.0
+
+
+def test_parameters_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    data = torch.rand(3, DIMS), torch.zeros(3, dtype=torch.int64)
     with torch.inference_mode():
-        made = nn.Linear(DIMS, CLASSES).double()
-    with pytest.raises(ValueError, match="is an inference tensor"):
-        measure(made, (torch.rand(3, DIMS).double(), torch.zeros(3, dtype=torch.int64)))
+        made = nn.Linear(DIMS, CLASSES)
+    for model, message in (
+        (made, "is an inference tensor"),
+        (nn.LazyLinear(CLASSES), "has no values yet"),
+        (nn.Linear(DIMS, CLASSES, device="meta"), "is on the meta device"),
+    ):
+        for file in (None, tmp_path / "partial.npz"):
+            with pytest.raises(ValueError, match=f"the parameter weight of .* {message}"):
+                measure(model, data, resume=file)
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
@@ -590,6 +601,29 @@ def test_statistics_that_move_inside_an_exported_module_are_put_back() -> None:
     exported = torch.export.export(net.eval(), (x,), dynamic_shapes=shapes).module()
     report = measure(exported, (x, y))
     torch.testing.assert_close(torch.from_numpy(report.margin), exact_margins(net, x, y))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_model_traced_in_training_mode_is_refused_and_left_as_it_was() -> None:
+    net = normalised_linear()
+    x, y = labelled(net)
+    traced = torch.jit.trace(net, x, check_trace=False)
+    before = {name: tensor.clone() for name, tensor in traced.state_dict().items()}
+    with pytest.raises(ValueError, match="other samples are in its batch"):
+        measure(traced, (x, y))
+    for name, tensor in traced.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1, 7])
+def test_half_precision_is_no_dependence_between_samples(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 64), nn.GELU()] * 6
+    net = nn.Sequential(nn.Linear(DIMS, 64), *layers, nn.Linear(64, CLASSES)).to(dtype)
+    x, y = torch.randn(14, DIMS).to(dtype), torch.arange(14) % CLASSES
+    assert len(measure(net, (x, y), batch_size=size)) == 14
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

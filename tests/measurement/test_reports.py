@@ -245,16 +245,16 @@ def test_summaries_of_few_values(values: list[float]) -> None:
 def test_the_robustness_curve() -> None:
     report = found_report()
     curve = report.robustness_curve([0.0, 0.1, 0.25, 0.5, 100.0])
-    assert curve.share.tolist() == [0.8, 0.7, 0.6, 0.3, 0.3]
-    assert (curve.low <= curve.share).all()
-    assert (curve.share <= curve.high).all()
+    assert curve.fraction.tolist() == [0.8, 0.7, 0.6, 0.3, 0.3]
+    assert (curve.low <= curve.fraction).all()
+    assert (curve.fraction <= curve.high).all()
     # Wilson's interval of 3 of 10.
     assert (curve.low[-1], curve.high[-1]) == pytest.approx((0.1078, 0.6032), abs=1e-4)
     whole = report.robustness_curve()
     assert len(whole.radii) == 101
     assert whole.radii[-1] == 0.5
-    assert (np.diff(whole.share) <= 0).all()
-    assert report.robustness_curve([0.1], quantity="found").share.tolist() == [0.7]
+    assert (np.diff(whole.fraction) <= 0).all()
+    assert report.robustness_curve([0.1], quantity="found").fraction.tolist() == [0.7]
     with pytest.raises(KeyError, match="was not measured"):
         report.robustness_curve(quantity="certified")
     with pytest.raises(KeyError, match="no upper bound was measured"):
