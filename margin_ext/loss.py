@@ -181,6 +181,7 @@ class AverageMarginLoss(nn.Module):
             ValueError: Shapes do not fit, or an option needs :meth:`run`.
             TypeError: Logits or target are of another kind.
         """
+        normalizer = check_normalizer(normalizer)
         logits = two_class_logits(require_logits(logits))
         mode = self._options.mode
         if mode is None or self._has_no_margins(logits, inputs):
@@ -251,6 +252,7 @@ class AverageMarginLoss(nn.Module):
                 needs what the model cannot do.
             ValueError: Settings or shapes do not fit.
         """
+        normalizer = check_normalizer(normalizer)
         if not torch.is_grad_enabled():
             return self._validated(model, inputs, target, ModelCall(call, logits_fn), normalizer)
         passes = self._passes(model, ModelCall(call, logits_fn))
@@ -377,7 +379,6 @@ class AverageMarginLoss(nn.Module):
 
     def _objective(self, normalizer: float | Tensor | None, mu: float) -> Objective:
         o = self._options
-        normalizer = check_normalizer(normalizer)
         reduction = o.reduction if normalizer is None else "sum"
         return Objective(replace(o, mu=mu, weight=self.weight, reduction=reduction), normalizer)
 
