@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from margin_ext.checks import check_normalizer, check_weight_values
 from margin_ext.gradient_modes import Detached, GradientCheck, Step
 from margin_ext.gradient_modes.gradient_check import check_gradient
 from margin_ext.gradient_modes.hidden_layers import layered_loss
@@ -103,6 +104,8 @@ class AverageMarginLoss(nn.Module):
     @options.setter
     def options(self, options: LossOptions) -> None:
         std = checked_std(options.input_std)
+        if options.weight is not None and options.weight is not self.weight:
+            check_weight_values(options.weight)
         # The class weights are state: they are saved, and move with the criterion.
         self.weight = options.weight
         self._options = replace(options, weight=None, input_std=std)
@@ -186,11 +189,11 @@ class AverageMarginLoss(nn.Module):
             refuse_static_graph_behind(logits)
             refuse_fsdp1_behind(logits)
             objective = self._objective(normalizer, self._next_step()[1])
-            if inputs is None or isinstance(inputs, Tensor):
+            if isinstance(inputs, (list, tuple)):
+                out = layered_loss(objective, mode, logits, target, inputs, layer_weights)
+            else:
                 inputs = check_inputs(logits, inputs)
                 out = mode(Step(objective, inputs, logits, objective.labels(logits, target)))
-            else:
-                out = layered_loss(objective, mode, logits, target, inputs, layer_weights)
         self.statistics = out.statistics
         return out.loss
 
@@ -198,8 +201,8 @@ class AverageMarginLoss(nn.Module):
         """Whether this is a validation in which no input gradient can be taken."""
         if not torch.is_grad_enabled():
             return True
-        layers = [inputs] if isinstance(inputs, Tensor) else inputs or []
-        can = logits.requires_grad and layers and all(layer.requires_grad for layer in layers)
+        layers = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+        can = logits.requires_grad and all(getattr(x, "requires_grad", False) for x in layers)
         return not self.training and not can
 
     def _refuse_options_of_run(self) -> None:
@@ -239,7 +242,8 @@ class AverageMarginLoss(nn.Module):
             logits_fn: Takes the logits out of what the model returns.
             normalizer: Divides the sum over the samples, in place of ``reduction``. For gradient
                 accumulation: the number of samples (their summed class weights) of all the
-                batches of a step. DistributedDataParallel averages over its ranks on top.
+                batches of a step. DistributedDataParallel averages over its ranks on top. It must
+                be above 0; where only a GPU knows it, the loss is NaN otherwise.
 
         Raises:
             RuntimeError: The model is in DistributedDataParallel(static_graph=True), or the mode
@@ -369,6 +373,7 @@ class AverageMarginLoss(nn.Module):
 
     def _objective(self, normalizer: float | Tensor | None, mu: float) -> Objective:
         o = self._options
+        normalizer = check_normalizer(normalizer)
         reduction = o.reduction if normalizer is None else "sum"
         return Objective(replace(o, mu=mu, weight=self.weight, reduction=reduction), normalizer)
 

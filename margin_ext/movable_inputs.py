@@ -12,7 +12,7 @@ from margin_ext.checks import FLOAT_TYPES, shape_text
 __all__ = ["require_movable", "require_same_batch"]
 
 
-def require_movable(inputs: Any) -> None:
+def require_movable(inputs: Any) -> Tensor:
     """Require inputs [B, ...]: a dense tensor of a real floating type.
 
     Raises:
@@ -49,6 +49,7 @@ def require_movable(inputs: Any) -> None:
             f"inputs must be [B, ...] with at least one dimension beyond the batch, got "
             f"{shape_text(inputs)}: pass inputs.unsqueeze(-1)"
         )
+    return inputs
 
 
 def _advice(inputs: Tensor) -> str:
@@ -74,7 +75,7 @@ def require_same_batch(inputs: Tensor, logits: Tensor) -> None:
             f"inputs must be [B, ...] with B = {logits.shape[0]} as in logits "
             f"{shape_text(logits)}, got {shape_text(inputs)}"
             + (
-                f": the batch comes first, call=lambda model, x: model(x.transpose(0, 1))"
+                ": the batch comes first, call=lambda model, x: model(x.transpose(0, 1))"
                 if inputs.dim() > 2 and inputs.shape[1] == logits.shape[0]
                 else ""
             )

@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from margin_ext.data.data_source import data_forms
 
@@ -60,7 +60,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--radius", type=float, default=5.0, help="of the sampled estimate's ball")
     parser.add_argument(
         "--attack", nargs="+", type=float, metavar="EPS", default=[],
-        help="robust accuracy at these radii, under PGD on the gap and on the cross-entropy",
+        help="robust accuracy at these radii, under the search for the nearest adversarial example "
+        "and under PGD on the gap and on the cross-entropy",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=40, help="of PGD")
     parser.add_argument("--restarts", type=int, default=1, help="of PGD")
@@ -156,7 +157,7 @@ def _measured(
     arguments: argparse.Namespace, model: torch.nn.Module, data: Any, out: Path | None
 ) -> None:
     """Measure, print, and keep everything in the folder."""
-    from margin_ext.attacks import PGD, AttackLoss
+    from margin_ext.attacks import PGD, Attack
     from margin_ext.bounds import Sampled
     from margin_ext.measurement import measure, robust_accuracy
 
@@ -186,12 +187,12 @@ def _measured(
         for suffix in ("json", "csv", "npz"):
             report.save(out / f"report.{suffix}")
         _save_figures(report, out)
-    attacks = [
-        PGD(loss=loss, steps=arguments.steps, restarts=arguments.restarts, seed=seed)
-        for loss in get_args(AttackLoss)
-    ]
+    pgd = {"steps": arguments.steps, "restarts": arguments.restarts, "seed": seed}
+    attacks: list[str | Attack] = ["nearest", PGD(loss="gap", **pgd), PGD(loss="cross_entropy", **pgd)]
     for p in report.norms if arguments.attack else ():
-        robust = robust_accuracy(model, data, arguments.attack, p=p, attacks=attacks, **common)
+        robust = robust_accuracy(
+            model, data, arguments.attack, p=p, attacks=attacks, report=report, **common
+        )
         sys.stdout.write(f"\n{robust}\n")
         if out is not None:
             robust.save(out / f"robust_accuracy_{robust.threat.name}.json")

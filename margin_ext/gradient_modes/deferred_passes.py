@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from margin_ext.accumulation import accumulation_dtype
+from margin_ext.gradient_modes.domain import refuse_nan_gradients
 from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
 from margin_ext.gradient_modes.snapshot import Snapshot
@@ -49,6 +50,7 @@ class _Work:
         wanted = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
         if value.requires_grad and wanted:
             gradients = self._through(value, [self.parameters[i] for i in wanted], upstream)
+            refuse_nan_gradients(gradients, upstream)
             for i, gradient in zip(wanted, gradients, strict=True):
                 found[i] = gradient
         if not torch._C._autograd._get_current_graph_task_keep_graph():

@@ -14,6 +14,7 @@ from margin_ext.data.data_source import DataError, data_forms, find_data_source
 from margin_ext.training.declared_fields import MISSING, DeclaredField, declared_fields
 
 __all__ = [
+    "ADVERSARIAL",
     "DIFFERENCE",
     "LOSSES",
     "OPTIONS",
@@ -34,7 +35,7 @@ SECTIONS: Final = {
     "measure": "what is measured over the epochs and at the end",
 }
 
-LOSSES: Final = ("average_margin", "cross_entropy")
+LOSSES: Final = ("average_margin", "cross_entropy", "adversarial")
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def _radii(given: Any) -> list[float]:
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "int": _whole,
     "int | None": _whole,
+    "float | None": _number,
     "float": _number,
     "bool": _truth,
     "str": _word,
@@ -198,6 +200,7 @@ def _reader(found: DeclaredField) -> Callable[[Any], Any]:
 # The fields of modes are options of their own, under these prefixes.
 DIFFERENCE: Final = "difference_"
 SECANT: Final = "secant_"
+ADVERSARIAL: Final = "adversarial_"
 _MODES: Final = "margin_ext.gradient_modes"
 # Not for a mean loss over a batch with one label a sample.
 _NOT_HERE: Final = ("weight", "ignore_index", "reduction", "aggregation", "validate")
@@ -227,6 +230,10 @@ _ALL: Final = (
     *_declared("margin_ext.loss_options", "LossOptions", "loss", without=_NOT_HERE),
     *_declared(f"{_MODES}.finite_difference", "FiniteDifference", "loss", prefix=DIFFERENCE),
     *_declared(f"{_MODES}.secant", "Secant", "loss", prefix=SECANT, without=("data_range",)),
+    *_declared(
+        "margin_ext.training.adversarial_training", "AdversarialTraining", "loss",
+        prefix=ADVERSARIAL, without=("label_smoothing", "threat"),
+    ),
     Option("beta", "loss", _number, "weight of the orthogonality penalty, of either loss", 0.0),
     *_declared(
         "margin_ext.training.recipe", "Recipe",

@@ -130,6 +130,7 @@ def test_checkpoints_and_npz_data(here: Path, capsys: pytest.CaptureFixture[str]
         (["--checkpoint", "bad.npz"], "no checkpoint of tensors"),
         (["--classes", "most"], "classes must be"),
         (["--p", "0.3"], "p must be"),
+        (["--bounds", "minimum_distance", "--p", "3"], "p = 1, p = 2 and p = inf"),
         (["--threads", "0"], "threads must be"),
         (["--device", "gpu"], "device gpu cannot be used here"),
         (["--device", "meta"], "device meta cannot be used here"),
@@ -142,7 +143,6 @@ def test_checkpoints_and_npz_data(here: Path, capsys: pytest.CaptureFixture[str]
         (["--out", "bad.npz"], "bad.npz"),
         (["--seed", "-1"], "seed must be"),
         (["--input-std", "0"], "input_std must be"),
-        (["--bounds", "minimum_distance", "--p", "1"], "p = 2 and p = inf"),
     ],
 )
 def test_bad_input_gives_one_clear_line(
