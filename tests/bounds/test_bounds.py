@@ -192,7 +192,6 @@ def test_nearest_classes_and_clipping() -> None:
 
 
 def test_the_extreme_value_score() -> None:
-    pytest.importorskip("scipy")
     model = relu_network((6, 16, 4), 2)
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     label = model(x).argmax(dim=1)
