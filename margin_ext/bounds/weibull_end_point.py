@@ -81,7 +81,7 @@ def _profile(distance: Tensor) -> tuple[Tensor, Tensor]:
     mean = ratio.mean(dim=2)
     low = torch.full_like(mean, math.log(1e-2))
     high = torch.full_like(mean, math.log(_LARGEST_SHAPE))
-    for _ in range(40):
+    for _ in range(30):
         middle = (low + high) / 2
         shape = middle.exp()
         powers = (shape.unsqueeze(2) * ratio).exp()

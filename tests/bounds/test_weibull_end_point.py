@@ -20,13 +20,13 @@ def draws(shape: float, rows: int, count: int, end: float = 1.0) -> torch.Tensor
 @pytest.mark.parametrize("shape", [1.0, 2.0, 5.0, 10.0, 20.0])
 @pytest.mark.parametrize("count", [10, 20, 50])
 def test_known_end_points(shape: float, count: int) -> None:
-    maxima = draws(shape, 400, count)
+    maxima = draws(shape, 200, count)
     found = weibull_end_points(maxima)
     largest = maxima.amax(dim=1)
     assert (found.end_point >= largest).all()
     assert (found.end_point[~found.fitted] == largest[~found.fitted]).all()
-    # At most one in forty exceeds twice the truth.
-    assert float((found.end_point > 2).double().mean()) <= 0.025
+    # At most one in thirty exceeds twice the truth.
+    assert float((found.end_point > 2).double().mean()) <= 0.03
     assert float(found.end_point.median()) < 1.05
     assert float(found.fitted.double().mean()) > 0.5
 
@@ -68,7 +68,7 @@ def test_constants_stay_within_a_factor_of_the_largest_gradient() -> None:
         x = torch.randn(6, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         label = model(x).argmax(dim=1)
         plain = Sampled(points=20, blocks=12, radius=0.7)
-        dense = Sampled(points=4000, radius=0.7).estimate(model, x, label, threat=threat)
+        dense = Sampled(points=1500, radius=0.7).estimate(model, x, label, threat=threat)
         score = Sampled(points=20, blocks=12, radius=0.7, extreme_value=True)
         found = score.estimate(model, x, label, threat=threat)
         assert (found.lipschitz >= plain.estimate(model, x, label, threat=threat).lipschitz).all()
