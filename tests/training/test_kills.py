@@ -120,7 +120,7 @@ def test_a_kill_at_each_call_that_writes(
     whole = content(tmp_path / "whole")
     calls = counted["calls"]
     assert calls > 40
-    for at in range(1, calls + 1, 1 if ALL else max(1, calls // 12)):
+    for at in range(1, calls + 1, 1 if ALL else max(1, calls // 8)):
         out = tmp_path / f"killed_{at}"
         assert runs(out, *WORDS, *words, at=at)["status"] == -9
         assert runs(out, *WORDS, *words, "--resume")["status"] == 0
@@ -134,7 +134,7 @@ def test_kills_at_random(runs: Runs, tmp_path: Path) -> None:
     whole = content(tmp_path / "whole")
     rng = random.Random(0)
     killed = 0
-    for number in range(30 if ALL else 6):
+    for number in range(30 if ALL else 4):
         out = tmp_path / f"killed_{number}"
         words = (*WORDS, "--save-every", rng.choice(["0", "60"]))
         # Killed up to three times before it may end.
