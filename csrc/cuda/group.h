@@ -251,8 +251,12 @@ template <Variant variant>
 using GroupOf = std::conditional_t<variant == Variant::kWarp, WarpGroup, BlockGroup>;
 
 // The launch bounds of the kernels: with kThreads they limit the registers of a thread. float64 has
-// no limit.
+// no limit, and blocks with 16-bit rows, whose packs unfold to eight registers, a wider one: the
+// limit of 80 made them spill on sm_80.
 template <typename Group, typename T>
-inline constexpr unsigned kResidentBlocks = std::is_same_v<T, double> ? 1 : Group::kResidentBlocks;
+inline constexpr unsigned kResidentBlocks =
+    std::is_same_v<T, double>                       ? 1
+    : sizeof(T) == 2 && Group::kResidentBlocks == 3 ? 2
+                                                    : Group::kResidentBlocks;
 
 }  // namespace margin::cuda
