@@ -188,7 +188,11 @@ def _measured(
             report.save(out / f"report.{suffix}")
         _save_figures(report, out)
     pgd = {"steps": arguments.steps, "restarts": arguments.restarts, "seed": seed}
-    attacks: list[str | Attack] = ["nearest", PGD(loss="gap", **pgd), PGD(loss="cross_entropy", **pgd)]
+    attacks: list[str | Attack] = [
+        "nearest",
+        PGD(loss="gap", **pgd),
+        PGD(loss="cross_entropy", **pgd),
+    ]
     for p in report.norms if arguments.attack else ():
         robust = robust_accuracy(
             model, data, arguments.attack, p=p, attacks=attacks, report=report, **common
