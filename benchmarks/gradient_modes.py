@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "detached": {"gradient": "detached"},
     "double_backward": {"gradient": "double_backward"},
     "finite_difference": {"gradient": "finite_difference"},
-    "finite_difference, central": {"gradient": "finite_difference", "difference": CENTRAL},
+    "finite_difference, central": {"gradient": CENTRAL},
     "secant, 2 attack steps": {"margin": "secant"},
     "finite_difference, fraction=1/4": {"gradient": "finite_difference", "fraction": 0.25},
     "double_backward, fraction=1/4": {"gradient": "double_backward", "fraction": 0.25},

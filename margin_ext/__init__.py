@@ -2,6 +2,8 @@
 
 Wu and Yu, "Understanding Adversarial Robustness: The Trade-off between Minimum and Average
 Margin" (2019), as fused CPU and CUDA kernels with a pure PyTorch reference.
+
+The package is loaded when the first of its names is used: `margin-ext train --help` needs no torch.
 """
 
 from __future__ import annotations
@@ -9,32 +11,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from margin_ext import functional
-from margin_ext._backend_info import backend_info
-from margin_ext.functional import (
-    average_margin_loss,
-    dual_direction,
-    first_order_margin,
-    linear_margin,
-    logit_gap,
-    orthogonality_penalty,
-)
-from margin_ext.gradient_modes import (
-    Auto,
-    Detached,
-    DoubleBackward,
-    FiniteDifference,
-    GradientMode,
-    Secant,
-    register_gradient_mode,
-)
-from margin_ext.loss import AverageMarginLoss
-from margin_ext.loss_options import LossOptions
-from margin_ext.regularizers import Regularizer, register_regularizer
-from margin_ext.statistics import BatchStatistics
-
 if TYPE_CHECKING:
-    from margin_ext import reference
+    from margin_ext import functional, reference
+    from margin_ext._api import *  # noqa: F403
+    from margin_ext.ledger import MarginLedger
     from margin_ext.measurement.measure import measure
     from margin_ext.measurement.monitor import MarginMonitor
     from margin_ext.measurement.robust_accuracy import robust_accuracy
@@ -50,6 +30,7 @@ __all__ = [
     "FiniteDifference",
     "GradientMode",
     "LossOptions",
+    "MarginLedger",
     "MarginMonitor",
     "Regularizer",
     "Secant",
@@ -73,9 +54,15 @@ _MEASUREMENT = ("MarginMonitor", "measure", "robust_accuracy")
 
 
 def __getattr__(name: str) -> Any:
-    # Training does not pay for importing what measures.
-    if name in _MEASUREMENT:
-        return getattr(importlib.import_module("margin_ext.measurement"), name)
-    if name == "reference":
-        return importlib.import_module("margin_ext.reference")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("functional", "reference"):
+        return importlib.import_module(f"{__name__}.{name}")
+    module = "measurement" if name in _MEASUREMENT else "_api"
+    found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

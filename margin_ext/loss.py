@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from margin_ext.checks import check_normalizer, check_weight_values
 from margin_ext.gradient_modes import Detached, GradientCheck, Step
 from margin_ext.gradient_modes.gradient_check import check_gradient
 from margin_ext.gradient_modes.hidden_layers import layered_loss
@@ -104,6 +105,8 @@ class AverageMarginLoss(nn.Module):
     @options.setter
     def options(self, options: LossOptions) -> None:
         std = checked_std(options.input_std)
+        if options.weight is not None and options.weight is not self.weight:
+            check_weight_values(options.weight)
         # The class weights are state: they are saved, and move with the criterion.
         self.weight = options.weight
         self._options = replace(options, weight=None, input_std=std)
@@ -178,6 +181,7 @@ class AverageMarginLoss(nn.Module):
             ValueError: Shapes do not fit, or an option needs :meth:`run`.
             TypeError: Logits or target are of another kind.
         """
+        normalizer = check_normalizer(normalizer)
         logits = two_class_logits(require_logits(logits))
         mode = self._options.mode
         if mode is None or self._has_no_margins(logits, inputs):
@@ -240,13 +244,15 @@ class AverageMarginLoss(nn.Module):
             logits_fn: Takes the logits out of what the model returns.
             normalizer: Divides the sum over the samples, in place of ``reduction``. For gradient
                 accumulation: the number of samples (their summed class weights) of all the
-                batches of a step. DistributedDataParallel averages over its ranks on top.
+                batches of a step. DistributedDataParallel averages over its ranks on top. It must
+                be above 0; where only a GPU knows it, the loss is NaN otherwise.
 
         Raises:
             RuntimeError: The model is in DistributedDataParallel(static_graph=True), or the mode
                 needs what the model cannot do.
             ValueError: Settings or shapes do not fit.
         """
+        normalizer = check_normalizer(normalizer)
         if not torch.is_grad_enabled():
             return self._validated(model, inputs, target, ModelCall(call, logits_fn), normalizer)
         passes = self._passes(model, ModelCall(call, logits_fn))

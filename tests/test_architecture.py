@@ -25,9 +25,10 @@ LAYERS = (
     ("loss",),
     ("models", "output", "data"),
     ("attacks", "bounds"),
-    ("measurement",),
-    ("training", "reproduction"),
+    ("measurement", "ledger"),
+    ("training", "reproduction", "integrations"),
     ("command_line", "__main__"),
+    ("_api",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS, start=1) for name in names}
 

@@ -79,7 +79,7 @@ def test_doctor_tells_what_is_missing_and_what_mends_it(capsys, monkeypatch):
     healthy = _backend_info.backend_info()
     note = _backend_info.Note("a thing is broken", "mend-it --now", needed=True)
     broken = dataclasses.replace(healthy, notes=(note,))
-    monkeypatch.setattr(doctor, "backend_info", lambda: broken)
+    monkeypatch.setattr(_backend_info, "backend_info", lambda: broken)
     monkeypatch.setattr(
         importlib.metadata,
         "requires",
@@ -88,6 +88,7 @@ def test_doctor_tells_what_is_missing_and_what_mends_it(capsys, monkeypatch):
             'pytest>=8; extra == "test"',
             'no-such-package>=3; extra == "demo"',
             "another_one; extra == 'demo'",
+            "third-one; extra == 'two-words'",
         ],
     )
     assert main(["doctor"]) == 1
@@ -95,6 +96,7 @@ def test_doctor_tells_what_is_missing_and_what_mends_it(capsys, monkeypatch):
     assert "a thing is broken" in shown
     assert "mend-it --now" in shown
     assert "extra demo" in shown
+    assert "extra two-words" in shown
     assert "pip install no-such-package another_one" in shown
     assert "pytest" not in shown
 
@@ -105,3 +107,41 @@ def test_doctor_without_installed_metadata(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "requires", not_installed)
     assert doctor.extras() == []
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_is_quick_and_needs_no_torch(command):
+    program = (
+        "import sys, time\n"
+        "from margin_ext.command_line import main\n"
+        "try:\n"
+        f"    main(['{command}', '--help'])\n"
+        "except SystemExit as stopped:\n"
+        "    assert stopped.code == 0\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+        "sys.stderr.write(str(time.process_time()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stderr) < 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "near"),
+    [
+        (["trian"], "train"),
+        (["train", "--out", "x", "--learning-rte", "1"], "--learning-rate"),
+        (
+            ["measure", "--model", "a:b", "--data", "digits", "--limt", "3"],
+            "--limit",
+        ),
+        (["demo", "--epocs", "3"], "--epochs"),
+    ],
+)
+def test_mistyped_words_get_a_suggestion(argv, near, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert f"did you mean {near}?" in capsys.readouterr().err

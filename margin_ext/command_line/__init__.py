@@ -8,9 +8,14 @@ that ``margin-ext --help`` shows stand in ``COMMANDS``.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import os
+import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from margin_ext.command_line.messages import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +23,13 @@ if TYPE_CHECKING:
 
     Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "command_parser", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "completion": (
+        "margin_ext.command_line.completion",
+        "print what makes a shell complete this command",
+    ),
     "demo": (
         "margin_ext.command_line.demo",
         "train on handwritten digits and see what promoting the margin does",
@@ -43,8 +52,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
 }
 
-_INTERRUPTED = 130
-
 
 def _chosen_command(argv: Sequence[str]) -> str | None:
     """Return the subcommand, which is the first argument that is no option."""
@@ -52,17 +59,39 @@ def _chosen_command(argv: Sequence[str]) -> str | None:
     return words[0] if words and words[0] in COMMANDS else None
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that suggests the nearest word for a mistyped one."""
+
+    known: tuple[str, ...] = ()
+
+    def error(self, message: str) -> NoReturn:
+        mistyped = re.search(r"(?:unrecognized arguments:|invalid choice:) '?([\w-]+)", message)
+        near = difflib.get_close_matches(mistyped[1], self.known, n=1) if mistyped else []
+        super().error(message + (f"; did you mean {near[0]}?" if near else ""))
+
+
 def _build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """Return the parser; only the chosen subcommand's module is imported."""
-    parser = argparse.ArgumentParser(
-        prog="margin-ext", description="Measure and train the margin of classifiers."
-    )
+    parser = _Parser(prog="margin-ext", description="Measure and train the margin of classifiers.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
         if name == chosen:
             importlib.import_module(module).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary)
+    options = () if chosen is None else subparsers.choices[chosen]._option_string_actions
+    parser.known = (*COMMANDS, *options)
+    return parser
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of one subcommand."""
+    action = next(
+        action
+        for action in _build_parser(name)._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    parser: argparse.ArgumentParser = action.choices[name]
     return parser
 
 
@@ -82,4 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(importlib.import_module(module).run(arguments))
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone. The interpreter must not try to write the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED

@@ -9,8 +9,6 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from margin_ext._backend_info import backend_info
-
 if TYPE_CHECKING:
     import argparse
 
@@ -18,9 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Extra", "add_parser", "extras", "run"]
 
-_FOR_DEVELOPERS = ("all", "dev", "test")
+_FOR_DEVELOPERS = ("all", "dev", "docs", "integrations", "test")
 _OPTIONAL_REQUIREMENT = re.compile(
-    r"^(?P<name>[\w.-]+)(?P<rest>.*?);.*extra == ['\"](?P<extra>\w+)"
+    r"^(?P<name>[\w.-]+)(?P<rest>.*?);.*extra == ['\"](?P<extra>[\w-]+)"
 )
 
 
@@ -95,7 +93,9 @@ def _extras_text(found: list[Extra]) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report; return 1 where something needed is missing or broken."""
-    info = backend_info()
+    from margin_ext import _backend_info
+
+    info = _backend_info.backend_info()
     found = extras()
     if arguments.json:
         listed = [{**asdict(extra), "mend": extra.mend} for extra in found]

@@ -6,12 +6,15 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from margin_ext.data.data_source import data_forms
 
 if TYPE_CHECKING:
+    import torch
+
     from margin_ext.command_line import Subparsers
+    from margin_ext.measurement import MarginReport
 
 __all__ = ["add_parser", "run"]
 
@@ -31,8 +34,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="module:callable that returns a torch.nn.Module, or the name of one of the paper's "
-        "architectures, such as mnist_cnn",
+        help="module:callable that returns a torch.nn.Module (it gets the samples' shape and the "
+        "number of classes if it has parameters of these names), or a name such as small_cnn, "
+        "resnet or mnist_cnn",
     )
     parser.add_argument("--checkpoint", type=Path, help="parameters, loaded as tensors only")
     parser.add_argument(
@@ -56,7 +60,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--radius", type=float, default=5.0, help="of the sampled estimate's ball")
     parser.add_argument(
         "--attack", nargs="+", type=float, metavar="EPS", default=[],
-        help="robust accuracy at these radii, under PGD on the gap and on the cross-entropy",
+        help="robust accuracy at these radii, under the search for the nearest adversarial example "
+        "and under PGD on the gap and on the cross-entropy",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=40, help="of PGD")
     parser.add_argument("--restarts", type=int, default=1, help="of PGD")
@@ -83,38 +88,79 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print and save; 2 where something does not fit."""
+    import torch
+
     # Their text is part of the report and not of a traceback.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
             _measure(arguments)
+        except torch.OutOfMemoryError as error:
+            _tell(f"out of memory, try --max-memory or --batch-size: {_first_line(error)}")
+            return _FAILED
         except (ValueError, TypeError, OSError, ImportError) as error:
-            sys.stderr.write(f"margin-ext measure: {error}\n")
+            _tell(_first_line(error))
             return _FAILED
     for warning in caught:
-        sys.stderr.write(f"margin-ext measure: warning: {warning.message}\n")
+        _tell(f"warning: {warning.message}")
     return 0
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _tell(text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"margin-ext measure: {text}\n")
 
 
 def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
-    from margin_ext.attacks import PGD, AttackLoss
-    from margin_ext.bounds import Sampled
-    from margin_ext.data import load_part
-    from margin_ext.measurement import measure, robust_accuracy
-    from margin_ext.models.checkpoint import load_checkpoint
-    from margin_ext.models.named_model import named_model
+    from margin_ext.output.exclusive import exclusive
+    from margin_ext.plain_numbers import whole_number
 
     if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    model = named_model(arguments.model)
+        torch.set_num_threads(whole_number("threads", arguments.threads))
+    model, data = _model_and_data(arguments)
+    out: Path | None = arguments.out
+    if out is None:
+        _measured(arguments, model, data, None)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive(out):
+        _measured(arguments, model, data, out)
+    sys.stdout.write(f"\nsaved in {out}\n")
+
+
+def _model_and_data(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Any]:
+    from margin_ext.data import load_part
+    from margin_ext.measurement.measuring import usable_device
+    from margin_ext.models.checkpoint import load_checkpoint
+    from margin_ext.models.named_model import model_names, named_model
+
+    device = None if arguments.device is None else usable_device(arguments.device)
+    data = load_part(arguments.data, "train" if arguments.train else "test")
+    shape = classes = None
+    if isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[1], "max"):
+        shape, classes = tuple(data[0].shape[1:]), 1 + int(data[1].max())
+    model = named_model(arguments.model, shape=shape, classes=classes)
     if arguments.checkpoint is not None:
         load_checkpoint(model, arguments.checkpoint)
-    if arguments.device is not None:
-        model.to(arguments.device)
-    data = load_part(arguments.data, "train" if arguments.train else "test")
-    out: Path | None = arguments.out
+    elif arguments.model in model_names():
+        warnings.warn(f"{arguments.model} has random weights: give a --checkpoint", stacklevel=2)
+    return (model if device is None else model.to(device)), data
+
+
+def _measured(
+    arguments: argparse.Namespace, model: torch.nn.Module, data: Any, out: Path | None
+) -> None:
+    """Measure, print, and keep everything in the folder."""
+    from margin_ext.attacks import PGD, Attack
+    from margin_ext.bounds import Sampled
+    from margin_ext.measurement import measure, robust_accuracy
+
     std, seed = arguments.input_std, arguments.seed
     common: dict[str, Any] = {
         "data_range": tuple(arguments.data_range) if arguments.data_range else None,
@@ -141,32 +187,31 @@ def _measure(arguments: argparse.Namespace) -> None:
         for suffix in ("json", "csv", "npz"):
             report.save(out / f"report.{suffix}")
         _save_figures(report, out)
-    if arguments.attack:
-        for p in arguments.p:
-            robust = robust_accuracy(
-                model,
-                data,
-                arguments.attack,
-                p=p,
-                attacks=[
-                    PGD(loss=loss, steps=arguments.steps, restarts=arguments.restarts, seed=seed)
-                    for loss in get_args(AttackLoss)
-                ],
-                **common,
-            )
-            sys.stdout.write(f"\n{robust}\n")
-            if out is not None:
-                robust.save(out / f"robust_accuracy_l{p}.json")
-    if out is not None:
-        sys.stdout.write(f"\nsaved in {out}\n")
+    pgd = {"steps": arguments.steps, "restarts": arguments.restarts, "seed": seed}
+    attacks: list[str | Attack] = [
+        "nearest",
+        PGD(loss="gap", **pgd),
+        PGD(loss="cross_entropy", **pgd),
+    ]
+    for p in report.norms if arguments.attack else ():
+        robust = robust_accuracy(
+            model, data, arguments.attack, p=p, attacks=attacks, report=report, **common
+        )
+        sys.stdout.write(f"\n{robust}\n")
+        if out is not None:
+            robust.save(out / f"robust_accuracy_{robust.threat.name}.json")
 
 
-def _save_figures(report: Any, out: Path) -> None:
+def _save_figures(report: MarginReport, out: Path) -> None:
     from margin_ext.norms import norm_name
+    from margin_ext.output.figure_style import write_figure
 
     try:
-        for p in report.norms:
-            report.histogram(p).savefig(out / f"histogram_{norm_name(p)}.png")
-            report.scatter(p).savefig(out / f"gap_against_margin_{norm_name(p)}.png")
+        for p, norm in report.norms.items():
+            name = norm_name(p)
+            write_figure(report.histogram(p), out / f"histogram_{name}.png")
+            write_figure(report.scatter(p), out / f"gap_against_margin_{name}.png")
+            if norm.bounds:
+                write_figure(report.plot(p), out / f"robustness_{name}.png")
     except ImportError as error:
-        sys.stderr.write(f"margin-ext measure: no figures: {error}\n")
+        _tell(f"no figures: {error}")

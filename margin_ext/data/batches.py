@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     Attributes:
         first: Index of the first one in the whole data.
-        inputs: [B, ...] on the measuring device; a copy, never the caller's own memory.
+        inputs: [B, ...] on the measuring device. It may be the caller's own memory.
         target: int64 [B].
     """
 
@@ -103,17 +103,17 @@ class Batches:
             size = self.batch_size or max(inputs.shape[0], 1)
             for x, y in zip(inputs.split(size), target.split(size), strict=True):
                 if x.shape[0]:
-                    yield Batch(first, self._copied(x), y.to(self.device))
+                    dtype = _wanted(x.dtype, self.dtype)
+                    yield Batch(first, self._placed(x, dtype), self._placed(y, torch.int64))
                     first += x.shape[0]
             if self.limit is not None and first >= self.limit:
                 return
         if first == 0:
             raise ValueError("the data has no samples")
 
-    def _copied(self, x: Tensor) -> Tensor:
-        # A copy even where nothing moves: a model may write into its inputs, and inference tensors
-        # cannot require gradients.
-        return x.detach().to(self.device, _wanted(x.dtype, self.dtype), copy=True)
+    def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        # Inference tensors cannot require gradients; their copies can.
+        return tensor.detach().to(self.device, dtype, copy=tensor.is_inference())
 
 
 def _wanted(given: torch.dtype, model: torch.dtype | None) -> torch.dtype:
@@ -169,7 +169,9 @@ def _as_tensor(name: str, thing: Any) -> Tensor:
     if hasattr(thing, "to_numpy"):  # pandas
         thing = thing.to_numpy()
     if not hasattr(thing, "__array__"):
-        raise TypeError(f"{name} must be a tensor or an array, got {type(thing).__name__}")
+        kind = type(thing).__name__
+        hint = ", as in a single sample" if isinstance(thing, (int, float)) else ""
+        raise TypeError(f"the {name} of a batch must be a tensor or an array, got {kind}{hint}")
     try:
         return torch.as_tensor(thing, device="cpu")
     except (TypeError, ValueError) as error:
@@ -186,6 +188,8 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
             "batch_fn=, such as lambda batch: (batch[0], batch[1])"
         )
     inputs, target = _as_tensor("inputs", batch[0]), _as_tensor("target", batch[1])
+    if inputs.layout != torch.strided or inputs.is_nested:
+        raise TypeError("inputs must be dense tensors, got a sparse or nested one")
     if target.dim() == 2 and target.shape[1] == 1:
         target = target[:, 0]
     if target.dim() != 1 or inputs.dim() < 2 or inputs.shape[0] != target.shape[0]:
@@ -228,8 +232,6 @@ def _check(inputs: Tensor, first: int, data_range: DataRange | None) -> None:
     if inputs.dtype not in FLOAT_TYPES:
         hint = "; for bytes, inputs.float() / 255" if inputs.dtype == torch.uint8 else ""
         raise TypeError(f"inputs must be of a floating type, got {inputs.dtype}{hint}")
-    if inputs.is_sparse or inputs.is_nested:
-        raise TypeError("inputs must be dense tensors, got a sparse or nested one")
     if not inputs.numel():
         return
     if not bool(torch.isfinite(inputs).all()):

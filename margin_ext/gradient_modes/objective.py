@@ -104,7 +104,7 @@ class Objective:
         """
         o = self.options
         # An infinite gap, that of masked classes, has the same margin under any norm.
-        valid = labels.counted() & ~out.gap.isinf()
+        valid = labels.counted() & ~(out.gap.isinf() & ~out.norm.isnan())
         gap = torch.where(valid, out.gap, 0.0)
         with torch.enable_grad():
             norm = torch.where(valid, out.norm, 1.0).detach().requires_grad_()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,36 +15,37 @@ __all__ = ["modules_behind"]
 
 # Their functions use no modules of the user, and have thousands of globals.
 _LIBRARIES = ("torch", "numpy", "margin_ext", "builtins", "functools", "importlib", "typing")
-# Longer containers hold data.
+# Things that are looked at, and the longest container that is: longer ones hold data.
+_MOST = 20_000
 _LARGEST = 1000
 _PLAIN = (str, bytes, int, float, complex, type(None), type)
 
 
 def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
-    """Modules that a callable is, holds or names, outermost first and without repetition.
+    """Modules that a callable is, holds or names, nearest first and without repetition.
 
     Looked through are methods, partial functions, closures, default values, decorators, containers,
     objects' attributes, and the global names that a function's code uses.
 
     Example:
         >>> net = nn.Linear(2, 2)
-        >>> modules_behind(lambda x: net(x).relu())
-        [Linear(in_features=2, out_features=2, bias=True)]
         >>> modules_behind(functools.partial(net.forward))
         [Linear(in_features=2, out_features=2, bias=True)]
     """
     found: dict[int, nn.Module] = {}
     seen: dict[int, Any] = {}
-    waiting: list[Any] = [function]
+    waiting: deque[Any] = deque([function])
     while waiting:
-        thing = waiting.pop()
+        thing = waiting.popleft()
         if isinstance(thing, _PLAIN) or id(thing) in seen:
             continue
         # Kept, because the id of an object that is gone can come back.
         seen[id(thing)] = thing
         if isinstance(thing, nn.Module):
             found.setdefault(id(thing), thing)
-        else:
+            # Modules that are not registered, such as those in a list.
+            waiting.extend(v for m in thing.modules() for v in vars(m).values())
+        elif len(seen) < _MOST:
             waiting.extend(_held_by(thing))
     inner = {id(m) for module in found.values() for m in module.modules() if m is not module}
     return [module for key, module in found.items() if key not in inner]
@@ -82,13 +84,14 @@ def _held_by_function(function: types.FunctionType) -> Iterator[Any]:
     if _top_package(function) in _LIBRARIES:
         return
     names = set(_names(function.__code__))
-    for name in names & function.__globals__.keys():
+    # In an order that does not change from one process to the next.
+    for name in sorted(names & function.__globals__.keys()):
         value = function.__globals__[name]
         if not isinstance(value, types.ModuleType):
             yield value
         elif value.__name__.partition(".")[0] not in _LIBRARIES:
             # Of a Python module only what the code names.
-            yield from (vars(value)[inner] for inner in names & vars(value).keys())
+            yield from (vars(value)[inner] for inner in sorted(names & vars(value).keys()))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from margin_ext.models.in_parts import InParts
+
 if TYPE_CHECKING:
     from margin_ext.models.evaluation_mode import Model
 
@@ -35,8 +37,8 @@ def plain_layers(model: Model) -> list[nn.Module]:
             its forward is replaced, or its weights are of a special kind.
 
     Example:
-        >>> plain_layers(nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), nn.Linear(3, 2)))
-        [Linear(in_features=2, out_features=3, bias=True), ReLU(), Linear(in_features=3, ...
+        >>> plain_layers(nn.Sequential(nn.Sequential(nn.Flatten(), nn.Tanh()), nn.ReLU()))
+        [Flatten(start_dim=1, end_dim=-1), Tanh(), ReLU()]
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"layers can be walked through in a module, got {_kind(model)}")
@@ -50,6 +52,8 @@ def _walk(model: nn.Module) -> list[nn.Module]:
     _require_plain(model)
     if isinstance(model, (DistributedDataParallel, DataParallel)):
         return _walk(model.module)
+    if isinstance(model, InParts) and isinstance(model.model, nn.Module):
+        return _walk(model.model)
     if "_orig_mod" in model._modules:  # what torch.compile returns
         return _walk(model._modules["_orig_mod"])  # type: ignore[arg-type]
     if type(model) is nn.Sequential:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from margin_ext.output.atomic_write import write_atomically
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "GREY", "axes_or_new", "new_axes", "plain"]
+__all__ = ["COLORS", "GREY", "axes_or_new", "new_axes", "plain", "write_figure"]
 
 # Distinguishable with the common colour blindnesses (Okabe and Ito), first come first served.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -49,3 +53,9 @@ def plain(ax: Axes, x: str, y: str) -> None:
     ax.set_axisbelow(True)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Save a figure whole or not at all, in the form that the name's end says."""
+    kind = path.suffix.removeprefix(".")
+    write_atomically(path, lambda file: figure.savefig(file, format=kind))

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
-import importlib.util
-import inspect
+import pkgutil
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +26,8 @@ class DeclaredField:
         name: Its name.
         type: Its annotation.
         words: What it can be, if its type is a `Literal`; else empty.
-        default: Its default, `MISSING` if it has none.
-        help: The first sentence about it in the class's docstring.
+        default: Its default; `MISSING` if it has none, or none that is a plain value.
+        help: The first sentence about it in the class's docstring, without markup.
     """
 
     name: str
@@ -42,8 +40,7 @@ class DeclaredField:
 def declared_fields(module: str, name: str) -> dict[str, DeclaredField]:
     """The fields of a class, those of its bases first.
 
-    Defaults must be written as plain values, and words as a `Literal` in the annotation or under a
-    name of its own.
+    Words must be a `Literal` in the annotation or under a name of its own.
 
     >>> field = declared_fields("margin_ext.training.recipe", "Recipe")["optimizer"]
     >>> field.words, field.default
@@ -68,10 +65,17 @@ def declared_fields(module: str, name: str) -> dict[str, DeclaredField]:
             item.target.id,
             kind,
             _words(source, item.annotation),
-            MISSING if item.value is None else ast.literal_eval(item.value),
+            _default(item.value),
             told.get(item.target.id, ""),
         )
     return found
+
+
+def _default(value: ast.expr | None) -> Any:
+    try:
+        return MISSING if value is None else ast.literal_eval(value)
+    except ValueError:  # made by a call
+        return MISSING
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,11 @@ def _source(module: str) -> _Source:
 
 
 def _text(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    get_source = getattr(spec.loader, "get_source", None) if spec is not None else None
-    text = get_source(module) if get_source is not None else None
-    return text if text is not None else inspect.getsource(importlib.import_module(module))
+    package, _, inner = module.partition(".")
+    # Without importing the packages around it, which may import torch.
+    text = pkgutil.get_data(package, inner.replace(".", "/") + ".py")
+    assert text is not None
+    return text.decode()
 
 
 def _words(source: _Source, annotation: ast.expr) -> tuple[str, ...]:
@@ -117,8 +122,8 @@ def _words(source: _Source, annotation: ast.expr) -> tuple[str, ...]:
             )
         return ()
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
-        found = ast.literal_eval(annotation.slice)
-        return found if isinstance(found, tuple) else (found,)
+        words = ast.literal_eval(annotation.slice)
+        return words if isinstance(words, tuple) else (words,)
     return ()
 
 
@@ -131,6 +136,7 @@ def _told(docstring: str) -> dict[str, str]:
     found = {}
     for name, text in _ENTRY.findall(attributes):
         line = " ".join(text.partition("\n\n")[0].split())
-        sentence = re.split(r"(?<=[^.])\.(?: |$)|; ", line)[0].replace("``", "")
+        sentence = re.split(r"\.(?: |$)", line)[0]
+        sentence = re.sub(r"(?::\w+:)?`+([^`]*)`+", r"\1", sentence)
         found[name] = sentence[:1].lower() + sentence[1:]
     return found

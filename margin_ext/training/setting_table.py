@@ -13,18 +13,40 @@ from typing import Any, Final
 from margin_ext.data.data_source import DataError, data_forms, find_data_source
 from margin_ext.training.declared_fields import MISSING, DeclaredField, declared_fields
 
-__all__ = ["DIFFERENCE", "LOSSES", "OPTIONS", "SECANT", "SECTIONS", "Option", "defaults"]
+__all__ = [
+    "ADVERSARIAL",
+    "DIFFERENCE",
+    "LOSSES",
+    "OPTIONS",
+    "RECIPES",
+    "SECANT",
+    "SECTIONS",
+    "Option",
+    "defaults",
+    "loss_options",
+    "options_with",
+]
 
 SECTIONS: Final = {
     "data": "what to train on",
     "model": "what to train",
-    "loss": "what to minimise; see the README for the options of AverageMarginLoss",
+    "loss": "what to minimise; the options of AverageMarginLoss",
     "optimizer": "how weights are stepped",
     "train": "how long, and on what",
     "measure": "what is measured over the epochs and at the end",
 }
 
-LOSSES: Final = ("average_margin", "cross_entropy")
+LOSSES: Final = ("average_margin", "cross_entropy", "adversarial")
+
+# What docs/tuning.md recommends for robustness at a radius.
+RECIPES: Final[Mapping[str, Callable[[float], dict[str, Any]]]] = {
+    "robust": lambda radius: {
+        "loss": "adversarial",
+        "adversarial_eps": 1.25 * radius,
+        "adversarial_steps": 2,
+        "eps_attack": [radius / 2, radius],
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +62,7 @@ class Option:
         default: None if it depends on other settings.
         count: Number of values on the command line: 1, another number, or "+".
         choices: The words that it can be, if there are only these.
-        resumable: Whether a run that is continued may have another value, because the weights do
-            not depend on it.
+        resumable: Whether a run that is continued may have another value.
     """
 
     name: str
@@ -146,9 +167,11 @@ def _radii(given: Any) -> list[float]:
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "int": _whole,
     "int | None": _whole,
+    "float | None": _number,
     "float": _number,
     "bool": _truth,
     "str": _word,
+    "InputStd": _deviation,
 }
 
 
@@ -170,6 +193,7 @@ def _declared(
             _reader(found),
             found.help,
             defaults.get(found.name, None if found.default is MISSING else found.default),
+            "+" if found.type == "InputStd" else 1,
             choices=found.words,
             resumable=resumable(found.name),
         )
@@ -184,59 +208,13 @@ def _reader(found: DeclaredField) -> Callable[[Any], Any]:
     return _READERS.get(found.type, _number_or_word)
 
 
-# FiniteDifference's fields are options of their own, with these names.
-DIFFERENCE: Final = {
-    "difference_scheme": "scheme",
-    "difference_step": "step",
-    "difference_unit": "unit",
-}
-# And so are Secant's; its data range is that of the images.
-SECANT: Final = {"secant_steps": "steps", "secant_radius": "radius"}
-
-
-def _loss_options() -> list[Option]:
-    import inspect
-
-    from margin_ext.gradient_modes import FiniteDifference, Secant
-    from margin_ext.loss import AverageMarginLoss
-
-    def made(
-        name: str, read: Callable[[Any], Any], told: str, owner: Any = AverageMarginLoss,
-        field: str | None = None, count: int | str = 1,
-    ) -> Option:  # fmt: skip
-        default = inspect.signature(owner).parameters[field or name].default
-        return Option(name, "loss", read, told, default, count)
-
-    def difference(name: str, read: Callable[[Any], Any], told: str) -> Option:
-        return made(name, read, told, FiniteDifference, DIFFERENCE[name])
-
-    def secant(name: str, read: Callable[[Any], Any], told: str) -> Option:
-        return made(name, read, told, Secant, SECANT[name])
-
-    return [
-        made("p", _number_or_word, "threat norm: 1, 2, inf or any number above 1"),
-        made("mu", _number, "weight of the regularizer"),
-        made("tau", _number, "how far margins are pushed, in the unit of the margin"),
-        made("regularizer", _word, "ramp, negative_ramp, hinge, linear, softplus or exponential"),
-        made("margin", _word, "first_order, secant or logit_gap"),
-        made("gradient", _word, "double_backward, finite_difference, detached or auto"),
-        difference(
-            "difference_scheme", _word, "of finite differences: backward, forward or central"
-        ),
-        difference("difference_step", _number, "their length"),
-        difference("difference_unit", _word, "its unit: margin, tau, inputs or absolute"),
-        secant("secant_steps", _whole, "of the attack that secant margins look along"),
-        secant("secant_radius", _number, "of that attack, in units of tau"),
-        made("classes", _number_or_word, "runner_up, all, or the number of nearest classes"),
-        made("eps", _number, "floor of the gradient norm"),
-        made("label_smoothing", _number, "of the cross-entropy"),
-        made("input_std", _deviation, "standard deviation(s) of the images", count="+"),
-        made("fraction", _number, "fraction of each batch whose margins are taken"),
-        made("every", _whole, "take margins in every so many steps"),
-        made("warmup", _whole, "steps in which mu rises from near 0"),
-        made("batchnorm", _word, "what margins are normalised by: batch or running"),
-    ]
-
+# The fields of modes are options of their own, under these prefixes.
+DIFFERENCE: Final = "difference_"
+SECANT: Final = "secant_"
+ADVERSARIAL: Final = "adversarial_"
+_MODES: Final = "margin_ext.gradient_modes"
+# Not for a mean loss over a batch with one label a sample.
+_NOT_HERE: Final = ("weight", "ignore_index", "reduction", "aggregation", "validate")
 
 _IN_TRAIN: Final = ("epochs", "batch_size", "seed", "precision", "compile")
 
@@ -259,14 +237,27 @@ _ALL: Final = (
         "module:callable",
         "small_cnn",
     ),
+    Option(
+        "recipe", "loss", _word,
+        "settings recommended for robustness at --radius, where others are not given",
+        choices=tuple(RECIPES),
+    ),
+    Option("radius", "loss", _number, "the radius that the recipe is for, in the norm p"),
     Option("loss", "loss", _word, "what to minimise", "average_margin", choices=LOSSES),
-    *_loss_options(),
+    *_declared("margin_ext.loss_options", "LossOptions", "loss", without=_NOT_HERE),
+    *_declared(f"{_MODES}.finite_difference", "FiniteDifference", "loss", prefix=DIFFERENCE),
+    *_declared(f"{_MODES}.secant", "Secant", "loss", prefix=SECANT, without=("data_range",)),
+    *_declared(
+        "margin_ext.training.adversarial_training", "AdversarialTraining", "loss",
+        prefix=ADVERSARIAL, without=("label_smoothing", "threat"),
+    ),
     Option("beta", "loss", _number, "weight of the orthogonality penalty, of either loss", 0.0),
     *_declared(
         "margin_ext.training.recipe", "Recipe",
         lambda name: "train" if name in _IN_TRAIN else "optimizer",
-        # 0.05 for sgd, 0.001 for adam and adamw.
         defaults={"epochs": 10, "learning_rate": None},
+        # A training can become longer.
+        resumable=lambda name: name == "epochs",
     ),
     Option("device", "train", _word, "such as cpu or cuda (default: cuda if there is one)"),
     Option("threads", "train", _whole, "threads of PyTorch on the CPU (default: its own choice)"),
@@ -301,6 +292,17 @@ _ALL: Final = (
 )  # fmt: skip
 
 OPTIONS: Final = {option.name: option for option in _ALL}
+
+
+def options_with(prefix: str) -> dict[str, str]:
+    """The options with this prefix, and the fields that they stand for."""
+    return {name: name.removeprefix(prefix) for name in OPTIONS if name.startswith(prefix)}
+
+
+def loss_options() -> tuple[str, ...]:
+    """The options that are fields of LossOptions."""
+    fields = declared_fields("margin_ext.loss_options", "LossOptions")
+    return tuple(name for name in OPTIONS if name in fields)
 
 
 def defaults() -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
-from margin_ext import AverageMarginLoss
+from margin_ext import FiniteDifference, LossOptions, Secant
 from margin_ext.training.recipe import Recipe
 from margin_ext.training.setting_table import OPTIONS, SECTIONS, defaults
 from margin_ext.training.settings_file import (
@@ -18,11 +19,8 @@ from margin_ext.training.settings_file import (
     settings_text,
 )
 
-# Not for training by mean loss over a batch of plain labels; the last two are given field by field.
-LEFT_OUT = {
-    *("weight", "ignore_index", "reduction", "positions", "validate"),
-    *("difference", "secant"),
-}
+# Not for training by mean loss over a batch of plain labels.
+LEFT_OUT = {"weight", "ignore_index", "reduction", "aggregation", "validate"}
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -32,13 +30,17 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_table_has_every_option_with_its_own_default() -> None:
-    for owner in (AverageMarginLoss, Recipe):
+    owners = {LossOptions: "", Recipe: "", FiniteDifference: "difference_", Secant: "secant_"}
+    for owner, prefix in owners.items():
         for name, parameter in inspect.signature(owner).parameters.items():
-            if name in LEFT_OUT:
+            if name in LEFT_OUT or (owner is Secant and name == "data_range"):
                 continue
-            assert name in OPTIONS, name
+            option = OPTIONS[prefix + name]
             if name not in ("epochs", "learning_rate"):
-                assert OPTIONS[name].default == parameter.default, name
+                assert option.default == parameter.default, name
+            if option.choices:
+                assert option.choices == get_args(get_type_hints(owner)[name])
+            assert option.help, name
     assert {option.section for option in OPTIONS.values()} == set(SECTIONS)
     assert all(o.value(o.default) == o.default for o in OPTIONS.values() if o.default is not None)
 
@@ -115,3 +117,16 @@ def test_what_is_not_given_follows_from_the_rest(tmp_path: Path) -> None:
     # Complete: nothing more follows from what is written.
     assert complete_settings(read_settings(written(tmp_path, settings_text(full, "")))) == full
     assert complete_settings({"p": 3.0})["measure_p"] == 2
+
+
+def test_a_recipe_gives_what_is_not_given() -> None:
+    full = complete_settings({"recipe": "robust", "radius": 2.0, "adversarial_steps": 7})
+    assert full["loss"] == "adversarial"
+    assert full["adversarial_eps"] == 2.5
+    assert full["adversarial_steps"] == 7
+    assert full["eps_attack"] == [1.0, 2.0]
+    for alone in ({"recipe": "robust"}, {"radius": 1.0}):
+        with pytest.raises(SettingsError, match="recipe and radius need each other"):
+            complete_settings(alone)
+    with pytest.raises(SettingsError, match="radius must be above 0, got -1"):
+        complete_settings({"recipe": "robust", "radius": -1.0})

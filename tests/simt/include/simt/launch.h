@@ -60,6 +60,24 @@ inline void name_thread_in_reports() {
 #endif
 }
 
+// The last launch and its parameters as they lie in a device's constant memory. A model of the
+// machine code of a kernel reads them. With `only`, launches are recorded and not executed.
+struct Recording {
+  bool only = false;
+  Config config;
+  std::string parameters;
+};
+inline Recording& recording() {
+  static Recording recording;
+  return recording;
+}
+
+template <class Parameter>
+void append_parameter(std::string& bytes, const Parameter& value) {
+  bytes.resize((bytes.size() + alignof(Parameter) - 1) / alignof(Parameter) * alignof(Parameter));
+  bytes.append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+
 inline void run(const Config& config) {
   const std::size_t cluster = config.cluster_size;
   const std::size_t blocks = std::size_t{config.grid.x} * config.grid.y * config.grid.z;
@@ -87,6 +105,11 @@ cudaError_t launch(void (*kernel)(Parameters...), const Config& config, Argument
 
   using Call = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
   const Call call{kernel, {std::forward<Arguments>(arguments)...}};
+  recording().config = config;
+  recording().parameters.clear();
+  std::apply([](const auto&... values) { (append_parameter(recording().parameters, values), ...); },
+             call.second);
+  if (recording().only) return cudaSuccess;
   machine.body = [](const void* erased) {
     const auto& [function, values] = *static_cast<const Call*>(erased);
     std::apply(function, values);  // every thread gets copies, as on the device
