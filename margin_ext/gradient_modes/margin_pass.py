@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.compiled import kept_for_two_gradients
-from margin_ext.gradient_modes.deferred_passes import deferred_passes
+from margin_ext.gradient_modes.deferred_passes import Source, deferred_passes
 from margin_ext.gradient_modes.inputs_in_place import changes_refused
 from margin_ext.gradient_modes.layer_state import state_kept, training_batchnorms
 from margin_ext.gradient_modes.model_call import ModelCall, PassOutput
@@ -79,8 +79,8 @@ class Passes:
             first: Whether this is the step's first pass, which moves BatchNorm's running
                 statistics and goes through the model's DistributedDataParallel wrapper.
         """
-        source = inputs if inputs.requires_grad else None
-        inputs = inputs.detach().requires_grad_() if source is None else source
+        source = Source(inputs) if inputs.requires_grad else None
+        inputs = inputs.detach().requires_grad_() if source is None else inputs
         inner = without_ddp(self.model)
 
         def again(moved: Tensor) -> PassOutput:
@@ -108,8 +108,7 @@ class Passes:
 
         def rerun(moved: Tensor) -> Tensor:
             if source is not None and not moved.requires_grad:
-                # How far it was moved counts as a constant.
-                moved = moved + (source - source.detach())
+                moved = source.move(moved)
             with state.replayed():
                 return again(moved).class_logits
 
