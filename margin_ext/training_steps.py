@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from math import floor
 from typing import Any, Final
 
-import torch
 from torch.optim.optimizer import (
+    Optimizer,
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
 __all__ = ["StepCounter"]
 
+_CODE_OF_OPTIMIZERS: Final = Optimizer.__init__.__code__.co_filename
 _GOLDEN: Final = 0.6180339887498949
 
 
@@ -52,7 +53,7 @@ class _OptimizerSteps:
             return False
         frame = inspect.currentframe()
         while frame is not None:
-            if frame.f_code.co_filename == torch.optim.optimizer.__file__:
+            if frame.f_code.co_filename == _CODE_OF_OPTIMIZERS:
                 return True
             frame = frame.f_back
         self.begun = self.ended  # a step that an error has left
