@@ -202,7 +202,7 @@ class AverageMarginLoss(nn.Module):
         mode = self._options.mode
         if mode is None or not turn:
             objective = self._objective(normalizer, mu)
-            logits = passes.call(model, inputs)
+            logits = passes.first(inputs)
             labels = objective.labels(logits, target)
             if mode is None:
                 out = objective.loss(logits, labels, None, None)

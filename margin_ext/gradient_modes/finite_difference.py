@@ -103,6 +103,11 @@ class FiniteDifference(GradientMode):
         """See :class:`GradientMode`."""
         return len(_PASSES[self.scheme])
 
+    @property
+    def asks_dependence(self) -> bool:
+        """See :class:`GradientMode`."""
+        return self.unit != "margin"
+
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""
         if self.unit in ("margin", "tau"):
@@ -130,10 +135,10 @@ class FiniteDifference(GradientMode):
         if step.batch_dependent and self.unit != "margin":
             if objective.per_sample:
                 raise ValueError(
-                    'gradient="finite_difference" cannot serve reduction="none" while BatchNorm '
-                    "makes samples depend on each other: the weights of the samples must be known "
-                    'before the second pass. Use reduction="mean" or "sum", batchnorm="running", '
-                    'or steps of FiniteDifference(unit="margin")'
+                    'gradient="finite_difference" cannot serve reduction="none" while BatchNorm, '
+                    "or another layer, makes samples depend on each other: the weights of the "
+                    'samples must be known before the second pass. Use reduction="mean" or "sum", '
+                    'batchnorm="running", or steps of FiniteDifference(unit="margin")'
                 )
             shift, weight = _joint(slope, length)
         else:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.check_report import GradientCheck, Measured, conclude
@@ -85,7 +86,7 @@ class _Subject:
         model = _bare(self.passes.model)
         buffers = [(b, b.detach().clone()) for b in model.buffers()]
         # Running statistics are constants to every mode, but move with the parameters: kept still.
-        layers = training_batchnorms(model)
+        layers = [m for m in training_batchnorms(model.modules()) if isinstance(m, _BatchNorm)]
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.momentum = 0.0
@@ -190,7 +191,7 @@ def _judge(subject: _Subject, findings: list[str]) -> _Subject:
     same = replace(subject, passes=replace(subject.passes, model=model))
     wanted = sum(subject.value())
     try:
-        twin = copy.deepcopy(model).double()
+        twin = copy.deepcopy(model)._apply(_double)  # type: ignore[no-untyped-call]
         judge = replace(
             same,
             passes=replace(subject.passes, model=twin),
@@ -238,13 +239,14 @@ def _errors(
         for _ in range(directions):
             moves = {}
             for name, p in parameters.items():
-                size = float(p.detach().square().mean().sqrt()) or 1e-2
-                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                size = float(p.detach().abs().square().mean().sqrt()) or 1e-2
+                dtype = torch.complex128 if p.is_complex() else torch.float64
+                noise = torch.randn(p.shape, generator=generator, dtype=dtype)
                 moves[name] = (size * noise).to(p.device)
             up, down = (_moved(judge, moves, sign * step) for sign in (1, -1))
             numeric = [(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
             along = [
-                sum(float((g[n].double() * move).sum()) for n, move in moves.items())
+                sum(_derivative(g[name], move) for name, move in moves.items())
                 for g in (whole, cross_entropy)
             ]
             found = [along[0] - along[1], along[1]]
@@ -258,12 +260,23 @@ def _errors(
     return margin / max(of_margin, _TINY), ce / max(of_ce, _TINY), size
 
 
+def _double(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _derivative(gradient: Tensor, move: Tensor) -> float:
+    """Along a move of a parameter, whose real and imaginary part move by themselves."""
+    return float((_double(gradient).conj() * move).sum().real)
+
+
 def _moved(judge: _Subject, moves: dict[str, Tensor], factor: float) -> tuple[float, float]:
     parameters = judge.parameters()
     before = {name: p.detach().clone() for name, p in parameters.items()}
     with torch.no_grad():
         for name, p in parameters.items():
-            p.data.copy_(before[name].double() + factor * moves[name])
+            p.data.copy_(_double(before[name]) + factor * moves[name])
     try:
         return judge.value()
     finally:

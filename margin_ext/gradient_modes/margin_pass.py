@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.compiled import kept_for_two_gradients
 from margin_ext.gradient_modes.deferred_passes import deferred_passes
-from margin_ext.gradient_modes.layer_state import state_kept, training_batchnorms
+from margin_ext.gradient_modes.layer_state import (
+    LayerState,
+    batchnorms_in_use,
+    inner_modules,
+    training_batchnorms,
+)
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
+from margin_ext.gradient_modes.pass_facts import PassFacts, Trial, pass_facts
 from margin_ext.gradient_modes.randomness import RandomState
+from margin_ext.gradient_modes.recomputation import recomputed_under
 from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import BatchNormPolicy
 from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import MARGIN_STATISTICS, STATISTIC_NAMES, BatchStatistics
 
 __all__ = ["Passes", "run_step"]
+
+_NO_RUNNING_STATISTICS = (
+    'batchnorm="running" takes margins with running statistics, but in this model samples depend '
+    "on each other by something that has none that could be used: a layer of its own, an exported "
+    "or traced module in training, or a function of the whole batch. Put it into eval mode before "
+    'it is exported or traced, or take batchnorm="batch"'
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +61,15 @@ class Passes:
     reruns: int = 0
     deferred: bool = False
 
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """All modules of the model, or those that a function runs."""
+        return inner_modules(without_ddp(self.model))
+
     @property
     def separate(self) -> bool:
         """Whether margins need a pass of their own, in addition to that of the cross-entropy."""
-        running = self.batchnorm == "running" and bool(training_batchnorms(self.model))
+        running = self.batchnorm == "running" and bool(training_batchnorms(self.modules))
         return running or self.fraction < 1
 
     @property
@@ -56,27 +77,69 @@ class Passes:
         """The model, where it is a module."""
         return self.model if isinstance(self.model, nn.Module) else None
 
+    @property
+    def _known_dependent(self) -> bool:
+        """Whether BatchNorm makes samples depend on each other where margins are concerned."""
+        return bool(batchnorms_in_use(self.modules, self.batchnorm))
+
+    def facts(self, mode: GradientMode, inputs: Tensor) -> PassFacts:
+        """What has to be known of the model's passes on inputs [B, ...] of which margins are taken.
+
+        Raises:
+            ValueError: Margins are those of running statistics, and the model has others.
+        """
+        running = self.batchnorm == "running"
+        needed = self.reruns or self.separate or running
+        if not needed or torch.compiler.is_compiling() or _is_lazy(self.modules):
+            return PassFacts()
+        trial = self.trial(inputs)
+        dependence = running or mode.asks_dependence
+        facts = pass_facts(self.model, trial, self.call, dependence=dependence)
+        if running and facts.batch_dependent and not self._known_dependent:
+            raise ValueError(_NO_RUNNING_STATISTICS)
+        return facts
+
+    def trial(self, inputs: Tensor) -> Trial:
+        """The passes on inputs [B, ...], to be tried out."""
+        inner = without_ddp(self.model)
+        return Trial(lambda x: self.call(inner, x), self.modules, self.batchnorm, inputs)
+
+    def first(self, inputs: Tensor) -> Tensor:
+        """Logits by the step's first pass.
+
+        It moves running statistics and goes through the model's DistributedDataParallel wrapper.
+        """
+        layers = LayerState(self.modules, self.batchnorm)
+        with kept_for_two_gradients(), recomputed_under(layers.first_again):
+            return self.call(self.model, inputs)
+
     def margin_step(
-        self, objective: Objective, inputs: Tensor, target: Tensor, *, first: bool
+        self, objective: Objective, mode: GradientMode, inputs: Tensor, target: Tensor, *, first: bool
     ) -> Step:
         """Run the model on the inputs of which margins are taken.
 
         Args:
             objective: The loss.
+            mode: What will ask for further passes.
             inputs: [B, ...].
             target: Labels of the inputs.
-            first: Whether this is the step's first pass, which moves BatchNorm's running
-                statistics and goes through the model's DistributedDataParallel wrapper.
+            first: Whether this is the step's first pass.
         """
+        facts = self.facts(mode, inputs)
         inputs = inputs.detach().requires_grad_()
         inner = without_ddp(self.model)
+        moving = [(self.modules[index], name) for index, name in facts.moving]
+        layers = LayerState(self.modules, self.batchnorm, moving)
 
         def again(moved: Tensor) -> Tensor:
-            with state_kept(inner, self.batchnorm):
+            with layers.kept(), recomputed_under(layers.kept):
                 return self.call(inner, moved)
 
         def run() -> Tensor:
-            return self.call(self.model, inputs) if first else again(inputs)
+            if not first:
+                return again(inputs)
+            with recomputed_under(layers.first_again):
+                return self.call(self.model, inputs)
 
         if not self.reruns:
             logits = run()
@@ -86,18 +149,31 @@ class Passes:
         if self.deferred:  # which has to come before the pass that it lets go first
             shape = inputs.shape[:1] if objective.per_sample else ()
             deferred = deferred_passes(self.model, inputs, self.batchnorm, shape, self.reruns)
-        state = RandomState(inputs, self.model)
+        state = RandomState(inputs, self.modules, facts.generators)
 
         def rerun(moved: Tensor) -> Tensor:
-            with state.replayed():
+            with state.replayed(alike=facts.random):
                 return again(moved)
 
         logits = run()
-        batchnorms = training_batchnorms(inner)
-        if self.batchnorm == "running":
-            batchnorms = [layer for layer in batchnorms if layer.running_mean is None]
-        labels, dependent = objective.labels(logits, target), bool(batchnorms)
-        return Step(objective, inputs, logits, labels, self.module, rerun, dependent, deferred)
+        state.first_pass_ends()
+        labels = objective.labels(logits, target)
+        dependent = self._known_dependent or bool(facts.batch_dependent)
+        return Step(
+            objective,
+            inputs,
+            logits,
+            labels,
+            self.module,
+            rerun,
+            dependent,
+            deferred,
+            facts.repeatable,
+        )
+
+
+def _is_lazy(modules: Sequence[nn.Module]) -> bool:
+    return any(is_lazy(p) for module in modules for p in module.parameters(recurse=False))
 
 
 def run_step(
@@ -119,16 +195,16 @@ def run_step(
             "under torch.enable_grad(), or measure a trained model with margin_ext.measure"
         )
     if not passes.separate:
-        with kept_for_two_gradients(passes.model):
-            step = passes.margin_step(objective, inputs, target, first=True)
+        with kept_for_two_gradients():
+            step = passes.margin_step(objective, mode, inputs, target, first=True)
             return step.logits, mode(step)
-    logits = passes.call(passes.model, inputs)
+    logits = passes.first(inputs)
     labels = objective.labels(logits, target)
     plain = objective.plain(logits, labels)
     counted = labels.counted()
     chosen = _choose(counted, passes.fraction)
-    with kept_for_two_gradients(passes.model):
-        part = passes.margin_step(objective, inputs[chosen], target[chosen], first=False)
+    with kept_for_two_gradients():
+        part = passes.margin_step(objective, mode, inputs[chosen], target[chosen], first=False)
         regularized = mode(part)
     term = regularized.loss - objective.cross_entropy(part.logits, part.labels)
     # How many samples one chosen sample stands for.

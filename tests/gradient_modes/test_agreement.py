@@ -192,7 +192,7 @@ def test_forward_says_that_finite_differences_need_run():
 def test_batch_dependent_samples_and_per_sample_losses_are_refused():
     x, y = images()
     criterion = AverageMarginLoss(gradient=FiniteDifference(unit="tau"), reduction="none")
-    with pytest.raises(ValueError, match="BatchNorm makes samples depend on each other"):
+    with pytest.raises(ValueError, match="BatchNorm, or another layer, makes samples depend"):
         criterion.run(smooth_cnn(batchnorm=True), x, y)
 
 

@@ -1,0 +1,200 @@
+"""What some passes show of a model, once, before a step that compares several passes of it.
+
+A gradient from several passes is right where these differ by their inputs alone, and where it is
+known whether a sample's logits depend on the other samples. Neither can be read off a model's
+layers, so it is tried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from margin_ext.gradient_modes.layer_state import (
+    batchnorms_in_use,
+    buffers_replaced,
+    copied_buffers,
+    state_kept,
+)
+from margin_ext.gradient_modes.parallel import expects_backward
+from margin_ext.gradient_modes.randomness import RandomState
+from margin_ext.logits_differ import differ
+from margin_ext.random_states import RandomSource, own_sources
+
+__all__ = ["PassFacts", "Trial", "pass_facts"]
+
+# Any other than that of the step.
+_OTHER_SEED = 1997
+# Models that change between more states than this are tried again.
+_MOST_STATES = 16
+
+
+@dataclass(frozen=True)
+class PassFacts:
+    """What is known of the passes of a model in its present state.
+
+    Attributes:
+        moving: Places of the buffers, by index of the module and name, that layers other than
+            torch's change in a pass.
+        generators: The layers' own generators of random numbers.
+        repeatable: Whether a pass gives the same logits when it is made again, from the same
+            random state, buffers and inputs.
+        random: Whether the logits depend on the random state.
+        batch_dependent: Whether a sample's logits depend on the other samples; None: not tried.
+    """
+
+    moving: tuple[tuple[int, str], ...] = ()
+    generators: tuple[RandomSource, ...] = ()
+    repeatable: bool = True
+    random: bool = True
+    batch_dependent: bool | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a model is run on inputs, for a look at its passes.
+
+    Attributes:
+        run: Maps inputs [B, ...] to logits.
+        modules: All modules that it runs.
+        batchnorm: As in :class:`margin_ext.AverageMarginLoss`.
+        inputs: [B, ...].
+    """
+
+    run: Callable[[Tensor], Tensor]
+    modules: Sequence[nn.Module]
+    batchnorm: str
+    inputs: Tensor
+
+    def facts(self, *, dependence: bool) -> PassFacts:
+        """Run the model two to five times, and leave it as it was.
+
+        Args:
+            dependence: Whether to find out about the samples, where no BatchNorm tells.
+        """
+        generators = tuple(own_sources(self.modules))
+        state = RandomState(self.inputs, self.modules, generators)
+        with _side_effects_undone(self.modules), state.replayed():
+            logits, moving = self._first(state)
+            with state.others(_OTHER_SEED):
+                random = differ(self._pass(self.inputs), logits)
+            repeatable = not random or not differ(self.replay(state, self.inputs), logits)
+            dependent: bool | None = None
+            if dependence and repeatable:
+                known = batchnorms_in_use(self.modules, self.batchnorm)
+                dependent = bool(known) or self._dependent(state, logits)
+        return PassFacts(moving, generators, repeatable, random, dependent)
+
+    def _first(self, state: RandomState) -> tuple[Tensor, tuple[tuple[int, str], ...]]:
+        buffers = copied_buffers(self.modules)
+        before = [tensor._version for _, _, tensor in buffers]
+        with state.replayed(), buffers_replaced(buffers), state_kept(self.modules, self.batchnorm):
+            logits = self._logits(self.inputs)
+            index = {id(module): i for i, module in enumerate(self.modules)}
+            after = dict(
+                ((index[id(m)], name), tensor)
+                for m in self.modules
+                for name, tensor in m.named_buffers(recurse=False)
+            )
+        moving = tuple(
+            (index[id(module)], name)
+            for (module, name, tensor), version in zip(buffers, before, strict=True)
+            if (now := after.get((index[id(module)], name))) is not None
+            and (tensor._version != version or now.data_ptr() != tensor.data_ptr())
+        )
+        return logits, moving
+
+    def _dependent(self, state: RandomState, logits: Tensor) -> bool:
+        """Whether the logits of one half change when the other half of the samples does."""
+        generator = torch.Generator().manual_seed(_OTHER_SEED)
+        order = torch.randperm(len(self.inputs), generator=generator).to(self.inputs.device)
+        half = len(order) // 2
+        for others in (order[:half], order[half:]):
+            if self.moves_others(state, logits, others):
+                return True
+        return False
+
+    def moves_others(self, state: RandomState, logits: Tensor, samples: Tensor) -> bool:
+        """Whether other samples' logits change when some samples [k] are replaced by those."""
+        others = torch.ones(len(self.inputs), dtype=torch.bool, device=self.inputs.device)
+        others[samples] = False
+        rest = others.nonzero().squeeze(1)
+        if not len(samples) or not len(rest):
+            return False
+        moved = self.inputs.detach().clone()
+        moved[samples] = moved[rest[torch.arange(len(samples), device=rest.device) % len(rest)]]
+        return differ(self.replay(state, moved)[rest], logits[rest])
+
+    def replay(self, state: RandomState, inputs: Tensor) -> Tensor:
+        """Logits of inputs, from the random state and the layers' state that were taken."""
+        with state.replayed():
+            return self._pass(inputs)
+
+    def _pass(self, inputs: Tensor) -> Tensor:
+        buffers = copied_buffers(self.modules)
+        with buffers_replaced(buffers), state_kept(self.modules, self.batchnorm):
+            return self._logits(inputs)
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        # With a graph, as in the step: compiled parts have one for each case, with other numbers.
+        graph = not expects_backward(self.modules)
+        with torch.set_grad_enabled(graph):
+            given = inputs.detach().clone().requires_grad_(graph)
+            return self.run(given).detach()
+
+
+@contextmanager
+def _side_effects_undone(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put back what modules note as attributes, such as losses of their own."""
+    plain = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
+    kept = [dict(vars(module)) for module in plain]
+    try:
+        yield
+    finally:
+        for module, before in zip(plain, kept, strict=True):
+            now = vars(module)
+            for name in [name for name in now if name not in before]:
+                del now[name]
+            now.update(before)
+
+
+_known: WeakKeyDictionary[Any, dict[Any, PassFacts]] = WeakKeyDictionary()
+
+
+def pass_facts(model: Any, trial: Trial, calls: Any, *, dependence: bool) -> PassFacts:
+    """The facts of a model, found out once for each state of its training flags.
+
+    Args:
+        model: A module or a function.
+        trial: How it is run.
+        calls: The function that turns inputs into logits by the model, with those that it holds.
+        dependence: As for :meth:`Trial.facts`.
+    """
+    flags = tuple((id(module), module.training) for module in trial.modules)
+    state = (flags, _codes(calls), trial.batchnorm)
+    found = _known.setdefault(_anchor(model, trial.modules), {})
+    facts = found.get(state)
+    if facts is None or (dependence and facts.batch_dependent is None and facts.repeatable):
+        if len(found) >= _MOST_STATES:
+            found.clear()
+        facts = found[state] = trial.facts(dependence=dependence)
+    return facts
+
+
+def _codes(calls: Any) -> tuple[int, ...]:
+    """Tells functions apart that are made again for every step."""
+    held = [cell.cell_contents for cell in getattr(calls, "__closure__", None) or ()]
+    return tuple(id(getattr(part, "__code__", type(part))) for part in [calls, *held])
+
+
+def _anchor(model: Any, modules: Sequence[nn.Module]) -> Any:
+    """What lives as long as the facts hold: a function may be made for one call."""
+    if modules:
+        return modules[0]
+    return getattr(model, "__code__", type(model))
