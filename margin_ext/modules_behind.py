@@ -60,9 +60,9 @@ def objects_behind(things: Iterable[Any], kinds: tuple[type, ...]) -> list[Any]:
 
 
 def _held_by(thing: Any) -> Iterator[Any]:
-    if isinstance(thing, types.MethodType):
+    if isinstance(thing, (types.MethodType, types.BuiltinMethodType)):
         yield thing.__self__
-        yield thing.__func__
+        yield getattr(thing, "__func__", None)
     elif isinstance(thing, functools.partial):
         yield from (thing.func, *thing.args, *thing.keywords.values())
     elif isinstance(thing, types.FunctionType):

@@ -68,7 +68,8 @@ def own_sources(modules: Sequence[nn.Module]) -> list[RandomSource]:
     """The generators that layers hold, and those that their forward functions name."""
     held: list[Any] = []
     for module in modules:
-        held += [*getattr(module, "__dict__", {}).values(), type(module).forward]
+        if not isinstance(module, torch.jit.ScriptModule):  # they have no others than torch's
+            held += [*vars(module).values(), type(module).forward]
     found = objects_behind(held, (nn.Module, Tensor, *_KINDS))
     return [_source(generator) for generator in found if isinstance(generator, _KINDS)]
 
@@ -142,7 +143,7 @@ _KINDS = (torch.Generator, random.Random, np.random.RandomState, np.random.Gener
 _GLOBAL = (
     RandomSource(torch.get_rng_state, torch.set_rng_state, torch.default_generator.manual_seed),
     RandomSource(random.getstate, random.setstate, random.seed),
-    RandomSource(np.random.get_state, np.random.set_state, np.random.seed),  # noqa: NPY002
+    RandomSource(np.random.get_state, np.random.set_state, np.random.seed),
 )
 
 

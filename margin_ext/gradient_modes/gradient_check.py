@@ -191,7 +191,7 @@ def _judge(subject: _Subject, findings: list[str]) -> _Subject:
     same = replace(subject, passes=replace(subject.passes, model=model))
     wanted = sum(subject.value())
     try:
-        twin = copy.deepcopy(model)._apply(_double)  # type: ignore[no-untyped-call]
+        twin = copy.deepcopy(model)._apply(_double)
         judge = replace(
             same,
             passes=replace(subject.passes, model=twin),

@@ -24,6 +24,7 @@ from margin_ext.modules_behind import modules_behind
 __all__ = [
     "LayerState",
     "batchnorms_in_use",
+    "buffer_of",
     "buffers_replaced",
     "copied_buffers",
     "inner_modules",
@@ -44,9 +45,7 @@ def inner_modules(model: Any) -> list[nn.Module]:
 
 def training_batchnorms(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """The layers that normalise by the statistics of the batch at hand."""
-    return [
-        module for module in modules if _is_batchnorm(module) and uses_batch_statistics(module)
-    ]
+    return [module for module in modules if _is_batchnorm(module) and uses_batch_statistics(module)]
 
 
 def batchnorms_in_use(modules: Iterable[nn.Module], batchnorm: str) -> list[nn.Module]:
@@ -115,25 +114,24 @@ def _attributes_set(changed: Sequence[tuple[nn.Module, str, Any]]) -> Iterator[N
 @contextmanager
 def buffers_replaced(buffers: Sequence[_Buffer]) -> Iterator[None]:
     """Run a model on other tensors in place of some buffers, which it may then change."""
-    kept = [(module, name, _get(module, name)) for module, name, _ in buffers]
+    kept = [(module, name, buffer_of(module, name)) for module, name, _ in buffers]
     for module, name, tensor in buffers:
         _put(module, name, tensor)
     try:
         yield
     finally:
-        for module, name, tensor in kept:
-            _put(module, name, tensor)
+        for module, name, before in kept:
+            _put(module, name, before)
 
 
-def _get(module: nn.Module, name: str) -> Tensor:
+def buffer_of(module: nn.Module, name: str) -> Tensor | None:
+    """The tensor that a buffer is now."""
     if isinstance(module, torch.jit.ScriptModule):
         return getattr(module, name)  # type: ignore[no-any-return]
-    tensor = module._buffers[name]
-    assert tensor is not None
-    return tensor
+    return module._buffers[name]
 
 
-def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+def _put(module: nn.Module, name: str, tensor: Tensor | None) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         setattr(module, name, tensor)
     else:
@@ -167,7 +165,11 @@ class LayerState:
         """
         self._modules = modules
         self._batchnorm = batchnorm
-        self._moving = [(m, name, _get(m, name).detach().clone()) for m, name in moving]
+        self._moving = [
+            (module, name, tensor.detach().clone())
+            for module, name in moving
+            if (tensor := buffer_of(module, name)) is not None
+        ]
         self._scratch: list[_Buffer] | None = None
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -82,6 +82,12 @@ class Passes:
         """Whether BatchNorm makes samples depend on each other where margins are concerned."""
         return bool(batchnorms_in_use(self.modules, self.batchnorm))
 
+    @property
+    def _is_lazy(self) -> bool:
+        """Whether layers take their shape in the first pass."""
+        parameters = (p for module in self.modules for p in module._parameters.values())
+        return any(is_lazy(p) for p in parameters if p is not None)
+
     def facts(self, mode: GradientMode, inputs: Tensor) -> PassFacts:
         """What has to be known of the model's passes on inputs [B, ...] of which margins are taken.
 
@@ -90,7 +96,7 @@ class Passes:
         """
         running = self.batchnorm == "running"
         needed = self.reruns or self.separate or running
-        if not needed or torch.compiler.is_compiling() or _is_lazy(self.modules):
+        if not needed or torch.compiler.is_compiling() or self._is_lazy:
             return PassFacts()
         trial = self.trial(inputs)
         dependence = running or mode.asks_dependence
@@ -114,7 +120,13 @@ class Passes:
             return self.call(self.model, inputs)
 
     def margin_step(
-        self, objective: Objective, mode: GradientMode, inputs: Tensor, target: Tensor, *, first: bool
+        self,
+        objective: Objective,
+        mode: GradientMode,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        first: bool,
     ) -> Step:
         """Run the model on the inputs of which margins are taken.
 
@@ -125,7 +137,7 @@ class Passes:
             target: Labels of the inputs.
             first: Whether this is the step's first pass.
         """
-        facts = self.facts(mode, inputs)
+        lazy, facts = self._is_lazy, self.facts(mode, inputs)
         inputs = inputs.detach().requires_grad_()
         inner = without_ddp(self.model)
         moving = [(self.modules[index], name) for index, name in facts.moving]
@@ -157,6 +169,8 @@ class Passes:
 
         logits = run()
         state.first_pass_ends()
+        if lazy:
+            facts = self.facts(mode, inputs)
         labels = objective.labels(logits, target)
         dependent = self._known_dependent or bool(facts.batch_dependent)
         return Step(
@@ -170,10 +184,6 @@ class Passes:
             deferred,
             facts.repeatable,
         )
-
-
-def _is_lazy(modules: Sequence[nn.Module]) -> bool:
-    return any(is_lazy(p) for module in modules for p in module.parameters(recurse=False))
 
 
 def run_step(

@@ -14,9 +14,10 @@ __all__ = ["RandomState"]
 
 _OTHER_NUMBERS = (
     "a further pass drew other random numbers than the first one, so that the difference of their "
-    "gaps would be noise: another thread draws from the same generator at the same time, or how "
-    "many numbers the model draws depends on its inputs. Let the other thread, such as one that "
-    'loads data, draw from a generator of its own, or take gradient="double_backward" or "detached"'
+    "gaps would be noise: another thread draws from the same generator at the same time (let it "
+    "have a generator of its own), how many numbers the model draws depends on its inputs, or lazy "
+    "layers drew their weights in the first pass (run the model once before the first step). "
+    'Otherwise take gradient="double_backward" or "detached"'
 )
 
 

@@ -65,4 +65,4 @@ def recomputed_under(context: _Context) -> Iterator[None]:
         with _lock:
             _passes -= 1
             if not _passes:
-                checkpoint._CheckpointFrame = _Frame
+                checkpoint._CheckpointFrame = _Frame  # type: ignore[misc]
