@@ -26,6 +26,7 @@ from margin_ext.gradient_modes.layer_state import training_batchnorms
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import is_sharded, refuse_static_graph, without_ddp
+from margin_ext.gradient_modes.sample_dependence import first_dependence
 from margin_ext.op_results import MarginLoss
 
 __all__ = ["check_gradient"]
@@ -164,6 +165,13 @@ def check_gradient(
         findings.append(
             "The loss is not the same when the model is run twice from the same random state: "
             "it draws random numbers elsewhere, or keeps a state. What follows is not reliable."
+        )
+    bare = _bare(subject.passes.model)
+    if where := first_dependence(bare, replace(subject.passes, model=bare).trial(subject.inputs)):
+        findings.append(
+            f"The samples of a batch depend on each other, first in {where}: a row of the input "
+            "gradient also holds its sample's effect on the gaps of the others. Finite differences "
+            'fold this in, except with unit="margin", which keeps the samples\' own steps.'
         )
     margin, plain, size = _errors(judge, whole, cross_entropy, directions)
     double = judge.inputs.dtype == torch.float64

@@ -116,22 +116,19 @@ class Trial:
         """Whether the logits of one half change when the other half of the samples does."""
         generator = torch.Generator().manual_seed(_OTHER_SEED)
         order = torch.randperm(len(self.inputs), generator=generator).to(self.inputs.device)
-        half = len(order) // 2
-        for others in (order[:half], order[half:]):
-            if self.moves_others(state, logits, others):
+        for replaced in (order < len(order) // 2, order >= len(order) // 2):
+            moved = self.replay(state, self.with_others(replaced))
+            if differ(moved[~replaced], logits[~replaced]):
                 return True
         return False
 
-    def moves_others(self, state: RandomState, logits: Tensor, samples: Tensor) -> bool:
-        """Whether other samples' logits change when some samples [k] are replaced by those."""
-        others = torch.ones(len(self.inputs), dtype=torch.bool, device=self.inputs.device)
-        others[samples] = False
-        rest = others.nonzero().squeeze(1)
-        if not len(samples) or not len(rest):
-            return False
-        moved = self.inputs.detach().clone()
-        moved[samples] = moved[rest[torch.arange(len(samples), device=rest.device) % len(rest)]]
-        return differ(self.replay(state, moved)[rest], logits[rest])
+    def with_others(self, replaced: Tensor) -> Tensor:
+        """The inputs, with some samples (bool [B]) replaced by those that are not."""
+        moved, kept = self.inputs.detach().clone(), (~replaced).nonzero().squeeze(1)
+        samples = replaced.nonzero().squeeze(1)
+        if len(kept):
+            moved[samples] = moved[kept[torch.arange(len(samples), device=kept.device) % len(kept)]]
+        return moved
 
     def replay(self, state: RandomState, inputs: Tensor) -> Tensor:
         """Logits of inputs, from the random state and the layers' state that were taken."""
