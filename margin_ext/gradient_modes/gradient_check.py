@@ -199,7 +199,7 @@ def _judge(subject: _Subject, findings: list[str]) -> _Subject:
     same = replace(subject, passes=replace(subject.passes, model=model))
     wanted = sum(subject.value())
     try:
-        twin = copy.deepcopy(model)._apply(_double)
+        twin = _double_copy(model)
         judge = replace(
             same,
             passes=replace(subject.passes, model=twin),
@@ -266,6 +266,15 @@ def _errors(
     # Below this, what is left of the regularizer is the rounding of the loss.
     size = of_margin if of_margin > _ROUNDING * of_ce else 0.0
     return margin / max(of_margin, _TINY), ce / max(of_ce, _TINY), size
+
+
+def _double_copy(model: nn.Module) -> nn.Module:
+    twin: nn.Module = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        if not parameter.is_leaf:  # as those of a scripted module's copy
+            parameter.detach_().requires_grad_()
+    twin._apply(_double)
+    return twin
 
 
 def _double(tensor: Tensor) -> Tensor:

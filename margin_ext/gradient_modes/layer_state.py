@@ -8,8 +8,9 @@ exported ones, have their state in buffers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -170,7 +171,12 @@ class LayerState:
             for module, name in moving
             if (tensor := buffer_of(module, name)) is not None
         ]
+        self._before: list[_Version] | None = None
         self._scratch: list[_Buffer] | None = None
+
+    def again(self) -> Callable[[], AbstractContextManager[None]]:
+        """For a part of a further pass that will be computed again."""
+        return self.kept
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -179,19 +185,54 @@ class LayerState:
         with buffers_replaced(fresh), state_kept(self._modules, self._batchnorm):
             yield
 
+    def first_again(self) -> Callable[[], AbstractContextManager[None]]:
+        """For a part of the first pass that will be computed again; called when the part begins."""
+        if self._before is None:
+            self._before = [
+                _Version(module, name, tensor, tensor._version, copy)
+                for module, name, copy in copied_buffers(self._modules)
+                if (tensor := buffer_of(module, name)) is not None
+            ]
+        return self._first_kept
+
     @contextmanager
-    def first_again(self) -> Iterator[None]:
-        """A part of the first pass that is computed again: what it changes has been changed."""
+    def _first_kept(self) -> Iterator[None]:
+        """Buffers that the first pass has changed are as they were, and its changes stay."""
         if self._scratch is None:
-            self._scratch = copied_buffers(self._modules)
+            versions = self._before or []
+            changed = {id(v.module) for v in versions if v.changed or _keeps_statistics(v.module)}
+            self._scratch = [
+                (v.module, v.name, v.copy) for v in versions if id(v.module) in changed
+            ]
+            self._before = None
         spectra = [
             (module, "training", False)
             for module in self._modules
             if module.training and _has_moving_spectrum(module)
         ]
-        # Every part starts from the same buffers; autograd may have saved those that it changes.
-        fresh = [(m, name, tensor.clone()) for m, name, tensor in self._moving]
-        moved = {(id(module), name) for module, name, _ in fresh}
-        scratch = [b for b in self._scratch if (id(b[0]), b[1]) not in moved]
-        with _attributes_set(spectra), buffers_replaced([*scratch, *fresh]):
+        still = {id(module) for module, _, _ in spectra}
+        # Autograd may have saved those that the last part changed, and every part starts alike.
+        fresh = [(m, name, t.clone()) for m, name, t in self._scratch if id(m) not in still]
+        with _attributes_set(spectra), buffers_replaced(fresh):
             yield
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A buffer before a pass."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    version: int
+    copy: Tensor
+
+    @property
+    def changed(self) -> bool:
+        now = buffer_of(self.module, self.name)
+        return now is not self.tensor or self.tensor._version != self.version
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Whether its buffers may change without a mark in their versions."""
+    return module.training and (_is_batchnorm(module) or isinstance(module, _InstanceNorm))

@@ -144,7 +144,7 @@ class Passes:
         layers = LayerState(self.modules, self.batchnorm, moving)
 
         def again(moved: Tensor) -> Tensor:
-            with layers.kept(), recomputed_under(layers.kept):
+            with layers.kept(), recomputed_under(layers.again):
                 return self.call(inner, moved)
 
         def run() -> Tensor:

@@ -18,10 +18,12 @@ from torch.utils import checkpoint
 __all__ = ["recomputed_under"]
 
 _Context = Callable[[], AbstractContextManager[None]]
+# Called where a part begins that may be computed again.
+_Begin = Callable[[], _Context]
 
 
 class _Now(threading.local):
-    context: _Context | None = None
+    begin: _Begin | None = None
 
 
 _now = _Now()
@@ -33,9 +35,9 @@ _Frame: Any = getattr(checkpoint, "_CheckpointFrame", None)
 
 
 def _frame(recompute: Callable[..., None], *args: Any, **keywords: Any) -> Any:
-    context = _now.context
-    if context is None:
+    if _now.begin is None:
         return _Frame(recompute, *args, **keywords)
+    context = _now.begin()
 
     def again(*inputs: Any) -> None:
         with context():
@@ -45,7 +47,7 @@ def _frame(recompute: Callable[..., None], *args: Any, **keywords: Any) -> Any:
 
 
 @contextmanager
-def recomputed_under(context: _Context) -> Iterator[None]:
+def recomputed_under(begin: _Begin) -> Iterator[None]:
     """Run a pass whose checkpointed parts are computed again under a context.
 
     That is for ``torch.utils.checkpoint`` with ``use_reentrant=False``.
@@ -54,14 +56,14 @@ def recomputed_under(context: _Context) -> Iterator[None]:
     if _Frame is None or torch.compiler.is_compiling():
         yield
         return
-    before, _now.context = _now.context, context
+    before, _now.begin = _now.begin, begin
     with _lock:
         _passes += 1
         checkpoint._CheckpointFrame = _frame  # type: ignore[misc, assignment]
     try:
         yield
     finally:
-        _now.context = before
+        _now.begin = before
         with _lock:
             _passes -= 1
             if not _passes:
