@@ -1,4 +1,4 @@
-"""Samples that see each other, by whatever means: found out, and the gradient is right or refused."""
+"""Samples that see each other are found out, and the gradient is right or refused."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class HoldsThem(Drawing):
         super().__init__(None)
         self.generators = {"numpy": np.random.default_rng(5), "torch": [torch.Generator()]}
         self.legacy = np.random.RandomState(6)
-        self.draw = lambda: self.legacy.rand()
+        self.draw = self.legacy.rand
 
     def forward(self, x):
         noise = torch.rand(x.shape, generator=self.generators["torch"][0], dtype=x.dtype)
