@@ -2,6 +2,7 @@
 #
 #   make demo     train on handwritten digits and see what promoting the margin does
 #   make test     run the tests
+#   make test-integrations   run the tests that need other libraries, with these libraries
 #   make bench    run the benchmarks
 #   make wheel    build the source distribution, and from it a wheel for this platform, into dist/
 #   make docs     build the documentation site into site/
@@ -39,7 +40,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(or $(DEVICES),7.5;9.0+PTX)
 export MARGIN_EXT_CUDA ?= auto
 $(VENV)/installed-demo: MARGIN_EXT_CUDA := $(if $(DEVICES),$(MARGIN_EXT_CUDA),off)
 
-.PHONY: demo test bench wheel docs lint format clean
+.PHONY: demo test test-integrations bench wheel docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -47,6 +48,9 @@ demo: $(VENV)/installed-demo
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+test-integrations: $(VENV)/installed-integrations
+	$(BIN)/python -m pytest tests/integrations tests/docs tests/test_ledger.py $(ARGS)
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -59,7 +63,7 @@ wheel: $(VENV)/tools
 	  $(BIN)/python -m build --no-isolation --outdir dist$(if $(CUDA),/cuda) $(ARGS)
 
 docs: $(VENV)/installed-docs
-	$(BIN)/python -m mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 lint: $(VENV)/installed-lint $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -91,8 +95,14 @@ $(VENV)/installed-test: $(VENV)/tools $(SOURCES)
 	$(PIP) --no-build-isolation --editable '.[test]'
 	touch $@
 
-$(VENV)/installed-docs: $(VENV)/tools $(SOURCES)
-	$(PIP) --no-build-isolation --editable '.[docs]'
+$(VENV)/installed-integrations: $(VENV)/installed-test
+	$(PIP) --no-build-isolation --editable '.[test,integrations]'
+	touch $@
+
+# The site is made from the sources, without an installed package.
+$(VENV)/installed-docs: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) mkdocs-material 'mkdocstrings[python]' ruff
 	touch $@
 
 $(VENV)/installed-lint: constraints.txt

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from margin_ext import functional, reference
     from margin_ext._api import *  # noqa: F403
+    from margin_ext.ledger import MarginLedger
     from margin_ext.measurement.measure import measure
     from margin_ext.measurement.monitor import MarginMonitor
     from margin_ext.measurement.robust_accuracy import robust_accuracy
@@ -29,6 +30,7 @@ __all__ = [
     "FiniteDifference",
     "GradientMode",
     "LossOptions",
+    "MarginLedger",
     "MarginMonitor",
     "Regularizer",
     "Secant",

@@ -21,6 +21,7 @@ from margin_ext.gradient_modes import (
     Secant,
     register_gradient_mode,
 )
+from margin_ext.ledger import MarginLedger
 from margin_ext.loss import AverageMarginLoss
 from margin_ext.loss_options import LossOptions
 from margin_ext.regularizers import Regularizer, register_regularizer
@@ -35,6 +36,7 @@ __all__ = [
     "FiniteDifference",
     "GradientMode",
     "LossOptions",
+    "MarginLedger",
     "Regularizer",
     "Secant",
     "average_margin_loss",

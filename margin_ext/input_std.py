@@ -42,7 +42,7 @@ def checked_std(input_std: InputStd) -> Tensor | None:
     """
     if input_std is None:
         return None
-    std = torch.as_tensor(input_std, dtype=torch.float64)
+    std = torch.as_tensor(input_std, dtype=torch.float64, device="cpu")
     if std.dim() > 1 or not std.numel() or not bool(((std > 0) & std.isfinite()).all()):
         raise ValueError(
             "input_std must be a number or [channels], above 0 and finite, "

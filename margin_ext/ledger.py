@@ -31,21 +31,9 @@ class MarginLedger:
     1812.05159).
 
     Give it the raw gap (``out.gap`` of :meth:`AverageMarginLoss.run`, or
-    :func:`margin_ext.logit_gap`) rather than the margin. The margin divides the gap by the norm of
-    its gradient, and a mislabelled sample often has a large gradient, which hides how negative its
-    gap is. docs/label-errors.md has figures.
-
-    >>> import torch
-    >>> from margin_ext import logit_gap
-    >>> from margin_ext.ledger import MarginLedger
-    >>> ledger = MarginLedger(3)
-    >>> for logits in ([[2.0, 0.0], [0.0, 1.0]], [[4.0, 0.0], [3.0, 0.0]]):
-    ...     gap = logit_gap(torch.tensor(logits), torch.tensor([0, 1])).gap
-    ...     ledger.update(torch.tensor([0, 2]), gap)
-    >>> ledger.average
-    tensor([ 3., nan, -1.], dtype=torch.float64)
-    >>> ledger.forgotten
-    tensor([0, 0, 1])
+    :func:`margin_ext.logit_gap`) rather than the margin, which divides the gap by the norm of its
+    gradient: ranked by margins, more wrong labels were missed. docs/tasks/label-errors.md has
+    figures.
 
     Nothing here waits for a GPU until a result is read or saved. It takes 56 bytes a sample.
 
@@ -56,6 +44,18 @@ class MarginLedger:
         last: The latest value, float64 [n]; NaN where there is none.
         forgotten: Forgetting events: how often a value above 0 was followed by one at or below 0,
             int64 [n].
+
+    Example:
+        >>> import torch
+        >>> from margin_ext import MarginLedger, logit_gap
+        >>> ledger = MarginLedger(3)
+        >>> for logits in ([[2.0, 0.0], [0.0, 1.0]], [[4.0, 0.0], [3.0, 0.0]]):
+        ...     gap = logit_gap(torch.tensor(logits), torch.tensor([0, 1])).gap
+        ...     ledger.update(torch.tensor([0, 2]), gap)
+        >>> ledger.average
+        tensor([ 3., nan, -1.], dtype=torch.float64)
+        >>> ledger.forgotten
+        tensor([0, 0, 1])
     """
 
     def __init__(self, n: int, *, device: torch.device | str | None = None) -> None:

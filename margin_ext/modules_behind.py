@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ _PLAIN = (str, bytes, int, float, complex, type(None), type)
 
 
 def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
-    """Modules that a callable is, holds or names, outermost first and without repetition.
+    """Modules that a callable is, holds or names, nearest first and without repetition.
 
     Looked through are methods, partial functions, closures, default values, decorators, containers,
     objects' attributes, and the global names that a function's code uses.
@@ -45,9 +46,9 @@ def objects_behind(things: Iterable[Any], kinds: tuple[type, ...]) -> list[Any]:
     """
     found: dict[int, Any] = {}
     seen: dict[int, Any] = {}
-    waiting = list(things)
+    waiting = deque(things)
     while waiting:
-        thing = waiting.pop()
+        thing = waiting.popleft()
         if isinstance(thing, _PLAIN) or id(thing) in seen:
             continue
         # Kept, because the id of an object that is gone can come back.
@@ -92,13 +93,14 @@ def _held_by_function(function: types.FunctionType) -> Iterator[Any]:
     if _top_package(function) in _LIBRARIES:
         return
     names = set(_names(function.__code__))
-    for name in names & function.__globals__.keys():
+    # In an order that does not change from one process to the next.
+    for name in sorted(names & function.__globals__.keys()):
         value = function.__globals__[name]
         if not isinstance(value, types.ModuleType):
             yield value
         elif value.__name__.partition(".")[0] not in _LIBRARIES:
             # Of a Python module only what the code names.
-            yield from (vars(value)[inner] for inner in names & vars(value).keys())
+            yield from (vars(value)[inner] for inner in sorted(names & vars(value).keys()))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

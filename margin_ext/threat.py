@@ -17,7 +17,10 @@ from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.random_points import ball_noise
 
-__all__ = ["DataRange", "ThreatModel", "check_radius", "require_attackable"]
+__all__ = ["DataRange", "ThreatModel", "check_data_range", "check_radius", "require_attackable"]
+
+# The fraction of the coordinates that an l1 search moves in its first step.
+SPARSE = 0.04
 
 # Lowest and highest value, numbers or one value a channel, in the units that the model gets.
 DataRange: TypeAlias = tuple[float | Tensor | Sequence[float], float | Tensor | Sequence[float]]
@@ -55,7 +58,7 @@ class ThreatModel:
         object.__setattr__(self, "p", float(self.p))
         checked_std(self.input_std)
         if self.data_range is not None:
-            _check_range(self.data_range)
+            check_data_range(self.data_range)
 
     @property
     def q(self) -> float:
@@ -90,6 +93,22 @@ class ThreatModel:
         The result may lie outside the data range: see :meth:`project` and :meth:`clamp`.
         """
         return dual_direction(grad, length, p=self.p, base=base, input_std=self.input_std)
+
+    def search_step(self, grad: Tensor, length: Tensor, base: Tensor, spread: float) -> Tensor:
+        """As :meth:`step`, but for p = 1 along several coordinates at once.
+
+        The steepest l1 step moves one coordinate, which a data range soon stops. This one moves
+        the steepest few, as in SLIDE (Tramer and Boneh, arXiv 1904.13000): a fraction of
+        0.04 * spread.
+        """
+        if self.p != 1:
+            return self.step(grad, length, base)
+        steepness = self.in_input_units(grad).flatten(1)
+        count = max(1, round(SPARSE * spread * steepness.shape[1]))
+        chosen = steepness.abs().topk(count, dim=1).indices
+        direction = torch.zeros_like(steepness).scatter(1, chosen, steepness.gather(1, chosen))
+        direction = direction.sign() / count * length.to(grad.dtype).unsqueeze(1)
+        return base + self.in_input_units(direction.reshape(base.shape)).to(base.dtype)
 
     def project(self, x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
         """Bring x [B, ...] into the ball of radius [B] around center, and into the data range.
@@ -127,22 +146,51 @@ class ThreatModel:
         norm: Tensor = torch.linalg.vector_norm(delta.flatten(1), self.p, dim=1)
         return norm
 
+    def inward(self, direction: Tensor, x: Tensor) -> Tensor:
+        """The direction [B, ...] without the coordinates along which x cannot move any farther."""
+        bounds = self.bounds(x)
+        if bounds is None:
+            return direction
+        low, high = bounds
+        blocked = ((x <= low) & (direction < 0)) | ((x >= high) & (direction > 0))
+        return direction.masked_fill(blocked, 0.0)
+
+    def reach(self, x: Tensor) -> Tensor:
+        """A distance [B] beyond which there is nothing to look for.
+
+        With a data range that of its farthest corner, otherwise a thousand times the length of x.
+        """
+        bounds = self.bounds(x)
+        if bounds is not None:
+            corner = torch.where(x - bounds[0] > bounds[1] - x, bounds[0], bounds[1])
+            return self.distance(corner.to(x.dtype), x)
+        length = self.distance(x, torch.zeros_like(x))
+        return 1000 * torch.where(length > 0, length, 1.0)
+
     def random_point(
-        self, center: Tensor, radius: float, *, seed: int, stream: str, indices: Sequence[int]
+        self,
+        center: Tensor,
+        radius: float | Tensor,
+        *,
+        seed: int,
+        stream: str,
+        indices: Sequence[int],
     ) -> Tensor:
         """One point a sample, uniform in the ball of this radius, then brought into the range.
 
         Args:
             center: [B, ...].
-            radius: Of the ball.
+            radius: Of the ball, one for all or [B].
             seed: Of the whole run.
             stream: Names the purpose; other purposes get other points.
             indices: Of the samples in the whole data [B]: a sample's point depends on its index
                 and not on its batch.
         """
         noise = ball_noise(center, self.p, seed=seed, stream=stream, indices=indices)
-        start = center + (radius * self.in_input_units(noise)).to(center.dtype)
-        return self.project(start, center, center.new_full((center.shape[0],), radius))
+        radii = torch.as_tensor(radius, dtype=center.dtype, device=center.device)
+        radii = radii.expand(center.shape[0])
+        offset = radii.reshape(-1, *[1] * (center.dim() - 1)) * self.in_input_units(noise)
+        return self.project(center + offset.to(center.dtype), center, radii)
 
     def bounds(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
         """The data range as two tensors that broadcast over inputs; None where there is none."""
@@ -177,8 +225,8 @@ def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
 
 def require_attackable(threat: ThreatModel) -> None:
     """Raise ValueError where the attacks do not exist for the norm."""
-    if threat.p not in (2.0, math.inf):
-        raise ValueError(f"attacks are for p = 2 and p = inf, got {threat.p:g}")
+    if threat.p not in (1.0, 2.0, math.inf):
+        raise ValueError(f"attacks are for p = 1, p = 2 and p = inf, got {threat.p:g}")
 
 
 def check_radius(eps: float) -> None:
@@ -187,9 +235,10 @@ def check_radius(eps: float) -> None:
         raise ValueError(f"eps must be a number >= 0, got {eps}")
 
 
-def _check_range(data_range: DataRange) -> None:
+def check_data_range(data_range: DataRange) -> None:
+    """Require (lowest, highest) with lowest < highest and both finite."""
     try:
-        low, high = (torch.as_tensor(end, dtype=torch.float64) for end in data_range)
+        low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in data_range)
     except (TypeError, ValueError) as error:
         raise ValueError(f"data_range must be (lowest, highest), got {data_range!r}") from error
     if not bool((low < high).all()) or not bool((low.isfinite() & high.isfinite()).all()):
@@ -212,6 +261,6 @@ def _end(end: float | Tensor | Sequence[float], inputs: Tensor) -> Tensor:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):  # tensors, numpy's arrays and numbers
         return value.tolist()
     return list(value) if isinstance(value, Sequence) else value

@@ -168,3 +168,54 @@ def test_the_registry_needs_no_torch() -> None:
 
     package = str(Path(margin_ext.__file__).parent)
     subprocess.run([sys.executable, "-c", program, package], check=True)
+
+
+def write_image_folders(folder: Path, *parts: str, size: tuple[int, int] = (6, 5)) -> None:
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for part in parts or (".",):
+        for name in ("ants", "bees", "cats"):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(10):
+                pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+                image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+
+
+def test_folders_of_images(tmp_path: Path) -> None:
+    write_image_folders(tmp_path, "train", "test")
+    data = load_data("images", tmp_path)
+    assert data.shape == (3, 6, 5)
+    assert data.classes == 3
+    assert [len(part[1]) for part in (data.train, data.validation, data.test)] == [27, 3, 30]
+    assert data.validation[1].tolist() == [0, 1, 2]
+    raw = np.asarray(pytest.importorskip("PIL.Image").open(tmp_path / "test" / "bees" / "3.png"))
+    assert torch.equal(data.test[0][13], torch.from_numpy(raw.copy()).permute(2, 0, 1) / 255)
+    assert torch.equal(load_part(f"images:{tmp_path}")[0], data.test[0])
+
+
+def test_folders_of_classes_alone_are_measured(tmp_path: Path) -> None:
+    write_image_folders(tmp_path)
+    inputs, target = load_part("images", place=tmp_path)
+    assert inputs.shape == (30, 3, 6, 5)
+    assert target.bincount().tolist() == [10, 10, 10]
+    with pytest.raises(DataError, match="must hold folders train and test"):
+        load_data("images", tmp_path)
+
+
+def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="folder for each of at least 2 classes; got none"):
+        load_part("images", place=tmp_path / "nowhere")
+    write_image_folders(tmp_path, "train", "test")
+    broken = tmp_path / "test" / "cats" / "9.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:40])
+    with pytest.raises(DataError, match=r"9\.png is no image that can be read"):
+        load_data("images", tmp_path)
+    write_image_folders(tmp_path / "other", size=(4, 4))
+    broken.write_bytes((tmp_path / "other" / "ants" / "0.png").read_bytes())
+    with pytest.raises(DataError, match=r"9\.png has 4 x 4 pixels"):
+        load_data("images", tmp_path)
+    broken.write_bytes(whole)
+    (tmp_path / "test" / "dogs").mkdir()
+    with pytest.raises(DataError, match="classes that train has not: dogs"):
+        load_data("images", tmp_path)

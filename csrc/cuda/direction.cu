@@ -15,12 +15,13 @@ struct DirectionTask {
 
 template <typename T, Variant variant>
 __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<GroupOf<variant>, T>)
-    direction_kernel(const __grid_constant__ DirectionTask<AccOf<T>> task, unsigned cluster_size) {
+    direction_kernel(const __grid_constant__ DirectionTask<AccOf<T>> task,
+                     const __grid_constant__ LaunchShape shape) {
   using Acc = AccOf<T>;
   SIMT_DYN_SHARED(unsigned char, shared);
   const DirectionArguments& arguments = task.arguments;
   const ServedNorm<variant, RowUse::kReadWrite, Acc> norm{arguments.norm.norm, task.q};
-  GroupOf<variant> group(cluster_size);
+  GroupOf<variant> group(shape);
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     const RowSlice<T> slice(
         static_cast<const T*>(arguments.grad.data) + i * arguments.grad.batch_stride,
@@ -28,10 +29,12 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
     const T* base = static_cast<const T*>(arguments.base);
     if (base != nullptr) base += i * arguments.base_stride;
     const RowOutputOnBase<T> output(static_cast<T*>(arguments.out) + i * arguments.out_stride, base,
-                                    slice, arguments.grad.dtype);
+                                    slice);
     RowPass<T, variant, RowUse::kReadWrite> row(slice, arguments.grad, task.plain, norm,
-                                                group.thread(), group.threads(), shared);
-    const NormState<Acc> state = group.reduce(row.read(output, true), norm);
+                                                group.thread(), group.threads(), group.kept(shared),
+                                                shape.kept_packs);
+    const NormState<Acc> state = group.reduce(
+        row.read(output, true), [&](const NormState<Acc>& s) { return norm_of_warp(norm, s); });
     const Acc factor = static_cast<const Acc*>(arguments.factor)[i];
     row.write(norm.direction(state, norm.value(state), factor), output);
   }
@@ -41,7 +44,7 @@ template <typename T>
 cudaError_t launch_direction(const DirectionArguments& arguments, const LaunchOptions& options,
                              cudaStream_t stream) {
   using Task = DirectionTask<AccOf<T>>;
-  static ClusterMemory memory;
+  static KernelMemory memory;
   const GradientRows& grad = arguments.grad;
   if (arguments.batch == 0 || grad.size == 0) return cudaSuccess;
   if (!channels_fit(grad.channels)) return cudaErrorInvalidValue;
@@ -55,9 +58,8 @@ cudaError_t launch_direction(const DirectionArguments& arguments, const LaunchOp
       return direction_kernel<T, variant.value>;
   });
   const Task task{arguments, plain, static_cast<AccOf<T>>(arguments.norm.q)};
-  return launch_samples(kernels, task,
-                        shape_of<T>(arguments.batch, grad, arguments.norm.norm, plain), options,
-                        stream);
+  return launch_samples(kernels, task, shape_of<T>(arguments.batch, grad, arguments.norm.norm),
+                        options, stream);
 }
 
 }  // namespace

@@ -2,10 +2,14 @@
 // launches kernels over samples and asks the CUDA runtime about devices.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <map>
 #include <mutex>
+#include <set>
 #include <utility>
 
+#include "cuda/group.h"
 #include "cuda/numeric.h"
 #include "cuda/policy.h"
 #include "cuda/row_pass.h"
@@ -13,9 +17,6 @@
 namespace margin::cuda {
 
 inline constexpr int kMaxDevices = 64;  // the answers of further devices are not remembered
-
-// The largest cluster in which a kernel can run, by device; 0: not asked yet.
-using ClusterMemory = std::atomic<unsigned char>[kMaxDevices];
 
 inline cudaError_t ask_device(int device, DeviceTraits* traits) {
   int shared_per_block = 0, shared_per_multiprocessor = 0;
@@ -31,37 +32,6 @@ inline cudaError_t ask_device(int device, DeviceTraits* traits) {
   }
   traits->shared_per_block = shared_per_block;
   traits->shared_per_multiprocessor = shared_per_multiprocessor;
-  return cudaSuccess;
-}
-
-// Some devices refuse clusters, or have no room for one of this size (parts of a partitioned
-// device). So the runtime is asked, for a block that is as large as any of ours.
-inline cudaError_t ask_clusters(const void* kernel, int device, int64_t shared_bytes,
-                                unsigned* largest) {
-  *largest = 1;
-  int supported = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&supported, cudaDevAttrClusterLaunch, device);
-  if (error != cudaSuccess || supported == 0) return error;
-  for (unsigned size = kMaxCluster; size > 1; size /= 2) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = size;
-    attribute.val.clusterDim.y = 1;
-    attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(size);
-    config.blockDim = dim3(kMaxThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    int clusters = 0;
-    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
-      cudaGetLastError();  // a refusal is an answer, not an error
-    } else if (clusters > 0) {
-      *largest = size;
-      break;
-    }
-  }
   return cudaSuccess;
 }
 
@@ -87,46 +57,118 @@ inline cudaError_t current_device(int* number, DeviceTraits* traits) {
   return error;
 }
 
-// Sets traits->max_cluster for the kernel and allows it all the shared memory of a block.
-inline cudaError_t prepare_kernel(const void* kernel, ClusterMemory& memory, int device,
-                                  DeviceTraits* traits) {
-  const bool remembered = device < kMaxDevices;
-  if (remembered) {
-    traits->max_cluster = memory[device].load(std::memory_order_acquire);
-    if (traits->max_cluster != 0) return cudaSuccess;
+// The clusters of a kernel that a device can hold at a time, with a block's threads and bytes of
+// shared memory. 0: it cannot run in clusters of this size. With a single block per cluster the
+// answer holds for every device with clusters or without.
+inline cudaError_t ask_resident(const void* kernel, const DeviceTraits& traits, unsigned threads,
+                                size_t shared_bytes, unsigned cluster_size, int* resident) {
+  if (cluster_size == 1) {
+    int blocks = 0;
+    const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &blocks, kernel, static_cast<int>(threads), shared_bytes);
+    *resident = blocks * traits.multiprocessors;
+    return error;
   }
-  const int64_t bytes = traits->shared_per_block - Limits::kReservedShared;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(bytes));
-  if (error != cudaSuccess) return error;
-  // The kernels keep rows in shared memory, and use little of the cache that shares its storage.
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                               cudaSharedmemCarveoutMaxShared);
-  if (error != cudaSuccess) return error;
-  error = ask_clusters(kernel, device, bytes, &traits->max_cluster);
-  if (error == cudaSuccess && remembered) {
-    memory[device].store(static_cast<unsigned char>(traits->max_cluster),
-                         std::memory_order_release);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster_size;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(cluster_size);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  *resident = 0;
+  if (cudaOccupancyMaxActiveClusters(resident, kernel, &config) != cudaSuccess) {
+    cudaGetLastError();  // a refusal is an answer, not an error
+    *resident = 0;
   }
-  return error;
+  return cudaSuccess;
 }
 
-// A kernel over samples takes its task and the size of the clusters that it runs in.
+// What is known of the kernels of one op for one type. Everything is asked for once.
+class KernelMemory {
+ public:
+  // Allows the kernel all the shared memory of a block, and prefers shared memory to the cache that
+  // shares its storage where the kernel keeps rows.
+  cudaError_t prepare(const void* kernel, Variant variant, int device, const DeviceTraits& traits,
+                      bool keeps_rows) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto [known, is_new] = prepared_.insert({static_cast<int>(variant), device});
+    if (!is_new) return cudaSuccess;
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(traits.shared_per_block - Limits::kReservedShared));
+    if (error == cudaSuccess && keeps_rows) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared);
+    }
+    if (error != cudaSuccess) prepared_.erase(known);
+    return error;
+  }
+
+  // Some devices refuse clusters, or have no room for one of every size (parts of a partitioned
+  // device). So the runtime is asked, for the largest block that the policy makes.
+  cudaError_t largest_cluster(const void* kernel, int device, const DeviceTraits& traits,
+                              unsigned* largest) {
+    *largest = 1;
+    int supported = 0;
+    cudaError_t error = cudaDeviceGetAttribute(&supported, cudaDevAttrClusterLaunch, device);
+    if (error != cudaSuccess || supported == 0) return error;
+    const size_t bytes = static_cast<size_t>(traits.shared_per_block - Limits::kReservedShared);
+    for (unsigned size = kMaxCluster; size > 1; size /= 2) {
+      int clusters = 0;
+      error =
+          resident(kernel, Variant::kBlock, device, traits, kMaxThreads, bytes, size, &clusters);
+      if (error != cudaSuccess) return error;
+      if (clusters > 0) {
+        *largest = size;
+        break;
+      }
+    }
+    return cudaSuccess;
+  }
+
+  cudaError_t resident(const void* kernel, Variant variant, int device, const DeviceTraits& traits,
+                       unsigned threads, size_t shared_bytes, unsigned cluster_size,
+                       int* clusters) {
+    const std::array<size_t, 5> key{static_cast<size_t>(variant), static_cast<size_t>(device),
+                                    threads, shared_bytes, cluster_size};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (const auto known = resident_.find(key); known != resident_.end()) {
+      *clusters = known->second;
+      return cudaSuccess;
+    }
+    const cudaError_t error =
+        ask_resident(kernel, traits, threads, shared_bytes, cluster_size, clusters);
+    if (error == cudaSuccess) resident_[key] = *clusters;
+    return error;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::pair<int, int>> prepared_;  // variant, device
+  std::map<std::array<size_t, 5>, int> resident_;
+};
+
+// A kernel over samples.
 template <typename Task>
-using Kernel = void (*)(Task, unsigned);
+using Kernel = void (*)(Task, LaunchShape);
 
 // The kernels of one op for one type, by variant; null where there is none. There is always one for
 // blocks.
 template <typename Task>
 struct KernelSet {
   const char* name;
-  ClusterMemory& memory;
+  KernelMemory& memory;
   Kernel<Task> of[kVariantCount];
 };
 
 // kernel(std::integral_constant<Variant, variant>()) for every variant.
 template <typename Task, typename KernelOf>
-KernelSet<Task> kernels_of(const char* name, ClusterMemory& memory, const KernelOf& kernel) {
+KernelSet<Task> kernels_of(const char* name, KernelMemory& memory, const KernelOf& kernel) {
   return [&]<int... number>(std::integer_sequence<int, number...>) {
     return KernelSet<Task>{
         name, memory, {kernel(std::integral_constant<Variant, static_cast<Variant>(number)>())...}};
@@ -143,8 +185,9 @@ template <typename Launch>
 cudaError_t for_type(Dtype dtype, const Launch& launch) {
   switch (dtype) {
     case Dtype::kFloat16:
+      return launch(Type<Float16>());
     case Dtype::kBFloat16:
-      return launch(Type<SixteenBit>());
+      return launch(Type<BFloat16>());
     case Dtype::kFloat32:
       return launch(Type<float>());
     case Dtype::kFloat64:
@@ -153,19 +196,15 @@ cudaError_t for_type(Dtype dtype, const Launch& launch) {
   return cudaErrorInvalidValue;
 }
 
-// What a batch of rows of T, which are read and written, needs of the variants. `plain`: see
-// RowPass. The warp kernels have no other path: eight unrolled packs of it would be the longest
-// code of all.
+// What a batch of rows of T, which are read and written, needs of the variants.
 template <typename T>
-SampleShape shape_of(int64_t batch, const GradientRows& rows, Norm norm, bool plain) {
+SampleShape shape_of(int64_t batch, const GradientRows& rows, Norm norm) {
   SampleShape shape;
   shape.batch = batch;
   shape.row_bytes = rows.size * static_cast<int64_t>(sizeof(T));
   shape.pack_bytes = kept_bytes<T>(kept(Variant::kBlock, RowUse::kReadWrite, norm));
   for (int v = 0; v < kVariantCount; ++v) {
-    const Variant variant = static_cast<Variant>(v);
-    shape.serves[v] = kept(variant, RowUse::kReadWrite, norm) != Kept::kUnserved &&
-                      (plain || variant != Variant::kWarp);
+    shape.serves[v] = kept(static_cast<Variant>(v), RowUse::kReadWrite, norm) != Kept::kUnserved;
   }
   return shape;
 }
@@ -192,9 +231,15 @@ cudaError_t launch_samples(const KernelSet<Task>& kernels, const Task& task,
   DeviceTraits traits;
   cudaError_t error = current_device(&device, &traits);
   if (error != cudaSuccess) return error;
+  const auto address = [&](Variant variant) {
+    return reinterpret_cast<const void*>(kernels.of[static_cast<int>(variant)]);
+  };
+  const bool keeps_rows = sample.pack_bytes > 0;
   error =
-      prepare_kernel(reinterpret_cast<const void*>(kernels.of[static_cast<int>(Variant::kBlock)]),
-                     kernels.memory, device, &traits);
+      kernels.memory.prepare(address(Variant::kBlock), Variant::kBlock, device, traits, keeps_rows);
+  if (error != cudaSuccess) return error;
+  error =
+      kernels.memory.largest_cluster(address(Variant::kBlock), device, traits, &traits.max_cluster);
   if (error != cudaSuccess) return error;
 
   if (sample.row_bytes / 16 > INT32_MAX - 8 * static_cast<int64_t>(kMaxThreads)) {
@@ -204,14 +249,23 @@ cudaError_t launch_samples(const KernelSet<Task>& kernels, const Task& task,
   for (int v = 0; v < kVariantCount; ++v) shape.serves[v] &= kernels.of[v] != nullptr;
   Plan plan;
   if (!make_plan(traits, shape, options, plan)) return cudaErrorInvalidValue;
+  error = kernels.memory.prepare(address(plan.variant), plan.variant, device, traits, keeps_rows);
+  if (error != cudaSuccess) return error;
+  int resident = 0;
+  error = kernels.memory.resident(address(plan.variant), plan.variant, device, traits, plan.threads,
+                                  plan.shared_bytes, plan.cluster_size, &resident);
+  if (error != cudaSuccess) return error;
+  set_blocks(shape, resident, plan);
   if (options.report != nullptr) {
     *options.report = {kernels.name, plan.variant, plan.cluster_size,
                        plan.threads, plan.blocks,  plan.shared_bytes};
   }
+  const LaunchShape launched{plan.cluster_size, plan.kept_packs,
+                             static_cast<unsigned>(plan.kept_bytes)};
   return simt::launch(kernels.of[static_cast<int>(plan.variant)],
                       simt::Config{dim3(plan.blocks), dim3(plan.threads), plan.shared_bytes,
                                    plan.cluster_size, stream, kernels.name},
-                      task, plan.cluster_size);
+                      task, launched);
 }
 
 }  // namespace margin::cuda

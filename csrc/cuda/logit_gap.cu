@@ -5,31 +5,29 @@
 namespace margin::cuda {
 namespace {
 
-struct CombineRunnersUp {
-  template <typename Acc>
-  MARGIN_DEVICE void operator()(RunnerUp<Acc>& state, const RunnerUp<Acc>& other) const {
-    state.combine(other);
-  }
-};
-
 template <typename Acc, Variant variant>
 __global__ void __launch_bounds__(GroupOf<variant>::kThreads,
                                   kResidentBlocks<GroupOf<variant>, Acc>)
-    logit_gap_kernel(const __grid_constant__ LogitGapArguments arguments, unsigned cluster_size) {
-  GroupOf<variant> group(cluster_size);
+    logit_gap_kernel(const __grid_constant__ LogitGapArguments arguments,
+                     const __grid_constant__ LaunchShape shape) {
+  GroupOf<variant> group(shape);
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
-    const Logits<Acc> logits(arguments.logits, i);
+    Logits<Acc> logits(arguments.logits, i);
+    logits.load_label();
     const Label<Acc> label = logits.label();
-    int64_t nearest = label.nearest;
-    Acc nearest_logit = nearest < 0 ? not_a_number<Acc>() : logits.at(label.nearest);
+    int nearest = label.nearest;
+    Acc nearest_logit = nearest < 0 ? not_a_number<Acc>() : logits.at(nearest);
     if (arguments.logits.nearest == nullptr) {
-      RunnerUp<Acc> state;
-      logits.template for_each<4>(group, [&](int k, Acc z) {
-        if (k != label.target) state.add(z, k);
+      LogitState<Acc> state;
+      logits.template for_each<4>(
+          opaque(static_cast<int>(group.threads() * group.rank() + group.thread())),
+          opaque(static_cast<int>(group.threads() * group.ranks())),
+          [&](int k, Acc z) { state.add(z, k, k == label.target); });
+      state = group.gather(state, [&](const LogitState<Acc>& s) {
+        return logits_of_warp(s, label.target_logit, false);
       });
-      state = group.reduce(state, CombineRunnersUp());
-      nearest_logit = state.value;
-      nearest = state.index;
+      nearest_logit = state.runner_up;
+      nearest = state.runner_up_class;
     }
     if (group.thread() != 0 || group.rank() != 0) continue;
     static_cast<Acc*>(arguments.gap)[i] = label.target_logit - nearest_logit;
@@ -40,7 +38,7 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads,
 template <typename Acc>
 cudaError_t launch_logit_gap(const LogitGapArguments& arguments, const LaunchOptions& options,
                              cudaStream_t stream) {
-  static ClusterMemory memory;
+  static KernelMemory memory;
   if (arguments.batch == 0) return cudaSuccess;
   if (arguments.logits.classes > INT32_MAX) return cudaErrorInvalidValue;
   using Task = LogitGapArguments;

@@ -33,46 +33,114 @@ class Logits {
     return load_as<Acc>(rows_.dtype, rows_.data, sample_ * rows_.batch_stride + k);
   }
 
+  // In two steps: what load_label() reads is in flight until label() uses it.
+  MARGIN_DEVICE void load_label() {
+    target_ = rows_.target[sample_];
+    nearest_ = rows_.nearest == nullptr ? -1 : rows_.nearest[sample_];
+  }
+  MARGIN_DEVICE bool ignored() const { return target_ == rows_.ignore_index; }
   MARGIN_DEVICE Label<Acc> label() const {
     const auto in_range = [&](int64_t k) { return k >= 0 && k < rows_.classes; };
-    const bool has_nearest = rows_.nearest != nullptr;
-    const int64_t target = rows_.target[sample_];
-    const int64_t nearest = has_nearest ? rows_.nearest[sample_] : -1;
     Label<Acc> label;
-    label.ignored = target == rows_.ignore_index;
-    const bool good = !label.ignored && in_range(target) &&
-                      (!has_nearest || (in_range(nearest) && nearest != target));
-    label.target = static_cast<int>(good ? target : -1);
-    label.nearest = static_cast<int>(good ? nearest : -1);
+    label.ignored = ignored();
+    const bool good = !label.ignored && in_range(target_) &&
+                      (rows_.nearest == nullptr || (in_range(nearest_) && nearest_ != target_));
+    label.target = good ? static_cast<int>(target_) : -1;
+    label.nearest = good ? static_cast<int>(nearest_) : -1;
     label.target_logit = good ? at(label.target) : not_a_number<Acc>();
     return label;
   }
 
-  // Calls visit(k, z_k) for the classes of this thread, with `kUnroll` loads in flight at a time.
-  template <int kUnroll, typename Group, typename Visit>
-  MARGIN_DEVICE void for_each(const Group& group, const Visit& visit) const {
-    const int step = opaque(static_cast<int>(group.threads() * group.ranks()));
-    const int first = opaque(static_cast<int>(group.threads() * group.rank() + group.thread()));
+  // Calls visit(k, z_k) for every step-th class from `first` on, with `kUnroll` loads in flight. A
+  // thread that has only one class keeps its logit for the next pass.
+  template <int kUnroll, typename Visit>
+  MARGIN_DEVICE void for_each(int first, int step, const Visit& visit) {
+    const Dtype dtype = rows_.dtype;
+    if (classes() <= step) {
+      if (first >= classes()) return;
+      if (!is_kept_) kept_ = at(first);
+      is_kept_ = true;
+      visit(first, kept_);
+      return;
+    }
 #pragma unroll 1
     for (int start = first; start < classes(); start += kUnroll * step) {
-      Acc z[kUnroll];
+      RawNumber<Acc> z[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const int k = start + u * step;
-        z[u] = 0;  // see RowPass::zero_pack
-        if (k < classes()) z[u] = at(k);
+        // Unsigned: with nearly 2^31 classes the sum does not fit an int.
+        const unsigned k = static_cast<unsigned>(start) + static_cast<unsigned>(u * step);
+        if (k < static_cast<unsigned>(classes())) {
+          z[u].load(dtype, rows_.data, sample_ * rows_.batch_stride + k);
+        }
       }
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const int k = start + u * step;
-        if (k < classes()) visit(k, z[u]);
+        const unsigned k = static_cast<unsigned>(start) + static_cast<unsigned>(u * step);
+        if (k >= static_cast<unsigned>(classes())) break;
+        visit(static_cast<int>(k), z[u].value(dtype));
       }
+      if (classes() - start <= kUnroll * step) break;  // before start overflows
     }
   }
 
  private:
   const LogitRows& rows_;
   int64_t sample_;
+  int64_t target_ = 0;
+  int64_t nearest_ = 0;
+  Acc kept_ = 0;
+  bool is_kept_ = false;
 };
+
+// What a part of a sample's logits yields.
+template <typename Acc>
+struct LogitState {
+  LogSumExp<Acc> log_sum_exp;
+  Acc runner_up = minus_infinity<Acc>();
+  int runner_up_class = INT32_MAX;  // no class yet
+  // Under label smoothing only: sum_k w_k and sum_k w_k (max - z_k).
+  Acc weight = 0;
+  Acc spread = 0;
+
+  MARGIN_DEVICE void add(Acc z, int k, bool is_target) {
+    const bool first = runner_up_class == INT32_MAX || (is_nan(z) && !is_nan(runner_up));
+    if (!is_target && (z > runner_up || first)) {
+      runner_up = z;
+      runner_up_class = k;
+    }
+    log_sum_exp.add(z);
+  }
+  // Before add() of the same class.
+  MARGIN_DEVICE void add_smoothing(Acc z, Acc class_weight) {
+    const bool higher = z > log_sum_exp.max || is_nan(z);
+    if (higher && log_sum_exp.sum != 0) spread += (z - log_sum_exp.max) * weight;
+    if (!higher && z != log_sum_exp.max) spread += class_weight * (log_sum_exp.max - z);
+    weight += class_weight;
+  }
+};
+
+// The state of a warp's logits. Every state is brought to one maximum first, that of the warp's
+// classes and the target. `target_logit` is NaN for a bad label, and so is then everything.
+template <typename Acc>
+MARGIN_DEVICE LogitState<Acc> logits_of_warp(LogitState<Acc> state, Acc target_logit,
+                                             bool smoothed) {
+  const Acc largest = max_of_warp(state.runner_up);
+  const bool candidate = is_nan(largest) ? is_nan(state.runner_up) : state.runner_up == largest;
+  state.runner_up = largest;
+  state.runner_up_class = min_of_warp(candidate ? state.runner_up_class : INT32_MAX);
+  const Acc top = largest > target_logit || is_nan(largest) ? largest : target_logit;
+  LogSumExp<Acc>& lse = state.log_sum_exp;
+  if (smoothed) {
+    if (lse.sum != 0 && lse.max != top) state.spread += (top - lse.max) * state.weight;
+    state.spread = sum_of_warp(state.spread);
+    state.weight = sum_of_warp(state.weight);
+  }
+  Acc sum = lse.sum;
+  if (sum != 0 && lse.max != top) sum *= exponential(lse.max - top);
+  lse.sum = sum_of_warp(sum);
+  lse.max = top;
+  return state;
+}
 
 }  // namespace margin::cuda

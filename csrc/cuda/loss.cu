@@ -48,7 +48,7 @@ template <typename T>
 cudaError_t launch_loss(const LossArguments& arguments, void* partials,
                         const LaunchOptions& options, cudaStream_t stream) {
   using Task = LossTask<AccOf<T>>;
-  static ClusterMemory memory;
+  static KernelMemory memory;
   Task task;
   const cudaError_t error = make_loss_task(arguments, partials, stream, task);
   if (error != cudaSuccess || !has_work(task)) return error;
@@ -59,7 +59,7 @@ cudaError_t launch_loss(const LossArguments& arguments, void* partials,
         else
           return loss_kernel<T, variant.value, RowUse::kReadWrite>;
       });
-  SampleShape shape = shape_of<T>(arguments.batch, arguments.grad, arguments.norm.norm, task.plain);
+  SampleShape shape = shape_of<T>(arguments.batch, arguments.grad, arguments.norm.norm);
   shape.classes = arguments.logits.classes;
   return launch_samples(kernels, task, shape, options, stream);
 }
@@ -68,7 +68,7 @@ template <typename Acc>
 cudaError_t launch_gap_loss(const LossArguments& arguments, void* partials,
                             const LaunchOptions& options, cudaStream_t stream) {
   using Task = LossTask<Acc>;
-  static ClusterMemory memory;
+  static KernelMemory memory;
   Task task;
   const cudaError_t error = make_loss_task(arguments, partials, stream, task);
   if (error != cudaSuccess || !has_work(task)) return error;

@@ -24,35 +24,19 @@ struct LossTask {
 template <typename Acc>
 struct SampleState {
   NormState<Acc> norm;
-  LogSumExp<Acc> log_sum_exp;
-  RunnerUp<Acc> runner_up;
-  Acc class_weight_sum = 0;
+  LogitState<Acc> logits;
 };
 
+// What the second pass needs. One warp of each block computes it.
 template <typename Acc>
-MARGIN_DEVICE SampleState<Acc> from_lane_xor(const SampleState<Acc>& state, int lanes) {
-  return {from_lane_xor(state.norm, lanes), from_lane_xor(state.log_sum_exp, lanes),
-          from_lane_xor(state.runner_up, lanes), from_lane_xor(state.class_weight_sum, lanes)};
-}
-
-template <Variant variant, RowUse use, typename Acc>
-struct CombineSamples {
-  ServedNorm<variant, use, Acc> combine_norms;
-
-  MARGIN_DEVICE void operator()(SampleState<Acc>& state, const SampleState<Acc>& other) const {
-    combine_norms(state.norm, other.norm);
-    state.log_sum_exp.combine(other.log_sum_exp);
-    state.runner_up.combine(other.runner_up);
-    state.class_weight_sum += other.class_weight_sum;
-  }
+struct SampleGradient {
+  Direction<Acc> row;
+  LogitGradient<Acc> logits;
 };
 
-struct CombineSums {
-  template <typename Acc>
-  MARGIN_DEVICE void operator()(Acc& sum, Acc other) const {
-    sum += other;
-  }
-};
+// Beyond so many classes all warps of a block share a sample's logits; up to there its first warp
+// reads them alone.
+inline constexpr int kClassesOfOneWarp = 256;
 
 template <typename Acc>
 MARGIN_DEVICE void put(void* vector, int64_t i, Acc value) {
@@ -71,7 +55,8 @@ MARGIN_DEVICE void write_ignored(const LossArguments& arguments, int64_t i) {
 // T: the type of grad, or without grad (RowUse::kAbsent) the accumulation dtype.
 template <typename T, Variant variant, RowUse use>
 __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<GroupOf<variant>, T>)
-    loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task, unsigned cluster_size) {
+    loss_kernel(const __grid_constant__ LossTask<AccOf<T>> task,
+                const __grid_constant__ LaunchShape shape) {
   using Acc = AccOf<T>;
   constexpr bool kHasRow = use != RowUse::kAbsent;
   const ServedNorm<variant, use, Acc> norm{task.arguments.norm.norm, task.q};
@@ -79,13 +64,18 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
   const LossArguments& arguments = task.arguments;
   const Acc* class_weight = static_cast<const Acc*>(arguments.class_weight);
   const bool smoothed = task.options.label_smoothing > 0;
-  GroupOf<variant> group(cluster_size);
+  GroupOf<variant> group(shape);
   const bool wants_totals = task.totals.partials != nullptr;
   if (wants_totals) BlockTotals::start(group);
 
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
-    const Logits<Acc> logits(arguments.logits, i);
-    const Label<Acc> label = logits.label();
+    Logits<Acc> logits(arguments.logits, i);
+    logits.load_label();
+    const bool all_warps = logits.classes() > kClassesOfOneWarp;
+    const bool reads_logits = all_warps || group.in_first_warp();
+    const unsigned sharing = all_warps ? group.threads() : kWarp;
+    const int first_class = opaque(static_cast<int>(sharing * group.rank() + group.thread()));
+    const int class_step = opaque(static_cast<int>(sharing * group.ranks()));
     const bool leads = group.thread() == 0 && group.rank() == 0;
 
     // First pass. The row is first because it takes the time, and it needs no label.
@@ -97,17 +87,16 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
     }
     const RowSlice<T> slice(row_start, kHasRow ? arguments.grad.size : 0, group.rank(),
                             group.ranks());
-    const RowOutput<T> row_output(row_gradient, slice, arguments.grad.dtype);
+    const RowOutput<T> row_output(row_gradient, slice);
     RowPass<T, variant, use> row(slice, arguments.grad, task.plain, norm, group.thread(),
-                                 group.threads(), shared);
+                                 group.threads(), group.kept(shared), shape.kept_packs);
     SampleState<Acc> state;
     if constexpr (kHasRow) state.norm = row.read(row_output, arguments.grad_grad != nullptr);
 
-    if (label.ignored) {
+    if (logits.ignored()) {
       if (leads) write_ignored<Acc>(arguments, i);
-      if (arguments.grad_logits != nullptr) {
-        for (int k = static_cast<int>(group.rank() * group.threads() + group.thread());
-             k < logits.classes(); k += static_cast<int>(group.ranks() * group.threads())) {
+      if (arguments.grad_logits != nullptr && reads_logits) {
+        for (int k = first_class; k < logits.classes(); k += class_step) {
           store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k, Acc(0));
         }
       }
@@ -117,54 +106,63 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
       continue;
     }
 
-    logits.template for_each<4>(group, [&](int k, Acc z) {
-      state.log_sum_exp.add(z);
-      if (k != label.target) state.runner_up.add(z, k);
-      if (smoothed && class_weight != nullptr) state.class_weight_sum += class_weight[k];
+    Label<Acc> label;
+    if (reads_logits) {
+      label = logits.label();
+      logits.template for_each<4>(first_class, class_step, [&](int k, Acc z) {
+        if (smoothed)
+          state.logits.add_smoothing(z, class_weight == nullptr ? Acc(1) : class_weight[k]);
+        state.logits.add(z, k, k == label.target);
+      });
+    }
+    state = group.gather(state, [&](SampleState<Acc> s) {
+      if constexpr (kHasRow) s.norm = norm_of_warp(norm, s.norm);
+      if (reads_logits) s.logits = logits_of_warp(s.logits, label.target_logit, smoothed);
+      return s;
     });
-    state = group.reduce(state, CombineSamples<variant, use, Acc>{norm});
 
+    // The sample's loss.
+    SampleGradient<Acc> gradient{};
+    SampleLoss<Acc> sample{};
     LogitRow<Acc> logit_row;
-    logit_row.log_sum_exp = state.log_sum_exp;
-    logit_row.runner_up = state.runner_up;
-    logit_row.target = label.target_logit;
-    logit_row.nearest = label.nearest < 0 ? state.runner_up.value : logits.at(label.nearest);
-    logit_row.nearest_class = label.nearest < 0 ? state.runner_up.index : label.nearest;
-    if (smoothed) {
-      Acc sum = 0;
-      logits.template for_each<1>(group, [&](int k, Acc z) {
-        sum += (class_weight == nullptr ? Acc(1) : class_weight[k]) * (state.log_sum_exp.max - z);
-      });
-      logit_row.smoothing_sum = group.reduce(sum, CombineSums());
-    }
-
-    // Every thread computes the sample's loss.
-    SampleOptions<Acc> options = task.options;
-    if (class_weight != nullptr) options.class_weight_sum = state.class_weight_sum;
-    Acc weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
-    if (!label.bad()) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
-    const Acc row_norm = kHasRow ? norm.value(state.norm) : not_a_number<Acc>();
-    const SampleLoss<Acc> sample = sample_loss(logit_row, row_norm, weight, options);
-    // Second pass.
-    const Acc* upstream = static_cast<const Acc*>(arguments.upstream);
-    const Acc scale =
-        upstream == nullptr ? task.scale : upstream[arguments.upstream_per_sample ? i : 0];
-    if (arguments.grad_logits != nullptr) {
-      const LogitGradient<Acc> gradient =
+    Acc weight = 0, row_norm = 0;
+    if (group.in_first_warp()) {
+      logit_row.log_sum_exp = state.logits.log_sum_exp;
+      logit_row.runner_up = {state.logits.runner_up, state.logits.runner_up_class};
+      logit_row.target = label.target_logit;
+      logit_row.nearest = label.nearest < 0 ? state.logits.runner_up : logits.at(label.nearest);
+      logit_row.nearest_class = label.nearest < 0 ? state.logits.runner_up_class : label.nearest;
+      logit_row.smoothing_sum = state.logits.spread;
+      SampleOptions<Acc> options = task.options;
+      if (class_weight != nullptr && smoothed) options.class_weight_sum = state.logits.weight;
+      weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
+      if (!label.bad()) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
+      row_norm = kHasRow ? norm.value(state.norm) : not_a_number<Acc>();
+      sample = sample_loss(logit_row, row_norm, weight, options);
+      const Acc* upstream = static_cast<const Acc*>(arguments.upstream);
+      const Acc scale =
+          upstream == nullptr ? task.scale : upstream[arguments.upstream_per_sample ? i : 0];
+      gradient.logits =
           make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
-      logits.template for_each<2>(group, [&](int k, Acc z) {
-        const Acc weight_of_class = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
-        store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k,
-                 logit_gradient_at(gradient, exponential(z - gradient.max), k, weight_of_class));
-      });
-    }
-    if constexpr (kHasRow) {
-      if (arguments.grad_grad != nullptr) {
-        row.write(norm.direction(state.norm, row_norm, scale * sample.grad_norm), row_output);
+      if constexpr (kHasRow) {
+        gradient.row = norm.direction(state.norm, row_norm, scale * sample.grad_norm);
       }
     }
+    gradient = group.broadcast(gradient);
 
-    // The totals take many registers, so they come last, when little else is alive.
+    // Second pass.
+    if constexpr (kHasRow) {
+      if (arguments.grad_grad != nullptr) row.write(gradient.row, row_output);
+    }
+    if (arguments.grad_logits != nullptr && reads_logits) {
+      logits.template for_each<2>(first_class, class_step, [&](int k, Acc z) {
+        const Acc weight_of_class = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
+        store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k,
+                 logit_gradient_at(gradient.logits, exponential(z - gradient.logits.max), k,
+                                   weight_of_class));
+      });
+    }
+
     if (leads) {
       put(arguments.margin, i, sample.margin);
       put(arguments.gap, i, sample.gap);

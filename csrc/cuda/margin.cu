@@ -18,19 +18,21 @@ struct MarginTask {
 
 template <typename T, Variant variant>
 __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<GroupOf<variant>, T>)
-    margin_kernel(const __grid_constant__ MarginTask<AccOf<T>> task, unsigned cluster_size) {
+    margin_kernel(const __grid_constant__ MarginTask<AccOf<T>> task,
+                  const __grid_constant__ LaunchShape shape) {
   using Acc = AccOf<T>;
   const MarginArguments& arguments = task.arguments;
   const ServedNorm<variant, RowUse::kRead, Acc> norm{arguments.norm.norm, task.q};
-  GroupOf<variant> group(cluster_size);
+  GroupOf<variant> group(shape);
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     const RowSlice<T> slice(
         static_cast<const T*>(arguments.grad.data) + i * arguments.grad.batch_stride,
         arguments.grad.size, group.rank(), group.ranks());
     RowPass<T, variant, RowUse::kRead> row(slice, arguments.grad, task.plain, norm, group.thread(),
-                                           group.threads(), nullptr);
+                                           group.threads(), nullptr, 0);
     const NormState<Acc> state =
-        group.reduce(row.read(RowOutput<T>(nullptr, slice, arguments.grad.dtype), false), norm);
+        group.gather(row.read(RowOutput<T>(nullptr, slice), false),
+                     [&](const NormState<Acc>& s) { return norm_of_warp(norm, s); });
     if (group.thread() != 0 || group.rank() != 0) continue;
     const Acc value = norm.value(state);
     const Acc gap = static_cast<const Acc*>(arguments.gap)[i];
@@ -43,7 +45,7 @@ template <typename T>
 cudaError_t launch_margin(const MarginArguments& arguments, const LaunchOptions& options,
                           cudaStream_t stream) {
   using Task = MarginTask<AccOf<T>>;
-  static ClusterMemory memory;
+  static KernelMemory memory;
   if (arguments.batch == 0) return cudaSuccess;
   if (!channels_fit(arguments.grad.channels)) return cudaErrorInvalidValue;
   const auto kernels =

@@ -6,9 +6,10 @@
 
 namespace margin::cuda {
 
-// float16 or bfloat16. Which of them is a value (Format), not a type, so that one kernel serves
-// both.
-struct SixteenBit {
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
   uint16_t bits;
 };
 
@@ -24,28 +25,17 @@ constexpr int size_of(Dtype dtype) {
 template <typename T>
 inline constexpr int kPackSize = 16 / static_cast<int>(sizeof(T));
 
-template <typename T>
-struct alignas(16) Pack {
-  T value[kPackSize<T>];
-};
-
 // Every element of a row is used once, so it should not evict others from the cache.
 MARGIN_DEVICE uint4 load_streaming(const uint4* address) { return __ldcs(address); }
 MARGIN_DEVICE uint4 load_reused(const uint4* address) { return __ldcg(address); }
 MARGIN_DEVICE void store_streaming(uint4* address, const uint4& value) { __stcs(address, value); }
 
-template <typename T>
-MARGIN_DEVICE Pack<T> as_pack(const uint4& bits) {
-  Pack<T> pack;
-  memcpy(static_cast<void*>(&pack), &bits, sizeof(pack));
-  return pack;
-}
-
-template <typename T>
-MARGIN_DEVICE uint4 as_bits(const Pack<T>& pack) {
-  uint4 bits;
-  memcpy(&bits, static_cast<const void*>(&pack), sizeof(bits));
-  return bits;
+template <typename To, typename From>
+MARGIN_DEVICE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(static_cast<void*>(&to), static_cast<const void*>(&from), sizeof(to));
+  return to;
 }
 
 template <typename T>
@@ -53,113 +43,125 @@ MARGIN_DEVICE bool is_aligned(const T* address) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0;
 }
 
-MARGIN_DEVICE float from_half(uint16_t bits) {
-  __half_raw raw;
-  raw.x = bits;
-  return __half2float(__half(raw));
-}
-MARGIN_DEVICE float from_bfloat(uint16_t bits) {
-  __nv_bfloat16_raw raw;
-  raw.x = bits;
-  return __bfloat162float(__nv_bfloat16(raw));
-}
-MARGIN_DEVICE uint16_t to_half(float x) { return static_cast<__half_raw>(__float2half_rn(x)).x; }
-MARGIN_DEVICE uint16_t to_bfloat(float x) {
-  return static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(x)).x;
-}
-
-// Conversion between numbers stored as T and the accumulation dtype.
+// Conversion between numbers stored as T and the accumulation dtype, single and by 16-byte packs.
 template <typename T>
-class Format {
- public:
+struct Format {
   using Acc = AccOf<T>;
-
-  MARGIN_DEVICE explicit Format(Dtype) {}
-  MARGIN_DEVICE Acc widen(T x) const { return x; }
-  MARGIN_DEVICE T narrow(Acc x) const { return x; }
-
-  MARGIN_DEVICE void unpack(const uint4& bits, Acc (&x)[kPackSize<T>]) const {
-    const Pack<T> pack = as_pack<T>(bits);
+  struct Elements {
+    T x[kPackSize<T>];
+  };
+  MARGIN_DEVICE static Acc widen(T x) { return x; }
+  MARGIN_DEVICE static T narrow(Acc x) { return x; }
+  MARGIN_DEVICE static void unpack(const uint4& bits, Acc (&x)[kPackSize<T>]) {
+    const Elements elements = bit_cast<Elements>(bits);
 #pragma unroll
-    for (int k = 0; k < kPackSize<T>; ++k) x[k] = pack.value[k];
+    for (int k = 0; k < kPackSize<T>; ++k) x[k] = elements.x[k];
   }
-  MARGIN_DEVICE Pack<T> pack(const Acc (&x)[kPackSize<T>]) const {
-    Pack<T> pack;
+  MARGIN_DEVICE static uint4 pack(const Acc (&x)[kPackSize<T>]) {
+    Elements elements;
 #pragma unroll
-    for (int k = 0; k < kPackSize<T>; ++k) pack.value[k] = x[k];
-    return pack;
+    for (int k = 0; k < kPackSize<T>; ++k) elements.x[k] = x[k];
+    return bit_cast<uint4>(elements);
+  }
+};
+
+// Two 16-bit numbers in a word.
+template <typename T>
+struct Pair;
+
+template <>
+struct Pair<Float16> {
+  MARGIN_DEVICE static void unpack(unsigned word, float& low, float& high) {
+    const float2 both = __half22float2(bit_cast<__half2>(word));
+    low = both.x;
+    high = both.y;
+  }
+  MARGIN_DEVICE static unsigned pack(float low, float high) {
+    return bit_cast<unsigned>(__floats2half2_rn(low, high));
   }
 };
 
 template <>
-class Format<SixteenBit> {
- public:
-  MARGIN_DEVICE explicit Format(Dtype dtype) : bfloat_(dtype == Dtype::kBFloat16) {}
-
-  MARGIN_DEVICE float widen(SixteenBit x) const {
-    return bfloat_ ? from_bfloat(x.bits) : from_half(x.bits);
+struct Pair<BFloat16> {
+  // A bfloat16 is the upper half of a float.
+  MARGIN_DEVICE static void unpack(unsigned word, float& low, float& high) {
+    low = bit_cast<float>(word << 16);
+    high = bit_cast<float>(word & 0xffff0000u);
   }
-  MARGIN_DEVICE SixteenBit narrow(float x) const { return {bfloat_ ? to_bfloat(x) : to_half(x)}; }
-
-  // The switch is outside the loops: it is uniform, and costs little for a whole pack.
-  MARGIN_DEVICE void unpack(const uint4& bits, float (&x)[8]) const {
-    const Pack<SixteenBit> pack = as_pack<SixteenBit>(bits);
-    if (bfloat_) {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) x[k] = from_bfloat(pack.value[k].bits);
-    } else {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) x[k] = from_half(pack.value[k].bits);
-    }
+  MARGIN_DEVICE static unsigned pack(float low, float high) {
+    return bit_cast<unsigned>(__floats2bfloat162_rn(low, high));
   }
-  MARGIN_DEVICE Pack<SixteenBit> pack(const float (&x)[8]) const {
-    Pack<SixteenBit> pack;
-    if (bfloat_) {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) pack.value[k].bits = to_bfloat(x[k]);
-    } else {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) pack.value[k].bits = to_half(x[k]);
-    }
-    return pack;
-  }
-
- private:
-  bool bfloat_;
 };
 
-// Logits of any type through one instantiation.
+template <typename T>
+struct SixteenBitFormat {
+  MARGIN_DEVICE static float widen(T x) {
+    float low, high;
+    Pair<T>::unpack(x.bits, low, high);
+    return low;
+  }
+  MARGIN_DEVICE static T narrow(float x) { return {static_cast<uint16_t>(Pair<T>::pack(x, 0.0f))}; }
+  MARGIN_DEVICE static void unpack(const uint4& bits, float (&x)[8]) {
+    Pair<T>::unpack(bits.x, x[0], x[1]);
+    Pair<T>::unpack(bits.y, x[2], x[3]);
+    Pair<T>::unpack(bits.z, x[4], x[5]);
+    Pair<T>::unpack(bits.w, x[6], x[7]);
+  }
+  MARGIN_DEVICE static uint4 pack(const float (&x)[8]) {
+    return uint4{Pair<T>::pack(x[0], x[1]), Pair<T>::pack(x[2], x[3]), Pair<T>::pack(x[4], x[5]),
+                 Pair<T>::pack(x[6], x[7])};
+  }
+};
+template <>
+struct Format<Float16> : SixteenBitFormat<Float16> {};
+template <>
+struct Format<BFloat16> : SixteenBitFormat<BFloat16> {};
+
+// Numbers whose type is a value, in two steps, so that several loads can be in flight before the
+// first conversion waits.
+template <typename Acc>
+struct RawNumber {
+  std::conditional_t<std::is_same_v<Acc, double>, uint64_t, uint32_t> bits = 0;
+
+  MARGIN_DEVICE void load(Dtype dtype, const void* data, int64_t index) {
+    if (std::is_same_v<Acc, double>) {
+      bits = static_cast<const uint64_t*>(data)[index];
+    } else if (dtype == Dtype::kFloat32) {
+      bits = static_cast<const uint32_t*>(data)[index];
+    } else {
+      bits = static_cast<const uint16_t*>(data)[index];
+    }
+  }
+  MARGIN_DEVICE Acc value(Dtype dtype) const {
+    if constexpr (std::is_same_v<Acc, double>) {
+      return bit_cast<double>(bits);
+    } else {
+      if (dtype == Dtype::kFloat32) return bit_cast<float>(bits);
+      const uint16_t half = static_cast<uint16_t>(bits);
+      return dtype == Dtype::kBFloat16 ? Format<BFloat16>::widen({half})
+                                       : Format<Float16>::widen({half});
+    }
+  }
+};
+
 template <typename Acc>
 MARGIN_DEVICE Acc load_as(Dtype dtype, const void* data, int64_t index) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return static_cast<Acc>(static_cast<const double*>(data)[index]);
-    case Dtype::kFloat32:
-      return static_cast<Acc>(static_cast<const float*>(data)[index]);
-    default:
-      return Format<SixteenBit>(dtype).widen(static_cast<const SixteenBit*>(data)[index]);
-  }
+  RawNumber<Acc> raw;
+  raw.load(dtype, data, index);
+  return raw.value(dtype);
 }
 
 template <typename Acc>
 MARGIN_DEVICE void store_as(Dtype dtype, void* data, int64_t index, Acc value) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      static_cast<double*>(data)[index] = static_cast<double>(value);
-      return;
-    case Dtype::kFloat32:
-      static_cast<float*>(data)[index] = static_cast<float>(value);
-      return;
-    default:
-      static_cast<SixteenBit*>(data)[index] =
-          Format<SixteenBit>(dtype).narrow(static_cast<float>(value));
+  if constexpr (std::is_same_v<Acc, double>) {
+    static_cast<double*>(data)[index] = value;
+  } else if (dtype == Dtype::kFloat32) {
+    static_cast<float*>(data)[index] = value;
+  } else {
+    static_cast<uint16_t*>(data)[index] = dtype == Dtype::kBFloat16
+                                              ? Format<BFloat16>::narrow(value).bits
+                                              : Format<Float16>::narrow(value).bits;
   }
-}
-
-template <typename Acc>
-MARGIN_DEVICE Acc not_a_number() {
-  const Acc infinity = -minus_infinity<Acc>();
-  return infinity - infinity;
 }
 
 }  // namespace margin::cuda

@@ -108,6 +108,26 @@ MARGIN_DEVICE T* in_cluster_block(T* address, unsigned) {
 
 #endif
 
+// Copies 16 bytes from global to shared memory. The copy is in flight until wait_for_copies(); only
+// the thread that started it may then read it without a barrier.
+MARGIN_DEVICE void copy_async(uint4* shared, const uint4* global) {
+#if defined(MARGIN_EXT_SIMT)
+  simt::copy_async(shared, global);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#elif defined(__CUDA_ARCH__)
+  *shared = __ldcs(global);
+#endif
+}
+MARGIN_DEVICE void wait_for_copies() {
+#if defined(MARGIN_EXT_SIMT)
+  simt::wait_for_copies();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Returns x, and hides from the compiler where it came from. Whatever depends on the result is then
 // computed where it is used, and not once for all samples, which would take registers in every
 // loop.

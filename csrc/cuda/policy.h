@@ -26,7 +26,7 @@ struct SampleShape {
   int64_t batch = 0;
   int64_t row_bytes = 0;
   int64_t classes = 0;  // 0: no logits are read
-  int pack_bytes = 0;   // shared memory for each 16 bytes of the row, in the block variant
+  int pack_bytes = 0;   // shared memory for each 16 bytes of the row, where it is kept
   bool serves[kVariantCount] = {true, true, true};
 
   bool served_by(Variant variant) const { return serves[static_cast<int>(variant)]; }
@@ -34,35 +34,34 @@ struct SampleShape {
 
 struct Plan {
   Variant variant = Variant::kBlock;
-  unsigned threads = 0;
+  unsigned threads = 0;  // of a block
   unsigned cluster_size = 1;
+  unsigned groups_of_block = 1;
+  int kept_packs = 0;       // of a group, in its block
+  int64_t kept_bytes = 0;   // of a group, in its block
+  size_t shared_bytes = 0;  // of a block
   unsigned blocks = 0;
-  size_t shared_bytes = 0;
-};
-
-// The threads of a block, by the bytes of its slice of the row and 4 bytes for each logit.
-struct BlockSize {
-  int64_t up_to_bytes;
-  unsigned threads;
-  const char* reason;
-};
-
-inline constexpr BlockSize kBlockSizes[] = {
-    {8 << 10, 128,
-     "one round of loads, at most 4 packs a thread; small blocks, so that many rows are in flight "
-     "(reasoned)"},
-    {INT64_MAX, 256,
-     "3 such blocks fit a multiprocessor by their registers, and keep 3 x 256 x 4 packs = 48 KB of "
-     "loads in flight: its share of the bandwidth times the latency is about 25 KB (reasoned)"},
 };
 
 struct Limits {
-  // warp: 8 packs x 32 lanes, which live in 32 registers a thread.
-  static constexpr int64_t kWarpRowBytes = 4096;
+  // warp: any batch has enough rows of this size in flight: 24 a multiprocessor, by their
+  // registers.
+  static constexpr int64_t kShortRow = 4 << 10;
+  // warp: 13 rows a multiprocessor, by their shared memory. A group of warps would spend most
+  // instructions on its reduction (docs/kernels.md has the counts).
+  static constexpr int64_t kWarpRow = 16 << 10;
   // warp: 64 logits a lane; for more, a block has more loads in flight (reasoned).
   static constexpr int64_t kWarpClasses = 2048;
   // warp: 4 rows a block, fewer for small batches so that every multiprocessor gets some.
   static constexpr int64_t kWarpsPerBlock = 4;
+  // The samples for each multiprocessor that hide each other's latency. Below, a longer row takes a
+  // wide block of its own (reasoned).
+  static constexpr int64_t kManySamples = 4;
+  // block: slices up to this size are one round of 4 packs for 128 threads.
+  static constexpr int64_t kNarrowSlice = 8 << 10;
+  // block, many samples: up to this size 128 threads copy a slice with fewer instructions than 256;
+  // three blocks fit a multiprocessor. Above, two fit, and 256 threads are needed to issue.
+  static constexpr int64_t kMediumSlice = 64 << 10;
   // cluster: at least two blocks on a multiprocessor, so that one reads while the other writes.
   static constexpr int64_t kBlocksPerMultiprocessor = 2;
   // cluster, for few samples: a smaller slice is read in less time than the exchange takes
@@ -71,18 +70,26 @@ struct Limits {
   // The static shared memory of the largest kernel, and CUDA's own share of each block's.
   static constexpr int64_t kReservedShared = 4 << 10;
   // Registers a thread: the kernels' budgets, set by their launch bounds (group.h) and checked by
-  // tests/test_cuda_compile.py. warp: 16 rows of up to 4 KB on a multiprocessor, 64 KB of loads in
-  // flight. block: see kBlockSizes.
-  static constexpr int kWarpRegisters = 128;
+  // tests/test_cuda_compile.py.
+  static constexpr int kWarpRegisters = 80;
   static constexpr int kBlockRegisters = 80;
-  // The most groups of a launch. It bounds the buffer of partial totals.
+  static constexpr int kBlockRegisters16Bit = 128;
+  // What a warp issues for each byte that is moved, for rows from 784 elements on, and the bytes that
+  // a multiprocessor has requested at most: what an H100 can hide. tests/test_kernel_model.py holds
+  // them, by following the machine code. For 784 elements of 16 bits the goal is .22; a sample's
+  // scalars alone take .15.
+  static constexpr double kInstructionsPerByte = 0.15;
+  static constexpr double kInstructionsPerByte16Bit = 0.22;
+  static constexpr double kInstructionsPerByteShort16Bit = 0.29;
+  static constexpr int64_t kBytesInFlight = 48 << 10;
+  // The most blocks of a launch. It bounds the buffer of partial totals.
   static constexpr int64_t kGroups = 4096;
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline int64_t kept_bytes_of_slice(const SampleShape& shape, unsigned cluster) {
-  return ceil_div(shape.row_bytes / 16, cluster) * shape.pack_bytes;
+inline int64_t packs_of_slice(const SampleShape& shape, unsigned cluster) {
+  return ceil_div(shape.row_bytes / 16, cluster);
 }
 
 // Whether every block of a cluster gets at least one pack.
@@ -92,28 +99,23 @@ inline bool splits(const SampleShape& shape, unsigned cluster) {
 }
 
 inline bool fits(const SampleShape& shape, unsigned cluster, int64_t bytes) {
-  return shape.served_by(Variant::kBlock) &&
-         kept_bytes_of_slice(shape, cluster) + Limits::kReservedShared <= bytes;
+  return packs_of_slice(shape, cluster) * shape.pack_bytes + Limits::kReservedShared <= bytes;
 }
 
 inline int64_t work_bytes(const SampleShape& shape) { return shape.row_bytes + 4 * shape.classes; }
 
-inline unsigned threads_of_block(int64_t slice_bytes) {
-  for (const BlockSize& size : kBlockSizes) {
-    if (slice_bytes <= size.up_to_bytes) return size.threads;
-  }
-  return 0;
+inline bool many_samples(const DeviceTraits& device, const SampleShape& shape, unsigned cluster) {
+  return shape.batch * cluster >= Limits::kManySamples * device.multiprocessors;
 }
 
-// The smallest cluster that keeps the row on chip, enlarged while the batch leaves multiprocessors
-// idle. 0: the row does not fit.
-inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& shape,
-                               bool resident) {
+// The smallest cluster whose blocks keep the row on chip (or the largest, if none does), enlarged
+// while the batch leaves multiprocessors idle.
+inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& shape, bool keeps) {
   unsigned cluster = 1;
-  if (resident) {
-    const int64_t comfortable = device.shared_per_multiprocessor / Limits::kBlocksPerMultiprocessor;
-    while (cluster < device.max_cluster && !fits(shape, cluster, comfortable)) cluster *= 2;
-    if (!fits(shape, cluster, device.shared_per_block)) return 0;
+  const int64_t comfortable = device.shared_per_multiprocessor / Limits::kBlocksPerMultiprocessor;
+  while (keeps && 2 * cluster <= device.max_cluster && splits(shape, 2 * cluster) &&
+         !fits(shape, cluster, comfortable)) {
+    cluster *= 2;
   }
   while (2 * cluster <= device.max_cluster && splits(shape, 2 * cluster) &&
          shape.batch * 2 * cluster <= device.multiprocessors &&
@@ -123,18 +125,17 @@ inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& sh
   return cluster;
 }
 
-inline bool fits_warp(const SampleShape& shape) {
-  return shape.served_by(Variant::kWarp) && shape.row_bytes <= Limits::kWarpRowBytes;
+inline unsigned threads_of_block(const DeviceTraits& device, const SampleShape& shape,
+                                 unsigned cluster) {
+  const int64_t slice = work_bytes(shape) / cluster;
+  const bool narrow = slice <= Limits::kNarrowSlice ||
+                      (slice <= Limits::kMediumSlice && many_samples(device, shape, cluster));
+  return narrow ? 128 : 256;
 }
 
-// Sets the cluster size of a block or reread plan. False: the shape does not allow it.
-inline bool plan_cluster(const DeviceTraits& device, const SampleShape& shape, unsigned forced,
-                         Variant variant, Plan& plan) {
-  const bool resident = variant == Variant::kBlock;
-  plan.variant = variant;
-  plan.cluster_size = forced != 0 ? forced : choose_cluster(device, shape, resident);
-  if (!resident) return shape.served_by(variant);
-  return plan.cluster_size != 0 && fits(shape, plan.cluster_size, device.shared_per_block);
+inline bool fits_warp(const DeviceTraits& device, const SampleShape& shape) {
+  return shape.served_by(Variant::kWarp) && shape.row_bytes <= Limits::kWarpRow &&
+         fits(shape, 1, device.shared_per_block);
 }
 
 // False: the forced variant or cluster size cannot serve this shape.
@@ -142,55 +143,56 @@ inline bool choose_variant(const DeviceTraits& device, const SampleShape& shape,
                            const LaunchOptions& options, Plan& plan) {
   const unsigned forced = options.cluster_size;
   if (forced > 1 && (forced > device.max_cluster || !splits(shape, forced))) return false;
-  switch (options.variant) {
-    case Variant::kWarp:
-      plan.variant = Variant::kWarp;
-      return fits_warp(shape) && forced <= 1;
-    case Variant::kBlock:
-    case Variant::kReread:
-      return plan_cluster(device, shape, forced, options.variant, plan);
-    case Variant::kAuto:
-      break;
+  plan.variant = options.variant;
+  if (plan.variant == Variant::kAuto) {
+    const bool in_a_warp = forced <= 1 && fits_warp(device, shape) &&
+                           shape.classes <= Limits::kWarpClasses &&
+                           (shape.row_bytes <= Limits::kShortRow || many_samples(device, shape, 1));
+    plan.variant = in_a_warp                          ? Variant::kWarp
+                   : shape.served_by(Variant::kBlock) ? Variant::kBlock
+                                                      : Variant::kReread;
   }
-  if (forced <= 1 && fits_warp(shape) && shape.classes <= Limits::kWarpClasses) {
-    plan.variant = Variant::kWarp;
-    return true;
-  }
-  return plan_cluster(device, shape, forced, Variant::kBlock, plan) ||
-         plan_cluster(device, shape, forced, Variant::kReread, plan);
+  if (plan.variant == Variant::kWarp) return fits_warp(device, shape) && forced <= 1;
+  const bool keeps = plan.variant == Variant::kBlock;
+  plan.cluster_size = forced != 0 ? forced : choose_cluster(device, shape, keeps);
+  return shape.served_by(plan.variant);
 }
 
-// False: the forced variant or cluster size cannot serve this shape.
+// Everything but the number of blocks. False: the forced variant or cluster size cannot serve this
+// shape.
 inline bool make_plan(const DeviceTraits& device, const SampleShape& shape,
                       const LaunchOptions& options, Plan& plan) {
   plan = Plan();
   if (!choose_variant(device, shape, options, plan)) return false;
-  int64_t groups_of_block = 1;
+  int64_t room = device.shared_per_block - Limits::kReservedShared;
   if (plan.variant == Variant::kWarp) {
-    groups_of_block = std::clamp<int64_t>(ceil_div(shape.batch, device.multiprocessors), 1,
-                                          Limits::kWarpsPerBlock);
-    plan.threads = static_cast<unsigned>(32 * groups_of_block);
-  } else {
-    plan.threads = threads_of_block(work_bytes(shape) / plan.cluster_size);
-    if (plan.variant != Variant::kReread) {
-      plan.shared_bytes = static_cast<size_t>(kept_bytes_of_slice(shape, plan.cluster_size));
+    plan.groups_of_block = static_cast<unsigned>(std::clamp<int64_t>(
+        ceil_div(shape.batch, device.multiprocessors), 1, Limits::kWarpsPerBlock));
+    while (plan.groups_of_block > 1 &&
+           !fits(shape, 1, device.shared_per_block / plan.groups_of_block)) {
+      --plan.groups_of_block;
     }
+    plan.threads = 32 * plan.groups_of_block;
+    room /= plan.groups_of_block;
+  } else {
+    plan.threads = threads_of_block(device, shape, plan.cluster_size);
   }
-  // As many groups as can be resident. Each takes samples in turn, so the batch reduction has few
-  // partial totals to combine.
-  const int registers =
-      plan.variant == Variant::kWarp ? Limits::kWarpRegisters : Limits::kBlockRegisters;
-  const int64_t of_threads =
-      std::min<int64_t>(device.threads_per_multiprocessor, 65536 / registers) / plan.threads;
-  const int64_t of_shared = device.shared_per_multiprocessor /
-                            (static_cast<int64_t>(plan.shared_bytes) + Limits::kReservedShared);
-  const int64_t resident = std::max<int64_t>(1, std::min(of_threads, of_shared));
-  const int64_t wanted = ceil_div(shape.batch, groups_of_block);
-  const int64_t at_most = std::max<int64_t>(
-      1, device.multiprocessors * resident / static_cast<int64_t>(plan.cluster_size));
-  const int64_t groups = std::clamp<int64_t>(wanted, 1, std::min(at_most, Limits::kGroups));
-  plan.blocks = static_cast<unsigned>(groups) * plan.cluster_size;
+  if (plan.variant == Variant::kReread || shape.pack_bytes == 0) return true;
+  const int64_t slice = packs_of_slice(shape, plan.cluster_size);
+  const int64_t capacity = room / 16 * 16 / shape.pack_bytes / plan.threads * plan.threads;
+  const int64_t packs = std::min(slice, capacity);
+  plan.kept_packs = static_cast<int>(packs);
+  plan.kept_bytes = ceil_div(packs * shape.pack_bytes, 16) * 16;
+  plan.shared_bytes = static_cast<size_t>(plan.kept_bytes) * plan.groups_of_block;
   return true;
+}
+
+// As many blocks as can be resident: each group takes samples in turn, so the batch reduction has
+// few partial totals to combine. `resident`: the clusters that the device holds at a time.
+inline void set_blocks(const SampleShape& shape, int64_t resident, Plan& plan) {
+  const int64_t wanted = ceil_div(shape.batch, plan.groups_of_block);
+  const int64_t most = std::min(std::max<int64_t>(1, resident), Limits::kGroups);
+  plan.blocks = static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, most)) * plan.cluster_size;
 }
 
 }  // namespace margin::cuda

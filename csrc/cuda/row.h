@@ -60,6 +60,7 @@ template <typename Acc>
 class GeneralPath {
  public:
   static constexpr bool kPlain = false;
+  static constexpr bool kAligned = false;
 
   // Starts at `element`; step() goes `step` elements forward.
   MARGIN_DEVICE GeneralPath(const ChannelScale& channels, int64_t element, int step)
@@ -85,6 +86,13 @@ class GeneralPath {
   template <int count>
   MARGIN_DEVICE void scale(Acc (&x)[count]) const {
     if (factors_ == nullptr) return;
+    // The usual case: all elements of the pack belong to one channel.
+    if (within_ + count <= stride_) {
+      const Acc factor = factors_[channel_];
+#pragma unroll
+      for (int k = 0; k < count; ++k) x[k] *= factor;
+      return;
+    }
     int within = within_;
     int channel = channel_;
 #pragma unroll
@@ -111,6 +119,7 @@ class GeneralPath {
 // It needs half the code of the general one, and fewer registers.
 struct PlainPath {
   static constexpr bool kPlain = true;
+  static constexpr bool kAligned = true;
 
   MARGIN_DEVICE void step() {}
   template <typename Acc, int count>
@@ -125,11 +134,9 @@ struct RowOutput {
   struct Fetched {};
 
   T* first;  // the output's element that belongs to the slice's `first`
-  Format<T> format;
 
   template <typename Slice>
-  MARGIN_DEVICE RowOutput(T* row, const Slice& slice, Dtype dtype)
-      : first(row + slice.first_element), format(dtype) {}
+  MARGIN_DEVICE RowOutput(T* row, const Slice& slice) : first(row + slice.first_element) {}
 
   template <typename Path>
   MARGIN_DEVICE Fetched fetch(int64_t) const {
@@ -137,16 +144,17 @@ struct RowOutput {
   }
   template <typename Path>
   MARGIN_DEVICE void store_pack(int64_t i, const Acc (&x)[kPackSize<T>], Fetched) const {
-    const Pack<T> pack = format.pack(x);
-    if (Path::kPlain || is_aligned(first)) {
-      store_streaming(reinterpret_cast<uint4*>(first) + i, as_bits(pack));
+    if (Path::kAligned || is_aligned(first)) {
+      store_streaming(reinterpret_cast<uint4*>(first) + i, Format<T>::pack(x));
     } else {
 #pragma unroll
-      for (int k = 0; k < kPackSize<T>; ++k) first[i * kPackSize<T> + k] = pack.value[k];
+      for (int k = 0; k < kPackSize<T>; ++k) {
+        first[i * kPackSize<T> + k] = Format<T>::narrow(x[k]);
+      }
     }
   }
   MARGIN_DEVICE void store_element(int64_t offset, Acc x) const {
-    first[offset] = format.narrow(x);
+    first[offset] = Format<T>::narrow(x);
   }
 };
 
@@ -159,21 +167,23 @@ struct RowOutputOnBase {
   RowOutput<T> output;
   const T* first;
 
-  MARGIN_DEVICE RowOutputOnBase(T* row, const T* base, const RowSlice<T>& slice, Dtype dtype)
-      : output(row, slice, dtype), first(base == nullptr ? nullptr : base + slice.first_element) {}
+  MARGIN_DEVICE RowOutputOnBase(T* row, const T* base, const RowSlice<T>& slice)
+      : output(row, slice), first(base == nullptr ? nullptr : base + slice.first_element) {}
 
   // Separate from store_pack, so that the loads of several packs are in flight at a time.
   template <typename Path>
   MARGIN_DEVICE uint4 fetch(int64_t i) const {
     uint4 bits{0, 0, 0, 0};
     if (first == nullptr) return bits;
-    if (Path::kPlain || is_aligned(first)) {
+    if (Path::kAligned || is_aligned(first)) {
       bits = load_streaming(reinterpret_cast<const uint4*>(first) + i);
     } else {
-      Pack<T> pack;
+      struct {
+        T x[kPackSize<T>];
+      } pack;
 #pragma unroll
-      for (int k = 0; k < kPackSize<T>; ++k) pack.value[k] = first[i * kPackSize<T> + k];
-      bits = as_bits(pack);
+      for (int k = 0; k < kPackSize<T>; ++k) pack.x[k] = first[i * kPackSize<T> + k];
+      bits = bit_cast<uint4>(pack);
     }
     return bits;
   }
@@ -181,13 +191,13 @@ struct RowOutputOnBase {
   MARGIN_DEVICE void store_pack(int64_t i, const Acc (&x)[kPackSize<T>],
                                 const uint4& fetched) const {
     Acc sum[kPackSize<T>];
-    output.format.unpack(fetched, sum);
+    Format<T>::unpack(fetched, sum);
 #pragma unroll
     for (int k = 0; k < kPackSize<T>; ++k) sum[k] += x[k];
     output.template store_pack<Path>(i, sum, {});
   }
   MARGIN_DEVICE void store_element(int64_t offset, Acc x) const {
-    const Acc under = first == nullptr ? Acc(0) : output.format.widen(first[offset]);
+    const Acc under = first == nullptr ? Acc(0) : Format<T>::widen(first[offset]);
     output.store_element(offset, under + x);
   }
 };

@@ -7,8 +7,6 @@
 
 namespace margin::cuda {
 
-inline constexpr int kRegisterPacks = 8;  // the most of a row that a thread keeps in registers
-
 // The norm of a kernel's rows as a value, and core's formulas as functions of it. One kernel serves
 // all norms: compiling one for each would repeat everything but the loops over a row, and take
 // three times as long. The switch is uniform and is outside those loops.
@@ -48,9 +46,6 @@ struct ServedNorm {
 template <typename T>
 using SignBits = std::conditional_t<(kPackSize<T> > 4), uint16_t, uint8_t>;
 
-template <typename T, Kept how>
-using KeptPack = std::conditional_t<how == Kept::kSigns, SignBits<T>, uint4>;
-
 // The bytes of shared memory that one pack takes.
 template <typename T>
 constexpr int kept_bytes(Kept how) {
@@ -62,35 +57,38 @@ class RowPass {
  public:
   using Acc = AccOf<T>;
 
-  // `shared` has room for the slice's packs. A thread reads only what it wrote there itself, so no
-  // barrier is needed. `plain`: PlainPath will do. Rows in registers have no other path.
+  // `shared` has room for `capacity` packs of the slice: a multiple of the threads, or all of them.
+  // A thread reads only what it wrote there itself, so no barrier is needed. `plain`: PlainPath
+  // will do.
   MARGIN_DEVICE RowPass(const RowSlice<T>& slice, const GradientRows& rows, bool plain,
                         const ServedNorm<variant, use, Acc>& norm, unsigned thread,
-                        unsigned threads, unsigned char* shared)
+                        unsigned threads, unsigned char* shared, int capacity)
       : slice_(slice),
-        format_(rows.dtype),
         channels_(rows.channels),
-        plain_(plain || kInRegisters),
+        plain_(plain),
         norm_(norm),
         thread_(static_cast<int>(thread)),
         threads_(static_cast<int>(threads)),
-        shared_(shared) {}
+        shared_(shared),
+        kept_packs_(min(slice.packs, capacity)) {}
 
   // Under Kept::kLargest this pass writes too, unless nothing is to be `written`.
   template <typename Output>
   MARGIN_DEVICE NormState<Acc> read(const Output& output, bool written) {
-    NormState<Acc> state;
+    own_ = NormState<Acc>();
     norm_.apply([&](auto n) {
-      own_ = NormState<Acc>();
       if constexpr (kept(variant, use, n.value) == Kept::kLargest) position_ = thread_;
       if (plain_) {
-        read_packs<n.value>(output, written, PlainPath());
+        read_as<n.value>(output, written, PlainPath());
       } else {
-        read_packs<n.value>(output, written, path_from(thread_));
+        read_as<n.value>(output, written, path_from(thread_));
       }
-      state = own_;
-      if (thread_ < slice_.ends) norm_add<n.value>(state, end_element().x, norm_.q);
     });
+    NormState<Acc> state = own_;
+    if (thread_ < slice_.ends) {
+      const Acc x = end_element().x;
+      norm_.apply([&](auto n) { norm_add<n.value>(state, x, norm_.q); });
+    }
     return state;
   }
 
@@ -101,9 +99,9 @@ class RowPass {
       if constexpr (kept(variant, use, n.value) == Kept::kLargest) {
         write_maxima<n.value>(direction, output, path_from(position_));
       } else if (plain_) {
-        write_packs<n.value>(direction, output, PlainPath());
+        write_as<n.value>(direction, output, PlainPath());
       } else {
-        write_packs<n.value>(direction, output, path_from(thread_));
+        write_as<n.value>(direction, output, path_from(thread_));
       }
       if (thread_ < slice_.ends) {
         const End own = end_element();
@@ -114,6 +112,7 @@ class RowPass {
 
   template <typename Output>
   MARGIN_DEVICE void write_zeros(const Output& output) const {
+    wait_for_copies();
     if (thread_ < slice_.ends) output.store_element(slice_.offset_of_end(thread_), Acc(0));
     // Under Kept::kLargest read() wrote them.
     const int packs = kept(variant, use, norm_.norm) == Kept::kLargest ? 0 : slice_.packs;
@@ -123,22 +122,15 @@ class RowPass {
 
  private:
   static constexpr int kPack = kPackSize<T>;
-  static constexpr bool kInRegisters = variant == Variant::kWarp && use == RowUse::kReadWrite;
-  // The number of packs in flight at a time.
+  // The number of packs in flight at a time, where they go through registers.
   template <Norm norm, typename Path>
-  static constexpr int kUnroll = kInRegisters         ? kRegisterPacks
-                                 : takes_powers(norm) ? 1
-                                 : Path::kPlain       ? 4
-                                                      : 2;
+  static constexpr int kUnroll = takes_powers(norm) ? 1
+                                 : Path::kPlain     ? 4
+                                                    : 2;
 
   // A pack that is loaded under a condition gets this value first. Otherwise the compiler would
   // carry the former contents of up to 40 registers through the whole kernel.
   MARGIN_DEVICE static uint4 zero_pack() { return uint4{0, 0, 0, 0}; }
-
-  // A row that is read twice should stay in the cache between the passes.
-  MARGIN_DEVICE static uint4 load(const uint4* address) {
-    return variant == Variant::kReread ? load_reused(address) : load_streaming(address);
-  }
 
   template <typename Pack>
   MARGIN_DEVICE Pack* packs_in_shared() const {
@@ -151,12 +143,12 @@ class RowPass {
   }
 
   template <typename Path>
-  MARGIN_DEVICE void expand(const uint4& bits, const Path& path, Acc (&x)[kPack]) const {
-    format_.unpack(bits, x);
+  MARGIN_DEVICE static void expand(const uint4& bits, const Path& path, Acc (&x)[kPack]) {
+    Format<T>::unpack(bits, x);
     path.scale(x);
   }
   template <typename Path>
-  MARGIN_DEVICE void expand(const SignBits<T>& signs, const Path&, Acc (&x)[kPack]) const {
+  MARGIN_DEVICE static void expand(const SignBits<T>& signs, const Path&, Acc (&x)[kPack]) {
 #pragma unroll
     for (int k = 0; k < kPack; ++k) {
       x[k] = static_cast<Acc>((signs >> k & 1) - (signs >> (kPack + k) & 1));
@@ -182,7 +174,7 @@ class RowPass {
   MARGIN_DEVICE End end_element() const {
     const int64_t offset = slice_.offset_of_end(thread_);
     const Acc factor = channel_factor<Acc>(channels_, slice_.first_element + offset);
-    return {offset, factor, factor * format_.widen(slice_.first[offset])};
+    return {offset, factor, factor * Format<T>::widen(slice_.first[offset])};
   }
 
   template <typename Path, typename Output>
@@ -191,10 +183,16 @@ class RowPass {
     output.template store_pack<Path>(i, zeros, output.template fetch<Path>(i));
   }
 
+  template <Norm norm>
+  MARGIN_DEVICE void add_pack(const Acc (&x)[kPack]) {
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) norm_add<norm>(own_, x[k], norm_.q);
+  }
+
   template <Norm norm, typename Pack, typename Output, typename Path>
-  MARGIN_DEVICE void write_pack(const Direction<Acc>& direction, const Output& output, int64_t i,
-                                const Pack& pack, const typename Output::Fetched& fetched,
-                                const Path& path) const {
+  MARGIN_DEVICE static void write_pack(const Direction<Acc>& direction, const Output& output, int i,
+                                       const Pack& pack, const typename Output::Fetched& fetched,
+                                       const Path& path) {
     Acc x[kPack];
     expand(pack, path, x);
 #pragma unroll
@@ -203,82 +201,101 @@ class RowPass {
     output.template store_pack<Path>(i, x, fetched);
   }
 
-  template <Norm norm, typename Output, typename Path>
-  MARGIN_DEVICE void read_packs(const Output& output, bool written, Path path) {
-    constexpr Kept how = kept(variant, use, norm);
-    constexpr int kBatch = kUnroll<norm, Path>;
-    const int thread = opaque(thread_);
+  // The thread's packs from `begin` to `end`, kBatch at a time: load(i) for each, then use(i,
+  // pack). Packs past the end are zero, for which visit() is called too.
+  template <int kBatch, typename Pack, typename Path, typename Load, typename Use>
+  MARGIN_DEVICE void for_packs(int begin, int end, Path& path, const Load& load,
+                               const Use& visit) const {
     const int threads = opaque(threads_);
-    const uint4* source = slice_.first_pack();
-    const int packs = slice_.packs;
 #pragma unroll 1
-    for (int start = thread; start < packs; start += kBatch * threads) {
-      uint4 bits[kBatch];
+    for (int start = begin; start < end; start += kBatch * threads) {
+      Pack packs[kBatch];
 #pragma unroll
       for (int u = 0; u < kBatch; ++u) {
         const int i = start + u * threads;
-        bits[u] = zero_pack();
-        if (i < packs) bits[u] = load(source + i);
+        packs[u] = Pack{};
+        if (i < end) packs[u] = load(i);
       }
 #pragma unroll
       for (int u = 0; u < kBatch; ++u) {
-        const int i = start + u * threads;
-        Acc x[kPack];
-        expand(bits[u], path, x);
-        const Acc largest = own_.sum;
-        // Past the end of the row x is zero, which adds nothing to any norm.
-#pragma unroll
-        for (int k = 0; k < kPack; ++k) norm_add<norm>(own_, x[k], norm_.q);
+        visit(start + u * threads, packs[u]);
         path.step();
-        if constexpr (how == Kept::kRegisters) {
-          registers_[u] = bits[u];
-        } else if constexpr (how == Kept::kPacks) {
-          if (i < packs) packs_in_shared<uint4>()[i] = bits[u];
-        } else if constexpr (how == Kept::kSigns) {
-          if (i < packs) packs_in_shared<SignBits<T>>()[i] = signs_of(x);
-        } else if constexpr (how == Kept::kLargest) {
-          if (own_.sum != largest) position_ = i;
-          if (written && i < packs) write_zero_pack<Path>(output, i);
-        }
       }
     }
   }
 
   template <Norm norm, typename Output, typename Path>
-  MARGIN_DEVICE void write_packs(const Direction<Acc>& direction, const Output& output,
-                                 Path path) const {
+  MARGIN_DEVICE void read_as(const Output& output, bool written, Path path) {
     constexpr Kept how = kept(variant, use, norm);
     constexpr int kBatch = kUnroll<norm, Path>;
-    const int thread = opaque(thread_);
-    const int threads = opaque(threads_);
     const uint4* source = slice_.first_pack();
     const int packs = slice_.packs;
-#pragma unroll 1
-    for (int start = thread; start < packs; start += kBatch * threads) {
-      KeptPack<T, how> packs_kept[kBatch];
-      typename Output::Fetched fetched[kBatch];
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u) {
-        const int i = start + u * threads;
-        packs_kept[u] = KeptPack<T, how>{};
-        fetched[u] = typename Output::Fetched{};
-        if constexpr (how == Kept::kRegisters) packs_kept[u] = registers_[u];
-        if (i < packs) {
-          if constexpr (how == Kept::kNothing) {
-            packs_kept[u] = load_streaming(source + i);
-          } else if constexpr (how != Kept::kRegisters) {
-            packs_kept[u] = packs_in_shared<KeptPack<T, how>>()[i];
-          }
-          fetched[u] = output.template fetch<Path>(i);
-        }
+    int begin = opaque(thread_);
+    if constexpr (how == Kept::kPacks) {
+      // All copies are in flight at once, and no register waits for them.
+      const int threads = opaque(threads_);
+#pragma unroll 4
+      for (int i = begin; i < kept_packs_; i += threads) {
+        copy_async(packs_in_shared<uint4>() + i, source + i);
       }
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u) {
-        const int i = start + u * threads;
-        if (i < packs) write_pack<norm>(direction, output, i, packs_kept[u], fetched[u], path);
-        path.step();
-      }
+      wait_for_copies();
+      for_packs<kBatch, uint4>(
+          begin, kept_packs_, path, [&](int i) { return packs_in_shared<uint4>()[i]; },
+          [&](int, const uint4& bits) {
+            Acc x[kPack];
+            expand(bits, path, x);
+            add_pack<norm>(x);
+          });
+      begin += kept_packs_;
     }
+    // A row that is read twice should stay in the cache between the passes.
+    const auto load = [&](int i) {
+      return how == Kept::kPacks || variant == Variant::kReread ? load_reused(source + i)
+                                                                : load_streaming(source + i);
+    };
+    for_packs<kBatch, uint4>(begin, packs, path, load, [&](int i, const uint4& bits) {
+      Acc x[kPack];
+      expand(bits, path, x);
+      const Acc largest = own_.sum;
+      add_pack<norm>(x);
+      if constexpr (how == Kept::kSigns) {
+        if (i < kept_packs_) packs_in_shared<SignBits<T>>()[i] = signs_of(x);
+      } else if constexpr (how == Kept::kLargest) {
+        if (own_.sum != largest) position_ = i;
+        if (written && i < packs) write_zero_pack<Path>(output, i);
+      }
+    });
+  }
+
+  template <Norm norm, typename Output, typename Path>
+  MARGIN_DEVICE void write_as(const Direction<Acc>& direction, const Output& output, Path path) {
+    constexpr Kept how = kept(variant, use, norm);
+    constexpr int kBatch = kUnroll<norm, Path>;
+    const uint4* source = slice_.first_pack();
+    const int packs = slice_.packs;
+    int begin = opaque(thread_);
+    if constexpr (how == Kept::kPacks || how == Kept::kSigns) {
+      using Pack = std::conditional_t<how == Kept::kSigns, SignBits<T>, uint4>;
+      write_packs<norm, kBatch, Pack>(direction, output, path, begin, kept_packs_,
+                                      [&](int i) { return packs_in_shared<Pack>()[i]; });
+      begin += kept_packs_;
+    }
+    write_packs<norm, kBatch, uint4>(direction, output, path, begin, packs,
+                                     [&](int i) { return load_streaming(source + i); });
+  }
+
+  template <Norm norm, int kBatch, typename Pack, typename Output, typename Path, typename Load>
+  MARGIN_DEVICE void write_packs(const Direction<Acc>& direction, const Output& output, Path& path,
+                                 int begin, int end, const Load& load) const {
+    struct Both {
+      Pack pack;
+      typename Output::Fetched fetched;
+    };
+    for_packs<kBatch, Both>(
+        begin, end, path, [&](int i) { return Both{load(i), output.template fetch<Path>(i)}; },
+        [&](int i, const Both& both) {
+          if (i < end) write_pack<norm>(direction, output, i, both.pack, both.fetched, path);
+        });
   }
 
   // All other elements are zero already. A thread that saw the row's maximum more than once looks
@@ -286,7 +303,7 @@ class RowPass {
   template <Norm norm, typename Output, typename Path>
   MARGIN_DEVICE void write_maxima(const Direction<Acc>& direction, const Output& output,
                                   Path path) const {
-    if (!(own_.sum == direction.norm) || direction.coefficient == 0) return;
+    if (!(own_.sum == direction.unit) || direction.coefficient == 0) return;
     for (int i = position_; i < slice_.packs; i += threads_) {
       const uint4 bits = load_streaming(slice_.first_pack() + i);
       write_pack<norm>(direction, output, i, bits, output.template fetch<Path>(i), path);
@@ -296,7 +313,6 @@ class RowPass {
   }
 
   RowSlice<T> slice_;
-  Format<T> format_;
   const ChannelScale& channels_;
   bool plain_;
   ServedNorm<variant, use, Acc> norm_;
@@ -305,7 +321,7 @@ class RowPass {
   NormState<Acc> own_;  // of the thread's packs, without head and tail
   int position_;        // under Kept::kLargest: the pack with the thread's largest element
   unsigned char* shared_;
-  uint4 registers_[kInRegisters ? kRegisterPacks : 1];
+  int kept_packs_;
 };
 
 }  // namespace margin::cuda

@@ -16,7 +16,7 @@ MARGIN_DEVICE void scale_array(const ScaleArguments::Block& block, AccOf<T> fact
   constexpr int kPack = kPackSize<T>;
   T* const data = static_cast<T*>(block.data);
   const RowSlice<T, int64_t> row(data, block.size, 0, 1);
-  const RowOutput<T> output(data, row, block.dtype);
+  const RowOutput<T> output(data, row);
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t start = thread; start < row.packs; start += kScaleUnroll * threads) {
@@ -32,7 +32,7 @@ MARGIN_DEVICE void scale_array(const ScaleArguments::Block& block, AccOf<T> fact
       const int64_t i = start + u * threads;
       if (i >= row.packs) break;
       Acc x[kPack];
-      output.format.unpack(bits[u], x);
+      Format<T>::unpack(bits[u], x);
 #pragma unroll
       for (int k = 0; k < kPack; ++k) x[k] *= factor;
       output.template store_pack<PlainPath>(i, x, {});
@@ -40,7 +40,7 @@ MARGIN_DEVICE void scale_array(const ScaleArguments::Block& block, AccOf<T> fact
   }
   if (thread < row.ends) {
     const int64_t offset = row.offset_of_end(static_cast<int>(thread));
-    output.store_element(offset, output.format.widen(row.first[offset]) * factor);
+    output.store_element(offset, Format<T>::widen(row.first[offset]) * factor);
   }
 }
 
@@ -58,8 +58,10 @@ __global__ void __launch_bounds__(kScaleThreads)
       scale_array<double>(block, factor);
     } else if (block.dtype == Dtype::kFloat32) {
       scale_array<float>(block, factor);
+    } else if (block.dtype == Dtype::kBFloat16) {
+      scale_array<BFloat16>(block, factor);
     } else {
-      scale_array<SixteenBit>(block, factor);
+      scale_array<Float16>(block, factor);
     }
   }
 }

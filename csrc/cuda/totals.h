@@ -85,10 +85,10 @@ MARGIN_DEVICE_CALL void finish_totals(Raw<BatchTotals>* entries, unsigned count,
     output.partials[blockIdx.x / ranks] = of_block;
     __threadfence();  // the totals are visible before the ticket is taken
     is_last[0] = atomicInc(&tickets[output.ticket], blocks - 1) == blocks - 1;
+    __threadfence();  // and those of the other blocks are visible after it
   }
   __syncthreads();
   if (is_last[0] == 0) return;
-  __threadfence();  // and those of the other blocks are visible after it
 
   const CombineTotals combine;
   BatchTotals totals;
@@ -109,20 +109,20 @@ class BlockTotals {
  public:
   template <typename Group>
   MARGIN_DEVICE static void start(const Group& group) {
-    if (group.thread() == 0) entries()[group.lead()].get() = BatchTotals();
+    if (group.thread() == 0) entries()[group.number()].get() = BatchTotals();
   }
 
   template <typename Group, typename Acc>
   MARGIN_DEVICE static void add(const Group& group, const SampleLoss<Acc>& sample, Acc norm,
                                 Acc weight, bool is_correct) {
-    entries()[group.lead()].get().add(sample, norm, weight, is_correct);
+    entries()[group.number()].get().add(sample, norm, weight, is_correct);
   }
 
   // All threads of the block must call it. Only the first block of a cluster takes part.
   template <typename Group, typename Acc>
   MARGIN_DEVICE static void finish(const Group& group, const TotalsOutput<Acc>& output) {
     if (group.rank() != 0) return;
-    finish_totals(entries(), group.leads(), group.ranks(), output);
+    finish_totals(entries(), group.groups(), group.ranks(), output);
   }
 
  private:

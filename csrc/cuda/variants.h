@@ -11,9 +11,9 @@ namespace margin::cuda {
 
 enum class Variant : int32_t {
   kAuto = -1,  // not a variant: the policy chooses
-  kWarp = 0,   // one warp a row, which its registers keep
-  kBlock = 1,  // one block a row, or a cluster of blocks, whose shared memory keeps the row
-  kReread = 2  // one block or cluster a row of any size; nothing is kept, the row is read twice
+  kWarp = 0,   // one warp a row, which is kept in shared memory
+  kBlock = 1,  // one block a row, or a cluster of blocks; kept in shared memory as far as it fits
+  kReread = 2  // one block a row, or a cluster of blocks; nothing is kept, the row is read twice
 };
 inline constexpr int kVariantCount = 3;
 
@@ -46,12 +46,11 @@ enum class RowUse {
 
 // What is kept of a row between its two passes.
 enum class Kept {
-  kUnserved,   // no kernel of this variant serves the norm
-  kNothing,    // nothing: the row is read again, or there is no second pass
-  kRegisters,  // its packs, in registers, at most kRegisterPacks a thread
-  kPacks,      // its packs, in shared memory
-  kSigns,      // two bits an element, in shared memory
-  kLargest,    // where each thread saw its largest element; the first pass writes zeros
+  kUnserved,  // no kernel of this variant serves the norm
+  kNothing,   // nothing: the row is read again, or there is no second pass
+  kPacks,     // its packs, in shared memory; those beyond its capacity are read again
+  kSigns,     // two bits an element, likewise
+  kLargest,   // where each thread saw its largest element; the first pass writes zeros
 };
 
 MARGIN_HD constexpr Kept kept(Variant variant, RowUse use, Norm norm) {
@@ -61,9 +60,8 @@ MARGIN_HD constexpr Kept kept(Variant variant, RowUse use, Norm norm) {
     case Variant::kAuto:
       return Kept::kUnserved;
     case Variant::kWarp:
-      // Powers take longer than a second read of the row, so keeping it would gain nothing.
-      return takes_powers(norm) ? Kept::kUnserved : Kept::kRegisters;
     case Variant::kBlock:
+      // Powers take longer than a second read of the row, so keeping it would gain nothing.
       if (takes_powers(norm)) return Kept::kUnserved;
       switch (direction_needs(norm)) {
         case DirectionNeeds::kElements:
@@ -75,8 +73,7 @@ MARGIN_HD constexpr Kept kept(Variant variant, RowUse use, Norm norm) {
       }
       return Kept::kUnserved;
     case Variant::kReread:
-      // The block variant keeps nothing of such a row, whatever its size.
-      return direction_needs(norm) == DirectionNeeds::kLargest ? Kept::kUnserved : Kept::kNothing;
+      return takes_powers(norm) ? Kept::kNothing : Kept::kUnserved;
   }
   return Kept::kUnserved;
 }

@@ -26,6 +26,16 @@ inline ScalarType accumulation_dtype(const Tensor& tensor) {
   return is_double(tensor) ? ScalarType::Double : ScalarType::Float;
 }
 
+// The floor of the norm, and its inverse, must be normal numbers of the type that they are used in.
+inline double checked_eps(double eps, ScalarType type) {
+  const bool wide = type == ScalarType::Double;
+  const double least = wide ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+  const double most = wide ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+  check(eps >= least && eps <= most, "eps must lie in ", least, "..", most, " for ",
+        type_name(type), ", got ", eps);
+  return eps;
+}
+
 // Logits whose last dimension is contiguous. The tensors own the memory that `rows` points to.
 struct LogitInput {
   Tensor logits;
@@ -137,7 +147,7 @@ inline LossInput loss_input(const Tensor& logits, const Tensor& target, const Ma
   check(settings.label_smoothing >= 0 && settings.label_smoothing <= 1,
         "label_smoothing must lie in 0..1, got ", settings.label_smoothing);
   arguments.norm = norm_options(settings.q);
-  arguments.eps = settings.eps;
+  arguments.eps = grad.has_value() ? checked_eps(settings.eps, input.type) : settings.eps;
   arguments.mu = settings.mu;
   arguments.regularizer = static_cast<RegularizerKind>(settings.regularizer);
   arguments.lo = settings.lo;

@@ -32,6 +32,22 @@ bool is_missing_code(cudaError_t error) {
     message << "the CUDA library was built for the architectures " << MARGIN_CUDA_ARCHITECTURES
             << ", and this GPU has compute capability " << major << "." << minor
             << ". Build it again with TORCH_CUDA_ARCH_LIST=" << major << "." << minor << ".";
+  } else if (error == cudaErrorInsufficientDriver) {
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    message
+        << "the CUDA library was built with CUDA " << CUDART_VERSION / 1000 << "."
+        << CUDART_VERSION % 1000 / 10 << ", and this machine's driver supports CUDA "
+        << driver / 1000 << "." << driver % 1000 / 10
+        << ". Build it with the nvcc of torch's CUDA version (torch.version.cuda), or update the "
+           "driver.";
+  } else if (report.kernel[0] == '\0') {
+    message
+        << "nothing was launched: " << cudaGetErrorName(error) << ": " << cudaGetErrorString(error)
+        << (error == cudaErrorInvalidValue
+                ? ""
+                : ". An earlier operation on this device may have failed; CUDA_LAUNCH_BLOCKING=1 "
+                  "shows which.");
   } else {
     message << "kernel " << report.kernel << " (variant " << cuda::name_of(report.variant) << ", "
             << report.blocks << " blocks of " << report.threads << " threads in clusters of "

@@ -114,7 +114,8 @@ def _radius(
 ) -> Tensor:
     classes = logits.shape[1]
     # [1, C - 1, C]: rows e_label - e_k.
-    others = torch.arange(classes, device=x.device)[torch.arange(classes) != int(label)]
+    every = torch.arange(classes, device=x.device)
+    others = every[every != int(label)]
     spec = -torch.eye(classes, dtype=x.dtype, device=x.device)[others]
     spec[:, int(label)] += 1
     gaps = (spec @ logits[0]).clamp_min(0)
@@ -180,7 +181,8 @@ class _Relaxation:
             for start in range(0, units, self.rows):
                 count = min(self.rows, units - start)
                 rows = torch.zeros(count, units, dtype=x.dtype, device=x.device)
-                rows[torch.arange(count), torch.arange(start, start + count)] = 1
+                index = torch.arange(count, device=x.device)
+                rows[index, start + index] = 1
                 low.append(self._backward(rows, depth, bounds, shapes, x, eps))
                 high.append(-self._backward(-rows, depth, bounds, shapes, x, eps))
             bounds.append((torch.cat(low), torch.cat(high)))

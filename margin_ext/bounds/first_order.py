@@ -92,6 +92,9 @@ def first_order_margins(
         norm_bound: For each threat model an upper bound on the dual norm of every gap's gradient
             (a global Lipschitz constant). Since the gaps grow with the rank, the passes end where
             gap / bound exceeds the margins found; the answer is the same.
+
+    Raises:
+        ValueError: Labels or logits do not fit, or a gradient's norm exceeds its bound.
     """
     inputs = inputs.detach().requires_grad_()
     logits = checked_logits(model, inputs)
@@ -116,7 +119,8 @@ def first_order_margins(
         gap = gaps[:, rank].detach()
         if norm_bound is not None and rank > 0:
             bound = best.new_tensor(list(norm_bound)).unsqueeze(1)
-            if bool((gap / bound >= best).all()):
+            # Below 0 a smaller gradient means a lower margin, of which the bound says nothing.
+            if bool(((gap >= 0) & (gap / bound >= best)).all()):
                 break
         (grad,) = torch.autograd.grad(gaps[:, rank].sum(), inputs, retain_graph=rank + 1 < ranks)
         passes += 1
@@ -124,6 +128,8 @@ def first_order_margins(
             found = first_order_margin(
                 gap, grad, p=threat.p, eps=NORM_FLOOR, input_std=threat.input_std
             )
+            if norm_bound is not None:
+                _require_bound(found.norm, norm_bound[row], threat)
             margin = torch.where(found.norm > 0, found.margin, gap.sign() * torch.inf)
             # A gap of 0 lies on the boundary, with or without a gradient.
             margin = torch.where(gap == 0, 0.0, margin).to(best.dtype)
@@ -134,3 +140,13 @@ def first_order_margins(
     return FirstOrderMargins(
         logits.detach(), gaps[:, 0].detach(), order[:, 0], best, nearest, best_norm, passes
     )
+
+
+def _require_bound(norm: Tensor, bound: float, threat: ThreatModel) -> None:
+    largest = float(norm.max()) if norm.numel() else 0.0
+    # Roundings of the gradient are no contradiction.
+    if largest > bound * (1 + 1e-3):
+        raise ValueError(
+            f"norm_bound is {bound:g} for {threat.name}, and a gradient of norm {largest:g} was "
+            "found: it bounds nothing, so margins would come out wrong"
+        )

@@ -1,9 +1,10 @@
 """How far the nearest adversarial example that a search finds lies: an upper bound on the margin.
 
 The radius around each sample shrinks while the point on it is adversarial and grows while it is
-not, as in DDN (Rony et al., arXiv 1811.09600) and FMN (Pintor et al., arXiv 2102.12827); here the
-search lowers the logit gap, starts at the first-order distance, and ends with a bisection of the
-line from the sample to the best point.
+not, as in DDN (Rony et al., arXiv 1811.09600) and FMN (Pintor et al., arXiv 2102.12827). Here the
+search lowers the logit gap and starts at the first-order distance. Searches from random points and
+toward single classes follow; they start at the radius, and those toward classes at the point, that
+the earlier ones found. A bisection of the line from the sample to the best point ends it.
 """
 
 from __future__ import annotations
@@ -25,50 +26,61 @@ from margin_ext.threat import ThreatModel, require_attackable
 
 __all__ = ["MinimumDistance"]
 
+# Of the radius: by how much it changes in the first step of a search, and the last step's part.
+_CHANGE = 0.1
+_LAST = 0.01
+# The first step in units of the radius.
+_STEP = 2.0
+
 
 @register_bound
 @dataclass(frozen=True, kw_only=True)
 class MinimumDistance:
-    """The distance of the nearest adversarial example that a gradient search finds.
+    """The distance of the nearest adversarial example that gradient searches find.
 
-    The search is deterministic, and a sample's result does not depend on its batch (up to
-    rounding). A found point has a logit gap of at most 0.
+    A found point has a logit gap of at most 0. A sample's result depends on its index and the
+    seed, not on its batch (up to rounding), and not on the units of inputs and logits.
 
     Attributes:
-        steps: Gradient steps of each search.
-        targets: Searches toward single classes, those with the smallest first-order margins, in
-            addition to the one that follows the runner-up of the moment. The runner-up is often
-            not the nearest class, even for a linear model.
-        radius_change: By which fraction the radius first changes in a step; falls to a hundredth.
-        step: Length of the first step relative to the radius; falls to a hundredth.
+        steps: Gradient steps of the search from the sample and of those from random points.
+        restarts: Searches from random points of the ball whose radius was found so far.
+        targets: Searches toward single classes, those with the smallest first-order margins; each
+            takes half of the steps. The runner-up, which the other searches follow, is often not
+            the nearest class, even for a linear model.
         bisections: Forward passes that shorten the best point found.
         in_range: Keep adversarial examples in the data range, where the threat model has one.
+        seed: Of the random points.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
         >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
         >>> x, label = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
-        >>> found = MinimumDistance(steps=50)(model, x, label, threat=ThreatModel(p=2))
+        >>> found = MinimumDistance()(model, x, label, threat=ThreatModel(p=2))
         >>> round(float(found.distance), 3)  # (3 - 1) / sqrt(2)
         1.414
     """
 
-    steps: int = 100
-    targets: int = 1
-    radius_change: float = 0.1
-    step: float = 1.0
+    steps: int = 60
+    restarts: int = 1
+    targets: int = 2
     bisections: int = 16
     in_range: bool = True
+    seed: int = 0
 
     name: ClassVar[str] = "minimum_distance"
     title: ClassVar[str] = "minimum distance (upper bound)"
     kind: ClassVar[BoundKind] = "upper"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.bisections < 0 or self.targets < 0:
-            raise ValueError("steps must be at least 1, targets and bisections not negative")
-        if not 0 < self.radius_change < 1 or not self.step > 0:
-            raise ValueError("radius_change must lie in (0, 1) and step be positive")
+        if self.steps < 2 or min(self.bisections, self.targets, self.restarts) < 0:
+            raise ValueError(
+                "steps must be at least 2, restarts, targets and bisections not negative"
+            )
+
+    @classmethod
+    def thorough(cls, seed: int = 0) -> MinimumDistance:
+        """Four times the default's time: longer searches, toward nine classes."""
+        return cls(steps=100, restarts=3, targets=9, seed=seed)
 
     def check(self, threat: ThreatModel) -> None:
         """Raise ValueError where the search does not exist for this norm."""
@@ -94,31 +106,60 @@ class MinimumDistance:
             inputs: [B, ...].
             label: [B].
             threat: The norm and the data range.
-            indices: Not used: nothing is random.
+            indices: Of the samples in the whole data [B]; None: 0 to B - 1.
 
         Returns:
             Distances [B]: 0 where the sample itself is misclassified, infinite where nothing was
             found. Points [B, ...]: the sample where nothing was found.
         """
+        return self.search(model, inputs, label, threat=threat, indices=indices)
+
+    def search(
+        self,
+        model: Model,
+        inputs: Tensor,
+        label: Tensor,
+        *,
+        threat: ThreatModel,
+        indices: Sequence[int] | None = None,
+        enough: float = 0.0,
+        largest: float = math.inf,
+    ) -> BoundResult:
+        """As a call; a sample is left alone as soon as a point within ``enough`` is found.
+
+        Args:
+            model: In eval mode.
+            inputs: [B, ...].
+            label: [B].
+            threat: The norm and the data range.
+            indices: Of the samples in the whole data [B]; None: 0 to B - 1.
+            enough: A distance below which it does not matter how near the point is.
+            largest: A distance beyond which points do not matter: random starts lie within.
+        """
         self.check(threat)
-        search = _Search(model, threat if self.in_range else threat.without_range(), self)
-        found = search.run(inputs.detach(), label, None)
-        if self.targets:
+        numbers = list(range(inputs.shape[0]) if indices is None else indices)
+        search = _Search(
+            model, threat if self.in_range else threat.without_range(), inputs, label, enough
+        )
+        search.run(self.steps)
+        for restart in range(self.restarts):
+            radius = search.distance.clamp_max(largest)
+            left = search.unfinished(radius)
+            if left.numel():
+                start = inputs.detach().clone()
+                start[left] = search.threat.random_point(
+                    inputs[left].detach(),
+                    radius[left],
+                    seed=self.seed,
+                    stream=f"{self.name}{restart}",
+                    indices=[numbers[i] for i in left.tolist()],
+                )
+                search.run(self.steps, start=start, radius=radius)
+        if self.targets and search.unfinished().numel():
             for target in _nearest_classes(model, inputs, label, threat, self.targets):
-                found = nearer_of(found, search.run(inputs.detach(), label, target))
-        return found
-
-
-def nearer_of(one: BoundResult, other: BoundResult) -> BoundResult:
-    """The nearer point of two results, sample by sample."""
-    if one.point is None or other.point is None:
-        raise ValueError("only results with points can be joined")
-    nearer = other.distance < one.distance
-    rows = nearer.reshape(-1, *[1] * (one.point.dim() - 1))
-    return BoundResult(
-        torch.where(nearer, other.distance, one.distance),
-        torch.where(rows, other.point, one.point),
-    )
+                search.run(self.steps // 2, target=target, start=search.point)
+        search.shorten(self.bisections)
+        return BoundResult(search.distance, search.point)
 
 
 def _nearest_classes(
@@ -133,82 +174,129 @@ def _nearest_classes(
     for rank in range(ranks):
         gap = logit_gap(logits, label, nearest=order[:, rank]).gap
         (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=rank + 1 < ranks)
-        norm = threat.dual_norm(grad)
-        margins.append(gap.detach() / norm.clamp_min(torch.finfo(norm.dtype).tiny))
-    nearest = torch.stack(margins, dim=1).argsort(dim=1, stable=True)
+        margins.append(gap.detach() / threat.dual_norm(grad))
+    # 0 / 0 where the gap and its gradient vanish.
+    nearest = torch.stack(margins, dim=1).nan_to_num(math.inf).argsort(dim=1, stable=True)
     return [order.gather(1, nearest[:, i : i + 1]).squeeze(1) for i in range(min(count, ranks))]
 
 
-@dataclass(frozen=True)
 class _Search:
-    model: Model
-    threat: ThreatModel
-    settings: MinimumDistance
+    """The best points of B samples so far, and searches that improve them.
 
-    def run(self, center: Tensor, label: Tensor, target: Tensor | None) -> BoundResult:
-        """One search, toward one class [B] or after the runner-up of the moment."""
-        settings = self.settings
-        threat = self.threat
-        bounds = threat.bounds(center)
-        x = center
-        wide = torch.promote_types(center.dtype, torch.float32)
-        best = torch.full(label.shape, math.inf, dtype=wide, device=center.device)
-        best_point = center.clone()
-        radius = torch.zeros_like(best)
-        for step in range(settings.steps):
-            decay = 0.01 + 0.99 * (1 + math.cos(math.pi * step / settings.steps)) / 2
-            gap, chosen, grad = self._gaps(x, label, target)
-            distance = threat.distance(x, center)
+    Attributes:
+        distance: Of the best points [B]; infinite where there is none.
+        point: The best points [B, ...]; the sample where there is none.
+    """
+
+    def __init__(
+        self, model: Model, threat: ThreatModel, inputs: Tensor, label: Tensor, enough: float
+    ) -> None:
+        self.model = model
+        self.threat = threat
+        self.center = inputs.detach()
+        self.label = label
+        self.enough = enough
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        self.distance = torch.full(label.shape, math.inf, dtype=wide, device=inputs.device)
+        self.point = self.center.clone()
+        self.reach = threat.reach(self.center).to(wide)
+
+    def unfinished(self, radius: Tensor | None = None) -> Tensor:
+        """Indices of the samples that are still searched, of those with a finite radius [B]."""
+        left = ~(self.distance <= self.enough)
+        if radius is not None:
+            left &= torch.isfinite(radius)
+        return left.nonzero().squeeze(1)
+
+    def run(
+        self,
+        steps: int,
+        *,
+        target: Tensor | None = None,
+        start: Tensor | None = None,
+        radius: Tensor | None = None,
+    ) -> None:
+        """One search: after the runner-up of the moment, or toward one class [B].
+
+        Args:
+            steps: Gradient steps.
+            target: The class.
+            start: Where to start [B, ...]; None: at the samples.
+            radius: Of the ball in which to start [B]; samples with an infinite one are left out.
+                None: the distance found so far, or the first-order distance.
+        """
+        active = self.unfinished(radius)
+        x = (self.center if start is None else start)[active]
+        # Nothing found yet in this search: the radius follows the tangent.
+        found = torch.zeros_like(active, dtype=torch.bool)
+        within = self.distance if radius is None else torch.minimum(radius, self.distance)
+        within = within[active]
+        within = torch.where(torch.isfinite(within), within, 0.0)
+        for step in range(steps):
+            if not active.numel():
+                return
+            decay = _LAST + (1 - _LAST) * (1 + math.cos(math.pi * step / steps)) / 2
+            gap, chosen, grad = self._gaps(x, active, target)
+            distance = self.threat.distance(x, self.center[active])
             adversarial = gap <= 0
-            nearer = adversarial & (distance < best)
-            best = torch.where(nearer, distance.to(best.dtype), best)
-            best_point[nearer] = x[nearer]
-            if bounds is not None:
-                # Directions that lead out of the range from its faces are of no use.
-                low, high = bounds
-                grad = grad.masked_fill(((x <= low) & (grad < 0)) | ((x >= high) & (grad > 0)), 0.0)
-            norm = threat.dual_norm(grad)
-            to_boundary = chosen / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-            change = settings.radius_change * decay
+            self._keep(active, x, distance, adversarial)
+            found |= adversarial
+            left = ~(self.distance[active] <= self.enough)
+            if not bool(left.all()):
+                active, x, found, within = active[left], x[left], found[left], within[left]
+                chosen, grad, distance = chosen[left], grad[left], distance[left]
+                adversarial = adversarial[left]
+            center, best = self.center[active], self.distance[active]
+            grad = self.threat.inward(grad, x)
+            change = _CHANGE * decay
             # Until something is found the tangent tells how far to go, and at least a tenth
             # farther, since the range may hold the point back.
-            onward = torch.maximum(distance + 1.02 * to_boundary.clamp(0, 1e6), 1.1 * radius)
-            radius = torch.where(
-                adversarial,
-                torch.minimum(radius, best) * (1 - change),
-                torch.where(torch.isinf(best), onward.clamp_max(1e6), radius * (1 + change)),
-            )
-            length = settings.step * decay * radius
-            x = threat.project(threat.step(grad, length, x), center, radius)
-        return _shorten(self.model, center, label, best, best_point, settings.bisections)
+            tangent = (chosen / self.threat.dual_norm(grad)).nan_to_num(0.0, posinf=math.inf)
+            onward = torch.maximum(distance + 1.02 * tangent.clamp_min(0), 1.1 * within)
+            within = torch.where(found, within * (1 + change), onward)
+            within = torch.where(adversarial, torch.minimum(within, best) * (1 - change), within)
+            within = torch.minimum(within, best * (1 - change / 2))
+            within = torch.minimum(within, self.reach[active])
+            moved = self.threat.search_step(grad, _STEP * decay * within, x, decay)
+            x = self.threat.project(moved, center, within)
+
+    def _keep(self, active: Tensor, x: Tensor, distance: Tensor, adversarial: Tensor) -> None:
+        """Take over the adversarial points that are nearer than the best so far."""
+        nearer = adversarial & (distance < self.distance[active])
+        chosen = active[nearer]
+        self.distance[chosen] = distance[nearer].to(self.distance.dtype)
+        self.point[chosen] = x[nearer]
 
     def _gaps(
-        self, x: Tensor, label: Tensor, target: Tensor | None
+        self, x: Tensor, active: Tensor, target: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gap to the runner-up, gap to the target, and the gradient that lowers the latter."""
+        label = self.label[active]
         x = x.detach().requires_grad_()
         logits = checked_logits(self.model, x)
-        chosen = logit_gap(logits, label, nearest=target).gap
+        critical = None if target is None else target[active]
+        chosen = logit_gap(logits, label, nearest=critical).gap
         require_graph(chosen)
         (grad,) = torch.autograd.grad(-chosen.sum(), x)
         gap = chosen if target is None else logit_gap(logits.detach(), label).gap
         return gap.detach(), chosen.detach(), grad
 
-
-def _shorten(
-    model: Model, center: Tensor, label: Tensor, best: Tensor, point: Tensor, bisections: int
-) -> BoundResult:
-    """Bisect the line from the sample to the point for the end of its adversarial part."""
-    shape = (-1, *[1] * (center.dim() - 1))
-    low, high = torch.zeros_like(best), torch.ones_like(best)
-    offset = point - center
-    with torch.no_grad():
-        for _ in range(bisections):
-            middle = (low + high) / 2
-            x = center + offset * middle.reshape(shape).to(offset.dtype)
-            gap = logit_gap(checked_logits(model, x), label).gap
-            high = torch.where(gap <= 0, middle, high)
-            low = torch.where(gap <= 0, low, middle)
-    fraction = torch.where(torch.isfinite(best) & (best > 0), high, torch.ones_like(high))
-    shortened = center + offset * fraction.reshape(shape).to(offset.dtype)
-    return BoundResult(best * fraction, shortened)
+    def shorten(self, bisections: int) -> None:
+        """Bisect the line from each sample to its point for the end of the adversarial part."""
+        active = (torch.isfinite(self.distance) & (self.distance > self.enough)).nonzero()
+        active = active.squeeze(1)
+        if not active.numel():
+            return
+        center, label = self.center[active], self.label[active]
+        offset = self.point[active] - center
+        low = torch.zeros_like(self.distance[active], dtype=offset.dtype)
+        high = torch.ones_like(low)
+        with torch.no_grad():
+            for _ in range(bisections):
+                middle = (low + high) / 2
+                x = center + offset * middle.reshape(-1, *[1] * (offset.dim() - 1))
+                x = self.threat.clamp(x)
+                adversarial = logit_gap(checked_logits(self.model, x), label).gap <= 0
+                self._keep(active, x, self.threat.distance(x, center), adversarial)
+                high = torch.where(adversarial, middle, high)
+                low = torch.where(adversarial, low, middle)

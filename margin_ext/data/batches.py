@@ -169,7 +169,9 @@ def _as_tensor(name: str, thing: Any) -> Tensor:
     if hasattr(thing, "to_numpy"):  # pandas
         thing = thing.to_numpy()
     if not hasattr(thing, "__array__"):
-        raise TypeError(f"{name} must be a tensor or an array, got {type(thing).__name__}")
+        kind = type(thing).__name__
+        hint = ", as in a single sample" if isinstance(thing, (int, float)) else ""
+        raise TypeError(f"the {name} of a batch must be a tensor or an array, got {kind}{hint}")
     try:
         return torch.as_tensor(thing, device="cpu")
     except (TypeError, ValueError) as error:
@@ -186,6 +188,8 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
             "batch_fn=, such as lambda batch: (batch[0], batch[1])"
         )
     inputs, target = _as_tensor("inputs", batch[0]), _as_tensor("target", batch[1])
+    if inputs.layout != torch.strided or inputs.is_nested:
+        raise TypeError("inputs must be dense tensors, got a sparse or nested one")
     if target.dim() == 2 and target.shape[1] == 1:
         target = target[:, 0]
     if target.dim() != 1 or inputs.dim() < 2 or inputs.shape[0] != target.shape[0]:
@@ -228,8 +232,6 @@ def _check(inputs: Tensor, first: int, data_range: DataRange | None) -> None:
     if inputs.dtype not in FLOAT_TYPES:
         hint = "; for bytes, inputs.float() / 255" if inputs.dtype == torch.uint8 else ""
         raise TypeError(f"inputs must be of a floating type, got {inputs.dtype}{hint}")
-    if inputs.is_sparse or inputs.is_nested:
-        raise TypeError("inputs must be dense tensors, got a sparse or nested one")
     if not inputs.numel():
         return
     if not bool(torch.isfinite(inputs).all()):

@@ -52,7 +52,7 @@ class _FirstOrderMargin(torch.autograd.Function):
             missing = gap.isnan()
             upstream, gap = torch.where(missing, 0.0, upstream), torch.where(missing, 0.0, gap)
             grad_gap = upstream / n
-            constant = clamped | gap.isinf()
+            constant = clamped | (gap.isinf() & ~norm.isnan())
             factor = factor + torch.where(constant, 0.0, -upstream * gap / n / n)
         if not ctx.needs_input_grad[1]:
             return grad_gap, None, None, None, None
@@ -97,7 +97,7 @@ def first_order_margin(
     if not compiled_for(grad):
         return fallback.first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)
     check_same_device("grad", grad, gap=gap)
-    check_eps(eps)
+    check_eps(eps, accumulation_dtype(gap, grad))
     gap, grad = match_accumulation(gap, grad)
     gap = gap.to(accumulation_dtype(grad))
     found = _FirstOrderMargin.apply(  # type: ignore[no-untyped-call]

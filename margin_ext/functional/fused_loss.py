@@ -172,6 +172,7 @@ def fused_loss(
     check_class_labels(logits, target, nearest, settings.ignore_index, validate)
     if grad is not None:
         logits, grad = match_accumulation(logits, grad)
+    settings.check_type(accumulation_dtype(logits), with_grad=grad is not None)
     try:
         loss, margin, gap, norm, statistics = _AverageMarginLoss.apply(  # type: ignore[no-untyped-call]
             logits,

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from margin_ext.accumulation import accumulation_dtype
 from margin_ext.gradient_modes.compiled import kept_for_two_gradients
+from margin_ext.gradient_modes.domain import refuse_nan_gradients
 from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
 from margin_ext.gradient_modes.snapshot import Snapshot
@@ -28,7 +29,10 @@ __all__ = ["DeferredPasses", "deferred_passes"]
 
 @dataclass
 class _Work:
-    """What a node has to do; nothing in it holds the graph that it waits for."""
+    """What a node has to do; nothing in it holds the graph that it waits for.
+
+    ``parameters`` are what it finds gradients for: the model's, and inputs that have a graph.
+    """
 
     parameters: list[Tensor]
     job: Callable[[], Tensor] | None = None
@@ -49,6 +53,7 @@ class _Work:
                 value = self.job()
             if value.requires_grad and wanted:
                 gradients = self._through(value, [self.parameters[i] for i in wanted], upstream)
+                refuse_nan_gradients(gradients, upstream)
                 for i, gradient in zip(wanted, gradients, strict=True):
                     found[i] = gradient
         if not torch._C._autograd._get_current_graph_task_keep_graph():
@@ -104,6 +109,7 @@ class DeferredPasses:
     batchnorm: str
     works: list[_Work]
     terms: list[Tensor]
+    source: Tensor | None = None
 
     def serves(self, logits: Tensor) -> bool:
         """Whether the model's parameters are all that a pass like that of the logits moves.
@@ -113,7 +119,7 @@ class DeferredPasses:
         """
         known = {id(parameter) for parameter in self.works[0].parameters}
         known.add(id(self.inputs))
-        return all(id(leaf) in known for leaf in graph_leaves(logits))
+        return all(id(leaf) in known for leaf in graph_leaves(logits, self.source))
 
     def add(self, jobs: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Zeros with the gradient of the sum of the jobs' values.
@@ -128,7 +134,13 @@ class DeferredPasses:
 
 
 def deferred_passes(
-    model: object, inputs: Tensor, batchnorm: str, shape: tuple[int, ...], count: int
+    model: object,
+    inputs: Tensor,
+    batchnorm: str,
+    shape: tuple[int, ...],
+    count: int,
+    *,
+    source: Tensor | None = None,
 ) -> DeferredPasses | None:
     """Places for passes, or None where passes have to be made at once.
 
@@ -138,6 +150,7 @@ def deferred_passes(
         batchnorm: As in :class:`margin_ext.AverageMarginLoss`.
         shape: Of the jobs' values.
         count: How many jobs there will be.
+        source: The inputs, where what computed them gets a gradient of these passes too.
     """
     # A function's parameters are not known. fully_shard gathers and reduces parameters at hooks
     # that expect one backward. With find_unused_parameters DistributedDataParallel knows which
@@ -160,6 +173,8 @@ def deferred_passes(
     # They take their shape in the first pass, which the node has to come before.
     if any(is_lazy(parameter) for parameter in parameters):
         return None
+    if source is not None:
+        parameters.append(source)
     works = [_Work(parameters) for _ in range(count)]
     terms = [_Node.apply(work, shape, inputs, *parameters) for work in works]  # type: ignore[no-untyped-call]
-    return DeferredPasses(inner, inputs, batchnorm, works, terms)
+    return DeferredPasses(inner, inputs, batchnorm, works, terms, source)

@@ -61,7 +61,8 @@ class _Subject:
             return self._run(mode)
 
     def _run(self, mode: GradientMode) -> tuple[MarginLoss, Tensor]:
-        logits, out = run_step(self.passes, self.objective, mode, self.inputs, self.target)
+        passed, out = run_step(self.passes, self.objective, mode, self.inputs, self.target)
+        logits = passed.class_logits
         labels = self.objective.labels(logits, self.target)
         return out, self.objective.cross_entropy(logits, labels)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,19 +14,27 @@ from torch.nn.parameter import is_lazy
 from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.compiled import kept_for_two_gradients
 from margin_ext.gradient_modes.deferred_passes import deferred_passes
+from margin_ext.gradient_modes.inputs_in_place import changes_refused
 from margin_ext.gradient_modes.layer_state import (
     LayerState,
     batchnorms_in_use,
     inner_modules,
     training_batchnorms,
 )
+from margin_ext.gradient_modes.model_call import ModelCall, PassOutput
 from margin_ext.gradient_modes.objective import Objective
-from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
+from margin_ext.gradient_modes.parallel import (
+    refuse_fsdp1,
+    refuse_static_graph,
+    without_ddp,
+)
 from margin_ext.gradient_modes.pass_facts import PassFacts, Trial, pass_facts
 from margin_ext.gradient_modes.randomness import RandomState
 from margin_ext.gradient_modes.recomputation import recomputed_under
+from margin_ext.gradient_modes.side_channels import side_channels_kept
 from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import BatchNormPolicy
+from margin_ext.movable_inputs import require_movable, require_same_batch
 from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import MARGIN_STATISTICS, STATISTIC_NAMES, BatchStatistics
 
@@ -47,7 +54,7 @@ class Passes:
 
     Attributes:
         model: A module, or any function of the inputs.
-        call: Maps the model and inputs [B, ...] to logits [B, C].
+        call: Maps the model and inputs [B, ...] to logits.
         batchnorm: What BatchNorm in training normalises by where margins are concerned.
         fraction: The part of the batch whose margins are taken, 0 to 1.
         reruns: How many times the mode may run the model on other inputs too.
@@ -55,7 +62,7 @@ class Passes:
     """
 
     model: Any
-    call: Callable[[Any, Tensor], Tensor]
+    call: ModelCall
     batchnorm: BatchNormPolicy = "batch"
     fraction: float = 1.0
     reruns: int = 0
@@ -98,9 +105,8 @@ class Passes:
         needed = self.reruns or self.separate or running
         if not needed or torch.compiler.is_compiling() or self._is_lazy:
             return PassFacts()
-        trial = self.trial(inputs)
         dependence = running or mode.asks_dependence
-        facts = pass_facts(self.model, trial, self.call, dependence=dependence)
+        facts = pass_facts(self.model, self.trial(inputs), self.call, dependence=dependence)
         if running and facts.batch_dependent and not self._known_dependent:
             raise ValueError(_NO_RUNNING_STATISTICS)
         return facts
@@ -108,16 +114,20 @@ class Passes:
     def trial(self, inputs: Tensor) -> Trial:
         """The passes on inputs [B, ...], to be tried out."""
         inner = without_ddp(self.model)
-        return Trial(lambda x: self.call(inner, x), self.modules, self.batchnorm, inputs)
 
-    def first(self, inputs: Tensor) -> Tensor:
-        """Logits by the step's first pass.
+        def run(given: Tensor) -> Tensor:
+            with changes_refused(given, further_passes=False):
+                logits = self.call(inner, given)
+            require_same_batch(given, logits)
+            return logits
 
-        It moves running statistics and goes through the model's DistributedDataParallel wrapper.
-        """
+        return Trial(inner, run, self.modules, self.batchnorm, inputs)
+
+    def whole(self, inputs: Tensor) -> PassOutput:
+        """A pass over the whole batch whose margins, if any, are taken in passes of their own."""
         layers = LayerState(self.modules, self.batchnorm)
         with kept_for_two_gradients(), recomputed_under(layers.first_again):
-            return self.call(self.model, inputs)
+            return self.call.output(self.model, inputs)
 
     def margin_step(
         self,
@@ -127,63 +137,74 @@ class Passes:
         target: Tensor,
         *,
         first: bool,
-    ) -> Step:
+    ) -> tuple[Step, PassOutput]:
         """Run the model on the inputs of which margins are taken.
 
         Args:
             objective: The loss.
-            mode: What will ask for further passes.
-            inputs: [B, ...].
+            mode: What may ask for further passes.
+            inputs: [B, ...]. Where they require grad, what computed them gets its gradient.
             target: Labels of the inputs.
-            first: Whether this is the step's first pass.
+            first: Whether this is the step's first pass, which moves BatchNorm's running
+                statistics and goes through the model's DistributedDataParallel wrapper.
         """
         lazy, facts = self._is_lazy, self.facts(mode, inputs)
-        inputs = inputs.detach().requires_grad_()
+        source = inputs if inputs.requires_grad else None
+        inputs = inputs.detach().requires_grad_() if source is None else source
         inner = without_ddp(self.model)
         moving = [(self.modules[index], name) for index, name in facts.moving]
         layers = LayerState(self.modules, self.batchnorm, moving)
 
-        def again(moved: Tensor) -> Tensor:
-            with layers.kept(), recomputed_under(layers.again):
-                return self.call(inner, moved)
+        def again(moved: Tensor) -> PassOutput:
+            with layers.kept(), recomputed_under(layers.again), side_channels_kept(inner):
+                return self.call.output(inner, moved)
 
-        def run() -> Tensor:
-            if not first:
-                return again(inputs)
-            with recomputed_under(layers.first_again):
-                return self.call(self.model, inputs)
+        def run() -> tuple[PassOutput, Tensor]:
+            with changes_refused(inputs, further_passes=self.reruns > 0):
+                if first:
+                    with recomputed_under(layers.first_again):
+                        out = self.call.output(self.model, inputs)
+                else:
+                    out = again(inputs)
+            logits = out.class_logits
+            require_same_batch(inputs, logits)
+            return out, logits
 
         if not self.reruns:
-            logits = run()
+            out, logits = run()
             labels = objective.labels(logits, target)
-            return Step(objective, inputs, logits, labels, self.module)
+            return Step(objective, inputs, logits, labels, self.module), out
         deferred = None
         if self.deferred:  # which has to come before the pass that it lets go first
             shape = inputs.shape[:1] if objective.per_sample else ()
-            deferred = deferred_passes(self.model, inputs, self.batchnorm, shape, self.reruns)
+            deferred = deferred_passes(
+                self.model, inputs, self.batchnorm, shape, self.reruns, source=source
+            )
         state = RandomState(inputs, self.modules, facts.generators)
 
         def rerun(moved: Tensor) -> Tensor:
+            if source is not None and not moved.requires_grad:
+                # How far it was moved counts as a constant.
+                moved = moved + (source - source.detach())
             with state.replayed(alike=facts.random):
-                return again(moved)
+                return again(moved).class_logits
 
-        logits = run()
+        out, logits = run()
         state.first_pass_ends()
         if lazy:
             facts = self.facts(mode, inputs)
-        labels = objective.labels(logits, target)
-        dependent = self._known_dependent or bool(facts.batch_dependent)
-        return Step(
+        step = Step(
             objective,
             inputs,
             logits,
-            labels,
+            objective.labels(logits, target),
             self.module,
             rerun,
-            dependent,
+            self._known_dependent or bool(facts.batch_dependent),
             deferred,
             facts.repeatable,
         )
+        return step, out
 
 
 def run_step(
@@ -192,34 +213,34 @@ def run_step(
     mode: GradientMode,
     inputs: Tensor,
     target: Tensor,
-) -> tuple[Tensor, MarginLoss]:
-    """Logits and loss of a batch.
+) -> tuple[PassOutput, MarginLoss]:
+    """What the model gave for a batch, and the loss.
 
     Where margins have a pass of their own, its randomness is its own too, and samples that it
     leaves out have margin and norm NaN.
     """
     refuse_static_graph(passes.model)
-    if not torch.is_grad_enabled():
-        raise RuntimeError(
-            "AverageMarginLoss.run takes input gradients, which torch.no_grad() forbids: call it "
-            "under torch.enable_grad(), or measure a trained model with margin_ext.measure"
-        )
+    refuse_fsdp1(passes.model)
+    require_movable(inputs)
     if not passes.separate:
         with kept_for_two_gradients():
-            step = passes.margin_step(objective, mode, inputs, target, first=True)
-            return step.logits, mode(step)
-    logits = passes.first(inputs)
+            step, out = passes.margin_step(objective, mode, inputs, target, first=True)
+            return out, mode(step)
+    with changes_refused(inputs, further_passes=True):
+        out = passes.whole(inputs)
+    logits = out.class_logits
+    require_same_batch(inputs, logits)
     labels = objective.labels(logits, target)
     plain = objective.plain(logits, labels)
     counted = labels.counted()
     chosen = _choose(counted, passes.fraction)
     with kept_for_two_gradients():
-        part = passes.margin_step(objective, mode, inputs[chosen], target[chosen], first=False)
+        part, _ = passes.margin_step(objective, mode, inputs[chosen], target[chosen], first=False)
         regularized = mode(part)
     term = regularized.loss - objective.cross_entropy(part.logits, part.labels)
     # How many samples one chosen sample stands for.
     weight = counted.sum() / counted[chosen].sum().clamp_min(1)
-    return logits, _joined(plain, regularized, term, chosen, weight, objective)
+    return out, _joined(plain, regularized, term, chosen, weight, objective)
 
 
 def _choose(counted: Tensor, fraction: float) -> Tensor:

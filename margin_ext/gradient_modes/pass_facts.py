@@ -23,8 +23,10 @@ from margin_ext.gradient_modes.layer_state import (
     copied_buffers,
     state_kept,
 )
+from margin_ext.gradient_modes.model_call import ModelCall
 from margin_ext.gradient_modes.parallel import expects_backward
 from margin_ext.gradient_modes.randomness import RandomState
+from margin_ext.gradient_modes.side_channels import nothing_kept
 from margin_ext.logits_differ import differ
 from margin_ext.random_states import RandomSource, own_sources
 
@@ -66,12 +68,14 @@ class Trial:
     """How a model is run on inputs, for a look at its passes.
 
     Attributes:
+        model: The module or function that is run.
         run: Maps inputs [B, ...] to logits.
         modules: All modules that it runs.
         batchnorm: As in :class:`margin_ext.AverageMarginLoss`.
         inputs: [B, ...].
     """
 
+    model: Any
     run: Callable[[Tensor], Tensor]
     modules: Sequence[nn.Module]
     batchnorm: str
@@ -85,7 +89,7 @@ class Trial:
         """
         generators = tuple(own_sources(self.modules))
         state = RandomState(self.inputs, self.modules, generators)
-        with _side_effects_undone(self.modules), state.replayed():
+        with self.unseen(), state.replayed():
             logits, moving = self._first(state)
             with state.others(_OTHER_SEED):
                 random = differ(self._pass(self.inputs), logits)
@@ -97,6 +101,12 @@ class Trial:
                 known = batchnorms_in_use(self.modules, self.batchnorm)
                 dependent = bool(known) or self._dependent(state, logits)
         return PassFacts(moving, generators, repeatable, random, dependent)
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Put back what layers and hooks note of passes, such as losses of their own."""
+        with _attributes_kept(self.modules), nothing_kept(self.model):
+            yield
 
     def _first(self, state: RandomState) -> tuple[Tensor, tuple[tuple[int, str], ...]]:
         """Logits, and which buffers the pass has changed or put others in the place of."""
@@ -153,8 +163,7 @@ def _same(one: Tensor, other: Tensor | None) -> bool:
 
 
 @contextmanager
-def _side_effects_undone(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Put back what modules note as attributes, such as losses of their own."""
+def _attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     plain = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
     kept = [dict(vars(module)) for module in plain]
     try:
@@ -176,17 +185,17 @@ class _Known:
 _known: WeakKeyDictionary[Any, dict[Any, _Known]] = WeakKeyDictionary()
 
 
-def pass_facts(model: Any, trial: Trial, calls: Any, *, dependence: bool) -> PassFacts:
+def pass_facts(model: Any, trial: Trial, call: ModelCall, *, dependence: bool) -> PassFacts:
     """The facts of a model, found out for each state of its training flags.
 
     Args:
         model: A module or a function.
         trial: How it is run.
-        calls: The function that turns inputs into logits by the model, with those that it holds.
+        call: What turns inputs into logits by the model.
         dependence: As for :meth:`Trial.facts`.
     """
     flags = tuple((id(module), module.training) for module in trial.modules)
-    state = (flags, _codes(calls), trial.batchnorm)
+    state = (flags, _codes(call), trial.batchnorm)
     found = _known.setdefault(_anchor(model, trial.modules), {})
     known = found.get(state)
     if known is None or (dependence and known.facts.batch_dependent is None):
@@ -199,10 +208,9 @@ def pass_facts(model: Any, trial: Trial, calls: Any, *, dependence: bool) -> Pas
     return known.facts
 
 
-def _codes(calls: Any) -> tuple[int, ...]:
+def _codes(call: ModelCall) -> tuple[int, ...]:
     """Tells functions apart that are made again for every step."""
-    held = [cell.cell_contents for cell in getattr(calls, "__closure__", None) or ()]
-    return tuple(id(getattr(part, "__code__", type(part))) for part in [calls, *held])
+    return tuple(id(getattr(f, "__code__", type(f))) for f in (call.call, call.logits_fn))
 
 
 def _anchor(model: Any, modules: Sequence[nn.Module]) -> Any:

@@ -29,7 +29,7 @@ def first_dependence(model: nn.Module, trial: Trial) -> str | None:
     names = {id(module): name for name, module in model.named_modules()}
     batch = torch.arange(len(trial.inputs), device=trial.inputs.device)
     state = RandomState(trial.inputs, trial.modules)
-    with _recorded(trial) as outputs:
+    with trial.unseen(), _recorded(trial) as outputs:
         base = trial.replay(state, trial.inputs)
         layers = list(outputs)
         for digit in range(max(len(batch) - 1, 0).bit_length()):
@@ -57,7 +57,11 @@ def _recorded(trial: Trial) -> Iterator[list[tuple[nn.Module, Tensor]]]:
     def note(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, tuple) and output:
             output = output[0]
-        if isinstance(output, Tensor) and output.shape[:1] == trial.inputs.shape[:1]:
+        if not isinstance(output, Tensor) or output.shape[:1] != trial.inputs.shape[:1]:
+            return
+        if output.is_complex():
+            output = torch.view_as_real(output.resolve_conj())
+        if output.is_floating_point():
             found.append((module, output.detach().clone()))
 
     with ExitStack() as hooks:

@@ -57,15 +57,12 @@ class AverageMargin(_MarginMetric):
     Args:
         **kwargs: Those of ``torchmetrics.Metric``.
 
-    Example:
-        >>> import pytest
-        >>> _ = pytest.importorskip("torchmetrics")
-        >>> from margin_ext.integrations.torchmetrics import AverageMargin
-        >>> average = AverageMargin()
-        >>> average.update(torch.tensor([1.0, 3.0]))
-        >>> average.update(torch.tensor([-1.0]))
-        >>> average.compute()
-        tensor(1.)
+    Over the batches of an epoch::
+
+        average = AverageMargin()
+        for inputs, target in loader:
+            average.update(criterion.run(model, inputs, target).margin)
+        print(average.compute())
     """
 
     total: Tensor
@@ -121,7 +118,7 @@ class RobustAccuracy(Metric):
     Args:
         eps: The radius, or several.
         options: Further arguments of :func:`margin_ext.robust_accuracy`, such as
-            ``{"p": "inf", "steps": 20, "data_range": (0, 1)}``.
+            ``{"p": "inf", "data_range": (0, 1), "attacks": [PGD(steps=20)]}``.
         **kwargs: Those of ``torchmetrics.Metric``.
     """
 
@@ -155,7 +152,7 @@ class RobustAccuracy(Metric):
             inputs: [B, ...].
             target: int64 [B].
         """
-        # Each batch has random starts of its own.
+        # Attacks that are given by name have other random starts in each batch.
         options = {**self.options, "seed": self.options["seed"] + int(self.count)}
         found = robust_accuracy(
             model, (inputs, target), self.eps, diagnose_masking=False, progress=False, **options

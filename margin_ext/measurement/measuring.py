@@ -68,8 +68,8 @@ def usable_device(device: Any) -> torch.device:
     """
     try:
         place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        torch.empty(1, device=place).tolist()
+    except (RuntimeError, AssertionError, ImportError, TypeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device {device!s} cannot be used here: {reason}") from error
     return place

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margin_ext.measurement.measure import measure
+from margin_ext.measurement.drawing import draw
+from margin_ext.measurement.measure import measure, threat_norms
 from margin_ext.measurement.report import MarginReport
 from margin_ext.norms import norm_name
-from margin_ext.output.atomic_write import write_atomically
+from margin_ext.output.atomic_write import write_text
+from margin_ext.output.exclusive import hold
 from margin_ext.output.finite_json import finite_json
+from margin_ext.output.regular_file import require_regular_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +41,15 @@ class MarginMonitor:
                 monitor.step(criterion.statistics)
             monitor.epoch(model, epoch + 1)
         monitor.figure().savefig("margins.png")
+
+    Example:
+        >>> import torch
+        >>> monitor = MarginMonitor((torch.tensor([[3.0, 1.0]]), torch.tensor([0])))
+        >>> model = torch.nn.Linear(2, 2)
+        >>> for epoch in range(3):
+        ...     _ = monitor.epoch(model, epoch)
+        >>> monitor.series("data", "average_margin")[0]
+        [0, 1, 2]
 
     Attributes:
         history: One dictionary a record: "step", "epoch", "split" and the values.
@@ -72,7 +84,9 @@ class MarginMonitor:
         if every_steps < 1:
             raise ValueError(f"every_steps must be at least 1, got {every_steps}")
         self.data = data if isinstance(data, Mapping) else {"data": data}
-        self.p = float(p)
+        if len(threat_norms(p)) > 1:
+            raise ValueError(f"a monitor follows one norm, got p = {p!r}")
+        (self.p,) = threat_norms(p)
         self.limit = limit
         self.every_steps = every_steps
         self.options = measure_options
@@ -83,8 +97,8 @@ class MarginMonitor:
             self.history = read_history(self.path)
             lines = [json.dumps(finite_json(record)) + "\n" for record in self.history]
             # A line cut off by a kill would swallow the next one.
-            write_atomically(self.path, lambda file: file.write("".join(lines).encode()))
-            self.steps = max((record.get("step", 0) for record in self.history), default=0)
+            write_text(self.path, "".join(lines))
+            self.steps = max((record["step"] for record in self.history), default=0)
         self._writer = _summary_writer(tensorboard)
 
     def step(self, statistics: Mapping[str, Tensor | float]) -> None:
@@ -117,17 +131,21 @@ class MarginMonitor:
         Returns:
             The report of each split.
         """
-        reports = {}
+        reports: dict[str, MarginReport] = {}
         further = further or {}
-        for split in dict.fromkeys((*self.data, *further)):
-            record: dict[str, Any] = {"step": self.steps, "epoch": epoch, "split": split}
-            if split in self.data:
-                report = measure(
-                    model, self.data[split], p=self.p, limit=self.limit, **self.options
-                )
-                record.update(self._totals(report))
-                reports[split] = report
-            self._record({**record, **further.get(split, {})})
+        records = []
+        try:
+            for split in dict.fromkeys((*self.data, *further)):
+                record: dict[str, Any] = {"step": self.steps, "epoch": epoch, "split": split}
+                if split in self.data:
+                    reports[split] = measure(
+                        model, self.data[split], p=self.p, limit=self.limit, **self.options
+                    )
+                    record.update(self._totals(reports[split]))
+                records.append({**record, **further.get(split, {})})
+        finally:
+            # At once, so that a kill leaves an epoch whole or not there.
+            self._record(*records)
         return reports
 
     def _totals(self, report: MarginReport) -> dict[str, Any]:
@@ -137,9 +155,11 @@ class MarginMonitor:
             "minimum_margin": total.minimum,
             "average_margin": total.average,
             "average_margin_correct": total.average_correct,
-            "median_margin": total.quantiles[0.5],
+            "median_margin": total.median,
+            "without_gradient": total.infinite,
+            "misclassified": total.misclassified,
             "minimum_gap": float(report.gap.min()),
-            "average_gap": float(report.gap.astype("float64").mean()),
+            "average_gap": report.average_gap,
             "accuracy": report.accuracy,
         }
 
@@ -158,42 +178,70 @@ class MarginMonitor:
 
     def figure(self) -> Figure:
         """Minimum and average margin over the epochs."""
-        from margin_ext.measurement.figures import margin_history
-
-        return margin_history(self)
+        return draw("margin_history", self)
 
     def close(self) -> None:
         """Flush and close the TensorBoard writer."""
         if self._writer is not None:
             self._writer.close()
 
-    def _record(self, record: dict[str, Any]) -> None:
-        self.history.append(record)
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(finite_json(record)) + "\n")
-        if self._writer is not None:
+    def _record(self, *records: dict[str, Any]) -> None:
+        self.history += records
+        if self.path is not None and records:
+            hold(self.path)
+            lines = [json.dumps(finite_json(record)) + "\n" for record in records]
+            with self.path.open("ab", buffering=0) as file:
+                file.write("".join(lines).encode())
+        if self._writer is None:
+            return
+        for record in records:
             for name, value in record.items():
                 if isinstance(value, float) and name != "epoch":
                     self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a JSONL history; a last line cut off by a kill is left out."""
-    records = []
-    lines = Path(path).read_text().splitlines()
-    for number, line in enumerate(lines):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number + 1 == len(lines):
-                break
-            raise ValueError(f"{path}, line {number + 1} is no JSON: {error}") from error
-        records.append(
-            {k: _number(v) if k not in ("split", "norm") else v for k, v in record.items()}
+    """Records of a JSONL history; a last line cut off by a kill is left out.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is damaged, or no record of a monitor.
+    """
+    path = Path(path)
+    require_regular_file(path, "history")
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1] and not _is_json(lines[-1]):
+        lines.pop()  # what a kill cut off has no end of line
+    return [_record(path, number, line) for number, line in enumerate(lines, 1) if line]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    where = f"{path}, line {number}"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("split"), str):
+        raise ValueError(  # noqa: TRY004
+            f"{where} is no record of a monitor: it names no split"
         )
-    return records
+    at = "step" if record["split"] == "batch" else "epoch"
+    try:
+        values = {k: v if k in ("split", "norm") else _number(v) for k, v in record.items()}
+    except ValueError as error:
+        raise ValueError(f"{where} is no record of a monitor: {error}") from error
+    wrong = [k for k in {"step", at} if not isinstance(values.get(k), (int, float))]
+    if wrong:
+        raise ValueError(f"{where} is no record of a monitor: {wrong[0]} must be a number")
+    return values
 
 
 def _number(value: Any) -> Any:

@@ -209,23 +209,26 @@ class _Header:
         try:
             values = json.loads(str(text))
             version = values.get("format", 1)
-            if version != _FORMAT:
-                raise ValueError(
-                    f"{path} was written by another version of margin_ext (format {version}, not "
-                    f"{_FORMAT}); remove it or resume elsewhere"
-                )
-            json.loads(values["settings"])
-            return _Header(
-                str(values["settings"]),
-                int(values["count"]),
-                str(values["data"]),
-                [str(one) for one in values["samples"]],
-                float(values["seconds"]),
+            settings = values["settings"] if version == _FORMAT else "{}"
+            json.loads(settings)
+            header = _Header(
+                settings=settings,
+                count=int(values["count"]),
+                data=str(values["data"]),
+                samples=[str(one) for one in values.get("samples", ())],
+                seconds=float(values["seconds"]),
             )
-        except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} holds no partial results: its header has no {error}"
+                f"{path} holds no partial results: its header is damaged "
+                f"({type(error).__name__}: {error})"
             ) from error
+        if version != _FORMAT:
+            raise ValueError(
+                f"{path} was written by another version of margin_ext (format {version}, not "
+                f"{_FORMAT}); remove it or resume elsewhere"
+            )
+        return header
 
 
 def _digest(before: str, x: Tensor, y: Tensor) -> str:

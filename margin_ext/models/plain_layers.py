@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from margin_ext.models.in_parts import InParts
+
 if TYPE_CHECKING:
     from margin_ext.models.evaluation_mode import Model
 
@@ -50,6 +52,8 @@ def _walk(model: nn.Module) -> list[nn.Module]:
     _require_plain(model)
     if isinstance(model, (DistributedDataParallel, DataParallel)):
         return _walk(model.module)
+    if isinstance(model, InParts) and isinstance(model.model, nn.Module):
+        return _walk(model.model)
     if "_orig_mod" in model._modules:  # what torch.compile returns
         return _walk(model._modules["_orig_mod"])  # type: ignore[arg-type]
     if type(model) is nn.Sequential:

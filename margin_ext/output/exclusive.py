@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["InUseError", "exclusive"]
+__all__ = ["InUseError", "exclusive", "hold"]
+
+# Locks that this process keeps, by its number and the file: a fork has none of its own.
+_HELD: dict[tuple[int, Path], int] = {}
 
 
 class InUseError(OSError):
@@ -30,15 +34,36 @@ def exclusive(path: Path) -> Iterator[None]:
     Raises:
         InUseError: Another one has it.
     """
+    lock = _locked(path)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def hold(path: Path) -> None:
+    """Refuse a second process that writes to the same file, until this process ends.
+
+    Raises:
+        InUseError: Another process has it.
+    """
+    key = os.getpid(), path.absolute()
+    if key not in _HELD:
+        _HELD[key] = _locked(path)
+
+
+def _locked(path: Path) -> int:
+    """Descriptor of the lock file, which holds the lock until it is closed."""
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUseError(
-                f"another run is writing to {path}: wait for it, or write elsewhere"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InUseError(
+            f"another run is writing to {path}: wait for it, or write elsewhere"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "regularized": ("MNISTCNN_reg_00200.tar", mnist_cnn),
 }
 
-LOSSES: tuple[AttackLoss, ...] = get_args(AttackLoss)
+LOSSES: tuple[AttackLoss, ...] = ("gap", "cross_entropy")
 CNNS = ("plain", "regularized")
 
 BATCH = 100
@@ -143,7 +143,7 @@ def _bounds(experiment: _Experiment, name: str) -> Values:
     x, y = experiment.some(index)
     tangent = measure(model, (x, y), signed=False).margin
     free, in_range = ThreatModel(p=2), ThreatModel(p=2, data_range=(0.0, 1.0))
-    untargeted = MinimumDistance(steps=100, targets=0)
+    untargeted = MinimumDistance(steps=100, restarts=0, targets=0)
 
     def distances(bound: Bound, threat: ThreatModel) -> NDArray[Any]:
         found = []
@@ -162,7 +162,7 @@ def _bounds(experiment: _Experiment, name: str) -> Values:
         f"{name}/attack_distance": float(distance.mean()),
         f"{name}/attack_distance_in_box": float(distances(untargeted, in_range).mean()),
         f"{name}/attack_distance_with_targets": float(
-            distances(MinimumDistance(steps=100, targets=1), free).mean()
+            distances(MinimumDistance(steps=100, restarts=0, targets=1), free).mean()
         ),
         f"{name}/first_order_above_attack": float((ratio > 1 + 1e-4).mean()),
         f"{name}/first_order_over_attack": float(ratio.mean()),

@@ -62,7 +62,7 @@ class Trial:
         data: What it is trained and measured on.
         train: Training images and labels, on the device.
         held_out: Images and labels that are reported on.
-        loop: Its epochs; ``loop.model`` is the network.
+        loop: Its epochs.
         monitor: The margins over the epochs.
         measured: What `Evaluation.measure` found at the end; None before.
 
@@ -210,8 +210,13 @@ class Trial:
 
     def _measured_settings(self) -> Any:
         """How the values of measured.json were measured, and on what weights, as JSON has it."""
-        settings = {**self.evaluation.settings(), "weights": model_digest(self.loop.model)}
+        settings = {**self.evaluation.settings(), "weights": model_digest(self.model)}
         return json.loads(json.dumps(settings))
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained network."""
+        return self.loop.result
 
     @property
     def complete(self) -> bool:
@@ -263,7 +268,7 @@ class Trial:
 
     def _beginning(self) -> str:
         done, total = self.loop.epoch, self.loop.recipe.epochs
-        parameters = sum(p.numel() for p in self.loop.model.parameters())
+        parameters = sum(p.numel() for p in self.model.parameters())
         return (
             f"{self.title}: {self.data.name}, {len(self.train[1])} training images; {parameters} "
             f"parameters; {total} epochs" + (f", {done} done before" if done else "")
@@ -290,7 +295,10 @@ class Trial:
         """Add the margins of this epoch to the history, and other values of the training part."""
         further = {"train": values} if values else {}
         try:
-            self.monitor.epoch(self.loop.model, self.loop.epoch, further)
+            with warnings.catch_warnings():
+                # So may the small logits of a network that has not learned yet.
+                warnings.filterwarnings("ignore", ".*seems to return probabilities", UserWarning)
+                self.monitor.epoch(self.model, self.loop.epoch, further)
         except ValueError as error:
             # A network that is constant for the moment is no reason to stop.
             warnings.warn(f"margins after epoch {self.loop.epoch}: {error}", stacklevel=5)
@@ -303,9 +311,7 @@ class Trial:
 
     def _measure(self, progress: bool | None) -> None:
         """Measure the model, and keep the values in the folder."""
-        self.measured = self.evaluation.measure(
-            self.loop.model, self.train, self.held_out, progress
-        )
+        self.measured = self.evaluation.measure(self.model, self.train, self.held_out, progress)
         content = {"settings": self._measured_settings(), "values": self.measured}
         write_text(self.folder / MEASURED, json.dumps(content))
 
@@ -314,7 +320,7 @@ class Trial:
 
         None before the last epoch is done: weights in mid-epoch match no checkpoint.
         """
-        return clean_accuracy(self.loop.model, self.held_out) if self.loop.finished else None
+        return clean_accuracy(self.model, self.held_out) if self.loop.finished else None
 
     def to_dict(self, root: Path) -> dict[str, Any]:
         """Plain values, with the places of its files relative to ``root``."""

@@ -253,8 +253,8 @@ def test_certification_of_a_convolutional_network() -> None:
         lambda: Sampled(points=0),
         lambda: Sampled(radius=0.0),
         lambda: Sampled(extreme_value=True, blocks=2),
-        lambda: MinimumDistance(steps=0),
-        lambda: MinimumDistance(radius_change=1.0),
+        lambda: MinimumDistance(steps=1),
+        lambda: MinimumDistance(targets=-1),
         lambda: Certified(bisections=0),
     ],
 )

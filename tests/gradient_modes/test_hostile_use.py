@@ -141,12 +141,6 @@ def test_a_second_backward_without_the_graph_is_refused():
         loss.backward()
 
 
-def test_run_without_gradients_says_what_to_do():
-    x, y = vectors()
-    with torch.no_grad(), pytest.raises(RuntimeError, match=r"margin_ext\.measure"):
-        AverageMarginLoss().run(smooth_mlp(), x, y)
-
-
 @pytest.mark.parametrize(
     ("settings", "tau"),
     [({"unit": "margin"}, 0.0), ({"unit": "tau"}, float("inf")), ({"unit": "margin"}, -1.0)],

@@ -96,7 +96,7 @@ def test_attack_distance_needs_a_word():
 
 
 def test_foolbox_both_ways():
-    foolbox = pytest.importorskip("foolbox", reason="needs foolbox: extra foolbox")
+    foolbox = pytest.importorskip("foolbox", reason="needs foolbox: extra attacks")
     from margin_ext.integrations.foolbox import from_foolbox, to_foolbox
 
     net, _, inputs, pixels, target = normalised_problem()
@@ -140,7 +140,7 @@ def test_autoattack_both_ways():
 
     found = attack(model, pixels, target)
     held = model(found).argmax(dim=1) == target
-    ours = robust_accuracy(model, (pixels, target), 0.3, data_range=(0, 1), steps=20)
+    ours = robust_accuracy(model, (pixels, target), 0.3, data_range=(0, 1))
     assert held.float().mean() <= ours.curve("gap")[0] + 1e-6
 
     report = measure(

@@ -13,7 +13,7 @@ from tests.integrations.networks import small_data, small_network
 def measured():
     net, data = small_network(), small_data()
     report = measure(net, data, p=(2, "inf"), bounds=["minimum_distance"])
-    return report, robust_accuracy(net, data, (0.05, 0.2), data_range=(0, 1), steps=10)
+    return report, robust_accuracy(net, data, (0.05, 0.2), data_range=(0, 1))
 
 
 def card(measured, **settings) -> str:

@@ -8,6 +8,7 @@ import torch
 torchmetrics = pytest.importorskip("torchmetrics", reason="needs torchmetrics: extra torchmetrics")
 
 from margin_ext import measure, robust_accuracy
+from margin_ext.attacks import PGD
 from margin_ext.integrations.torchmetrics import AverageMargin, MinimumMargin, RobustAccuracy
 from tests.integrations.networks import small_data, small_network
 
@@ -55,7 +56,7 @@ def test_wrong_types_are_refused(metric):
 
 def test_robust_accuracy_is_that_of_the_function():
     net, (inputs, target) = small_network(), small_data()
-    options = {"p": "inf", "steps": 10, "data_range": (0.0, 1.0)}
+    options = {"p": "inf", "attacks": [PGD(steps=10)], "data_range": (0.0, 1.0)}
     metric = RobustAccuracy((0.02, 0.1), options)
     metric.update(net, inputs, target)
     whole = robust_accuracy(net, (inputs, target), (0.02, 0.1), progress=False, **options)
@@ -98,11 +99,11 @@ def test_ranks_are_joined():
     assert several_ranks(MinimumMargin(), parts) == -7
     net, (inputs, target) = small_network(), small_data()
     halves = [(net, inputs[:8], target[:8]), (net, inputs[8:], target[8:])]
-    alone = RobustAccuracy(0.1, {"steps": 5})
+    alone = RobustAccuracy(0.1, {"attacks": [PGD(steps=5)]})
     counts = []
     for half in halves:
         alone.reset()
         alone.update(*half)
         counts.append(alone.robust.item())
-    joined = several_ranks(RobustAccuracy(0.1, {"steps": 5}), halves)
+    joined = several_ranks(RobustAccuracy(0.1, {"attacks": [PGD(steps=5)]}), halves)
     assert joined == pytest.approx(sum(counts) / 24)

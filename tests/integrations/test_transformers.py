@@ -9,6 +9,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers: e
 pytest.importorskip("accelerate", reason="needs accelerate: extra transformers")
 
 from margin_ext import AverageMarginLoss, measure
+from margin_ext.attacks import PGD
 from margin_ext.integrations.transformers import (
     InputLogits,
     MarginTrainer,
@@ -109,7 +110,7 @@ def test_images_train_and_are_measured(tmp_path):
         torch.stack([r["pixel_values"] for r in data]),
         torch.stack([r["labels"] for r in data]),
     )
-    callback = MarginTrainerCallback(batch, eps=(0.1,), attack_options={"steps": 5})
+    callback = MarginTrainerCallback(batch, eps=(0.1,), attack_options={"attacks": [PGD(steps=5)]})
     trainer = MarginTrainer(
         vit(),
         arguments(tmp_path, eval_strategy="epoch"),

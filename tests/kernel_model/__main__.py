@@ -7,4 +7,4 @@ import sys
 from kernel_model.model import DEVICES, SHAPES, table
 
 wanted = [device for device in DEVICES if not sys.argv[1:] or device.name in sys.argv[1:]]
-print(table(SHAPES, tuple(wanted)))
+sys.stdout.write(table(SHAPES, tuple(wanted)) + "\n")

@@ -1,4 +1,4 @@
-"""Reads the machine code (SASS) of kernels: instructions, labels and jump tables."""
+"""Reads the machine code (SASS) of kernels: instructions, labels and the targets of branches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Instruction", "Kernel", "disassemble", "nvdisasm"]
+__all__ = ["Instruction", "Kernel", "disassemble", "nvdisasm", "parse"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,11 @@ class Kernel:
         name: The mangled name.
         code: Its instructions in order.
         labels: The index of the instruction that each label stands before.
-        tables: The words of its constant bank 2 or 4: offsets in code and such.
     """
 
     name: str
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
-    table: list[str] = field(default_factory=list)
 
 
 def nvdisasm() -> str | None:
@@ -47,7 +45,9 @@ def nvdisasm() -> str | None:
     return str(packaged[0]) if packaged else shutil.which("nvdisasm")
 
 
-_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T]+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
+_LINE = re.compile(
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T]+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;"
+)
 _LABEL = re.compile(r"^(\S+):\s*$")
 _TARGET = re.compile(r"`\(([^)]*)\)")
 
@@ -62,21 +62,17 @@ def disassemble(cubin: Path) -> list[Kernel]:
     tool = nvdisasm()
     if tool is None:
         raise FileNotFoundError("nvdisasm was not found: pip install nvidia-cuda-nvdisasm")
-    text = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=True)
+    return parse(done.stdout)
+
+
+def parse(text: str) -> list[Kernel]:
+    """Return the kernels in the text of a disassembly."""
     kernels: dict[str, Kernel] = {}
     kernel = Kernel("")
-    constants: dict[str, list[str]] = {}
-    in_table = ""
     for line in text.splitlines():
-        if section := re.match(r"\s*\.section\s+\.(text|nv\.constant2)\.([^,\s]+)", line):
-            in_table = section[2] if section[1] != "text" else ""
-            if section[1] == "text":
-                kernel = kernels.setdefault(section[2], Kernel(section[2]))
-        elif re.match(r"\s*\.section", line):
-            in_table = "-"
-        elif in_table:
-            if word := re.search(r"\.(?:word|dword|byte)\s+(.*)", line):
-                constants.setdefault(in_table, []).append(word[1])
+        if section := re.match(r"\s*\.section\s+\.text\.([^,\s]+)", line):
+            kernel = kernels.setdefault(section[1], Kernel(section[1]))
         elif found := _LINE.match(line):
             name, *suffixes = found[3].split(".")
             rest = found[4]
@@ -86,12 +82,14 @@ def disassemble(cubin: Path) -> list[Kernel]:
             rest = re.sub(r"\(\*.*?\*\)", "", rest)
             kernel.code.append(
                 Instruction(
-                    int(found[1], 16), found[2] or "", name, tuple(suffixes), _operands(rest), targets
+                    int(found[1], 16),
+                    found[2] or "",
+                    name,
+                    tuple(suffixes),
+                    _operands(rest),
+                    targets,
                 )
             )
         elif found := _LABEL.match(line):
             kernel.labels[found[1]] = len(kernel.code)
-    for name, words in constants.items():
-        if name in kernels:
-            kernels[name].table = words
     return [kernel for kernel in kernels.values() if kernel.code]

@@ -144,6 +144,27 @@ def test_a_norm_bound_saves_passes_and_changes_nothing() -> None:
     assert (pruned.margin == plain.margin).all()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_norm_bound_changes_no_margin_of_misclassified_samples(seed: int) -> None:
+    model = relu_network((6, 20, 8), seed)
+    x, y = data(40, 6, 8, seed)
+    plain = measure(model, (x, y))
+    # Every margin counts, so that no class is skipped for another sample's sake.
+    for one in range(40):
+        sample = x[one : one + 1], y[one : one + 1]
+        bound = measure(model, sample, norm_bound=1e3)
+        torch.testing.assert_close(float(bound.margin[0]), float(plain.margin[one]))
+
+
+def test_a_norm_bound_that_is_contradicted_is_refused() -> None:
+    model = relu_network((6, 20, 8))
+    batch = data(20, 6, 8)
+    largest = float(measure(model, batch).first.norm.max())
+    with pytest.raises(ValueError, match=r"norm_bound is .* for l2, and a gradient of norm"):
+        measure(model, batch, norm_bound=largest / 2)
+    measure(model, batch, norm_bound=20 * largest)
+
+
 def test_ties_are_misclassified_and_have_margin_zero() -> None:
     model = nn.Linear(3, 4).double()
     with torch.no_grad():
@@ -216,7 +237,7 @@ def test_models_that_do_not_fit(output: object, error: type[Exception], message:
         ({"limit": 0}, ValueError, "limit"),
         ({"norm_bound": -1.0}, ValueError, "norm_bound"),
         ({"bounds": ["magic"]}, ValueError, "bounds must be"),
-        ({"bounds": ["minimum_distance"], "p": 1}, ValueError, "p = 2 and p = inf"),
+        ({"bounds": ["minimum_distance"], "p": 3}, ValueError, "p = 1, p = 2 and p = inf"),
     ],
 )
 def test_arguments_that_do_not_fit(

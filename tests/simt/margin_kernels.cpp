@@ -145,6 +145,7 @@ py::object plan(int multiprocessors, int64_t shared_per_block, int64_t shared_pe
   options.cluster_size = cluster_size;
   cuda::Plan plan;
   if (!cuda::make_plan(device, shape, options, plan)) return py::none();
+  cuda::set_blocks(shape, int64_t{2} * multiprocessors / plan.cluster_size, plan);
   return py::cast(cuda::LaunchReport{"", plan.variant, plan.cluster_size, plan.threads, plan.blocks,
                                      plan.shared_bytes});
 }
@@ -206,6 +207,7 @@ void bind_emulator(py::module_& m) {
   py::class_<simt::Device> device(m, "Device");
   device.def_readwrite("multiprocessors", &simt::Device::multiprocessors);
   device.def_readwrite("cluster_limit", &simt::Device::cluster_limit);
+  device.def_readwrite("dynamic_shared_limit", &simt::Device::dynamic_shared_limit);
   device.def_readwrite("capturing", &simt::Device::capturing);
   m.def("device", &simt::device, py::return_value_policy::reference);
   m.def("record_only", [](bool only) { simt::recording().only = only; });

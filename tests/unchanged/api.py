@@ -286,4 +286,5 @@ def monitor_history(
     for epoch in range(epochs):
         train(model, lambda criterion: monitor.step(criterion.loss.statistics))
         monitor.epoch(model, epoch + 1, {"train": {"loss": 0.5}})
-    return monitor.history
+    new = {"without_gradient", "misclassified"}
+    return [{k: v for k, v in record.items() if k not in new} for record in monitor.history]

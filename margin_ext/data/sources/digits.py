@@ -38,8 +38,8 @@ class Digits(DataSource):
                 "pip install 'margin_ext[demo]'"
             ) from error
         raw = load_digits()
-        images = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16
-        labels = torch.tensor(raw.target, dtype=torch.int64)
+        images = torch.tensor(raw.images, dtype=torch.float32, device="cpu").unsqueeze(1) / 16
+        labels = torch.tensor(raw.target, dtype=torch.int64, device="cpu")
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
         train, validation, test = (
             (images[part], labels[part])

@@ -60,8 +60,8 @@ inline void name_thread_in_reports() {
 #endif
 }
 
-// The last launch and its parameters as they lie in a device's constant memory. A model of the machine
-// code of a kernel reads them. With `only`, launches are recorded and not executed.
+// The last launch and its parameters as they lie in a device's constant memory. A model of the
+// machine code of a kernel reads them. With `only`, launches are recorded and not executed.
 struct Recording {
   bool only = false;
   Config config;
@@ -107,9 +107,8 @@ cudaError_t launch(void (*kernel)(Parameters...), const Config& config, Argument
   const Call call{kernel, {std::forward<Arguments>(arguments)...}};
   recording().config = config;
   recording().parameters.clear();
-  std::apply(
-      [](const auto&... values) { (append_parameter(recording().parameters, values), ...); },
-      call.second);
+  std::apply([](const auto&... values) { (append_parameter(recording().parameters, values), ...); },
+             call.second);
   if (recording().only) return cudaSuccess;
   machine.body = [](const void* erased) {
     const auto& [function, values] = *static_cast<const Call*>(erased);

@@ -2,6 +2,7 @@
 // the CUDA headers when g++ compiles it for the CPU. README.md beside the include folder says how.
 #pragma once
 
+#include "simt/async_copy.h"
 #include "simt/cooperative_groups.h"
 #include "simt/cuda_types.h"
 #include "simt/device.h"
