@@ -11,8 +11,10 @@ namespace margin::binding {
 
 using MaybeTensor = std::optional<Tensor>;
 
+// The ops take 0 for an infinite q: exported programs are stored as JSON, which has no infinity.
 inline NormOptions norm_options(double q) {
-  check(q >= 1, "q must be at least 1, got ", q);
+  check(q >= 1 || q == 0, "q must be at least 1, or 0 for infinity, got ", q);
+  if (q == 0) q = std::numeric_limits<double>::infinity();
   NormOptions options;
   options.q = q;
   options.norm = norm_from_q(q);
