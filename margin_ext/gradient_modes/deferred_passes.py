@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from margin_ext.accumulation import accumulation_dtype
+from margin_ext.gradient_modes.compiled import kept_for_two_gradients
 from margin_ext.gradient_modes.domain import refuse_nan_gradients
 from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
@@ -36,6 +37,7 @@ class _Work:
     parameters: list[Tensor]
     job: Callable[[], Tensor] | None = None
     snapshot: Snapshot | None = None
+    refuses_nan: bool = False
 
     def gradients(self, upstream: Tensor) -> Sequence[Tensor | None]:
         """Those of all parameters."""
@@ -43,16 +45,19 @@ class _Work:
             raise RuntimeError(
                 "this loss has been differentiated before: the first time needs retain_graph=True"
             )
-        with self.snapshot.restored(), torch.enable_grad():
-            value = self.job()
         found: list[Tensor | None] = [None] * len(self.parameters)
         # One that was frozen since has no gradient.
         wanted = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
-        if value.requires_grad and wanted:
-            gradients = self._through(value, [self.parameters[i] for i in wanted], upstream)
-            refuse_nan_gradients(gradients, upstream)
-            for i, gradient in zip(wanted, gradients, strict=True):
-                found[i] = gradient
+        # Checkpointed parts are computed again while gradients are taken, and need it all too.
+        with self.snapshot.restored(), kept_for_two_gradients():
+            with torch.enable_grad():
+                value = self.job()
+            if value.requires_grad and wanted:
+                gradients = self._through(value, [self.parameters[i] for i in wanted], upstream)
+                if self.refuses_nan:
+                    refuse_nan_gradients(gradients, upstream)
+                for i, gradient in zip(wanted, gradients, strict=True):
+                    found[i] = gradient
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             # As autograd frees what it has saved: the loss may be kept for a long time.
             self.job = self.snapshot = None
@@ -118,15 +123,16 @@ class DeferredPasses:
         known.add(id(self.inputs))
         return all(id(leaf) in known for leaf in graph_leaves(logits, self.source))
 
-    def add(self, jobs: Sequence[Callable[[], Tensor]]) -> Tensor:
+    def add(self, jobs: Sequence[Callable[[], Tensor]], *, refuse_nan: bool = False) -> Tensor:
         """Zeros with the gradient of the sum of the jobs' values.
 
         The jobs, as many as there are places, run in the backward, with the layers' modes and the
         autocast settings of now. They must not hold the logits, whose graph would live as long.
+        With refuse_nan a NaN in their gradients is an error.
         """
         snapshot = Snapshot(self.model, self.inputs, self.batchnorm)
         for work, job in zip(self.works, jobs, strict=True):
-            work.job, work.snapshot = job, snapshot
+            work.job, work.snapshot, work.refuses_nan = job, snapshot, refuse_nan
         return sum(self.terms[1:], self.terms[0])
 
 

@@ -109,6 +109,11 @@ class FiniteDifference(GradientMode):
         """See :class:`GradientMode`."""
         return len(_PASSES[self.scheme])
 
+    @property
+    def asks_dependence(self) -> bool:
+        """See :class:`GradientMode`."""
+        return self.unit != "margin"
+
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""
         if self.unit in ("margin", "tau"):
@@ -136,16 +141,16 @@ class FiniteDifference(GradientMode):
         if step.batch_dependent and self.unit != "margin":
             if objective.per_sample:
                 raise ValueError(
-                    'gradient="finite_difference" cannot serve reduction="none" while BatchNorm '
-                    "makes samples depend on each other: the weights of the samples must be known "
-                    'before the second pass. Use reduction="mean" or "sum", batchnorm="running", '
-                    'or steps of FiniteDifference(unit="margin")'
+                    'gradient="finite_difference" cannot serve reduction="none" while BatchNorm, '
+                    "or another layer, makes samples depend on each other: the weights of the "
+                    'samples must be known before the second pass. Use reduction="mean" or "sum", '
+                    'batchnorm="running", or steps of FiniteDifference(unit="margin")'
                 )
             if self.data_range is not None:
                 raise ValueError(
                     "FiniteDifference(data_range=...) shortens the steps of single samples, which "
-                    "changes the direction of the whole batch while BatchNorm makes samples depend "
-                    'on each other: take unit="margin" or batchnorm="running"'
+                    "changes the direction of the whole batch while samples depend on each other by "
+                    'BatchNorm or other layers: take unit="margin" or batchnorm="running"'
                 )
             shift, weight = _joint(slope, length)
         else:
@@ -154,7 +159,7 @@ class FiniteDifference(GradientMode):
         threat = ThreatModel(
             p=float(options.p), data_range=self.data_range, input_std=options.input_std
         )
-        defined = not has_nan(step.logits, validate=options.validate)
+        defined = not any(has_nan(t, validate=options.validate) for t in (step.logits, out.loss))
         terms = _Terms(
             objective, labels, nearest, rerun, step.inputs, grad, shift, weight, threat, defined
         )
@@ -166,7 +171,7 @@ class FiniteDifference(GradientMode):
         if isinstance(at_base, Tensor) or at_base != 0:
             total = terms.at(step.logits, at_base)
         if step.deferred is not None and step.deferred.serves(step.logits):
-            total = total + step.deferred.add(jobs)
+            total = total + step.deferred.add(jobs, refuse_nan=defined)
         else:
             for job in jobs:
                 total = total + job()

@@ -35,7 +35,7 @@ from margin_ext.models.evaluation_mode import Model
 from margin_ext.models.in_parts import InParts
 from margin_ext.models.logits_function import logits_function
 from margin_ext.models.model_digest import model_digest
-from margin_ext.models.modules_behind import modules_behind
+from margin_ext.modules_behind import modules_behind
 from margin_ext.norms import dual_exponent
 from margin_ext.output.exclusive import exclusive
 from margin_ext.plain_numbers import real_numbers, whole_number

@@ -1,4 +1,4 @@
-"""Class weights of any sign as torch's cross_entropy takes them, and label smoothing over many classes."""
+"""Class weights of any sign, as torch's cross_entropy takes them; smoothing over many classes."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ def test_the_gap_of_positions_whose_weights_are_negative_is_their_weighted_mean(
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_not_finite_are_refused(backend, weight):
     weights = torch.tensor([1.0, weight, 1.0])
-    with pytest.raises(ValueError, match=rf"class weights must be finite, got {weight} for class 1"):
+    with pytest.raises(
+        ValueError, match=rf"class weights must be finite, got {weight} for class 1"
+    ):
         AverageMarginLoss(weight=weights)
     criterion = AverageMarginLoss()
     with pytest.raises(ValueError, match="class weights must be finite"):

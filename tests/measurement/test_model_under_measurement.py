@@ -22,7 +22,7 @@ from margin_ext import MarginMonitor, measure, robust_accuracy
 from margin_ext.bounds import Certified, Sampled
 from margin_ext.bounds.linear import is_linear
 from margin_ext.models.evaluation_mode import evaluation_mode
-from margin_ext.models.modules_behind import modules_behind
+from margin_ext.modules_behind import modules_behind
 from margin_ext.reference import linear_margin
 from margin_ext.threat import ThreatModel
 
