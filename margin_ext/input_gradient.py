@@ -23,8 +23,8 @@ def check_inputs(logits: Tensor, inputs: Any) -> Tensor:
             "the first-order margin needs the inputs: call criterion(logits, target, inputs), "
             'or use margin="logit_gap"'
         )
-    inputs = require_movable(inputs)
-    if not inputs.requires_grad:
+    given = require_movable(inputs)
+    if not given.requires_grad:
         raise ValueError(
             "inputs must require grad before the model sees them: call inputs.requires_grad_() "
             "and compute the logits after it"
@@ -34,8 +34,8 @@ def check_inputs(logits: Tensor, inputs: Any) -> Tensor:
             "logits have no graph: they were computed under torch.no_grad() or from detached "
             "inputs, so there is no input gradient to take"
         )
-    require_same_batch(inputs, logits)
-    return inputs
+    require_same_batch(given, logits)
+    return given
 
 
 def gradient_by_inputs(

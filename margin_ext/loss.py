@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import torch
@@ -26,6 +26,7 @@ from margin_ext.loss_options import LossOptions
 from margin_ext.loss_settings import refuse_renamed, shows_fields_of
 from margin_ext.movable_inputs import require_movable
 from margin_ext.op_results import MarginLoss
+from margin_ext.option_attributes import add_option_attributes
 from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
 from margin_ext.training_steps import StepCounter
@@ -180,6 +181,7 @@ class AverageMarginLoss(nn.Module):
             ValueError: Shapes do not fit, or an option needs :meth:`run`.
             TypeError: Logits or target are of another kind.
         """
+        normalizer = check_normalizer(normalizer)
         logits = two_class_logits(require_logits(logits))
         mode = self._options.mode
         if mode is None or self._has_no_margins(logits, inputs):
@@ -250,6 +252,7 @@ class AverageMarginLoss(nn.Module):
                 needs what the model cannot do.
             ValueError: Settings or shapes do not fit.
         """
+        normalizer = check_normalizer(normalizer)
         if not torch.is_grad_enabled():
             return self._validated(model, inputs, target, ModelCall(call, logits_fn), normalizer)
         passes = self._passes(model, ModelCall(call, logits_fn))
@@ -309,7 +312,10 @@ class AverageMarginLoss(nn.Module):
         labels = objective.labels(logits, target)
         if self._options.mode is None:
             return objective.loss(logits, labels, None, None)
-        return _without_margins(objective.plain(logits, labels))
+        out = objective.plain(logits, labels)
+        missing = torch.full_like(out.gap, math.nan)
+        statistics = without_margins(out.statistics)
+        return out._replace(margin=missing, norm=missing, statistics=statistics)
 
     def _output(self, passed: PassOutput, out: MarginLoss) -> RunOutput:
         self.statistics = out.statistics
@@ -373,7 +379,6 @@ class AverageMarginLoss(nn.Module):
 
     def _objective(self, normalizer: float | Tensor | None, mu: float) -> Objective:
         o = self._options
-        normalizer = check_normalizer(normalizer)
         reduction = o.reduction if normalizer is None else "sum"
         return Objective(replace(o, mu=mu, weight=self.weight, reduction=reduction), normalizer)
 
@@ -388,41 +393,7 @@ class AverageMarginLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, as they would be written."""
-        o = self._options
-        always = ("p", "mu", "tau", "regularizer", "margin", "gradient", "classes", "reduction")
-        shown = {name: getattr(o, name) for name in always}
-        for field in fields(o):
-            value = getattr(o, field.name)
-            if (
-                field.name not in always
-                and not isinstance(value, Tensor)
-                and value != field.default
-            ):
-                shown[field.name] = value
-        if isinstance(o.input_std, Tensor):
-            shown["input_std"] = o.input_std.tolist()
-        shown["regularizer"] = o.phi
-        return ", ".join(f"{name}={value}" for name, value in shown.items())
+        return str(self._options)
 
 
-class _Option:
-    """An attribute of the criterion that is one of its options: a change is checked and whole."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, criterion: AverageMarginLoss | None, owner: type) -> Any:
-        return self if criterion is None else getattr(criterion._options, self.name)
-
-    def __set__(self, criterion: AverageMarginLoss, value: Any) -> None:
-        criterion.options = replace(criterion.options, **{self.name: value})
-
-
-for _field in fields(LossOptions):
-    if _field.name != "weight":  # a buffer
-        setattr(AverageMarginLoss, _field.name, _Option(_field.name))
-
-
-def _without_margins(out: MarginLoss) -> MarginLoss:
-    missing = torch.full_like(out.gap, math.nan)
-    return out._replace(margin=missing, norm=missing, statistics=without_margins(out.statistics))
+add_option_attributes(AverageMarginLoss)

@@ -21,9 +21,10 @@ def require_movable(inputs: Any) -> Tensor:
     """
     if not isinstance(inputs, Tensor):
         raise TypeError(
-            f"inputs must be one tensor [B, ...], got {type(inputs).__name__}: give the tensor that "
-            "margins are measured in, and the rest by call=lambda model, x: model(x, rest)"
+            f"inputs must be one tensor [B, ...], got {type(inputs).__name__}: give the tensor "
+            "that margins are measured in, and the rest by call=lambda model, x: model(x, rest)"
         )
+    given: Tensor = inputs
     if inputs.is_nested or inputs.layout == torch.jagged:
         raise TypeError(
             "inputs must be a dense tensor [B, ...], got a nested one: pad it, "
@@ -49,7 +50,7 @@ def require_movable(inputs: Any) -> Tensor:
             f"inputs must be [B, ...] with at least one dimension beyond the batch, got "
             f"{shape_text(inputs)}: pass inputs.unsqueeze(-1)"
         )
-    return inputs
+    return given
 
 
 def _advice(inputs: Tensor) -> str:

@@ -51,7 +51,7 @@ def require_path(grad: Tensor, cotangent: Tensor, logits: Tensor) -> None:
 
 @contextmanager
 def operations_watched(logits: Tensor, inputs: Tensor) -> Iterator[None]:
-    """Take an input gradient with create_graph, and look at each operation that torch did not write.
+    """Take an input gradient with create_graph, and look at operations that torch did not write.
 
     A path around an operation, such as a skip connection, hides it from :func:`require_path`.
 

@@ -33,25 +33,26 @@ def checked_target(logits: Tensor, target: Any) -> Tensor:
             f"target must be a tensor, got {type(target).__module__}.{type(target).__name__}: pass "
             "torch.as_tensor(target)"
         )
+    given: Tensor = target
     if logits.dim() < 2:
-        return target
+        return given
     positions = logits.shape[:1] + logits.shape[2:]
-    if target.shape == logits.shape != positions and not target.is_floating_point():
+    if given.shape == logits.shape != positions and not given.is_floating_point():
         raise ValueError(
-            f"target must be [B, ...] = {shape_text(logits.select(1, 0))} class indices (logits are "
-            f"{shape_text(logits)}), got {target.dtype} of the shape of the logits: for one-hot "
+            f"target must be [B, ...] = {shape_text(logits.select(1, 0))} class indices (logits "
+            f"are {shape_text(logits)}), got {given.dtype} of the shape of the logits: for one-hot "
             f"labels pass target.argmax(1), {_SEVERAL}"
         )
-    if target.dtype in _WHOLE:
+    if given.dtype in _WHOLE:
         raise TypeError(
-            f"target must be int64 class indices, got {target.dtype}: pass target.long()"
+            f"target must be int64 class indices, got {given.dtype}: pass target.long()"
         )
-    target = two_class_target(logits, target)
-    column = logits.shape[:1] + (1,) + logits.shape[2:]
-    if target.is_floating_point() and target.shape in (positions, column):
+    given = two_class_target(logits, given)
+    column = (*logits.shape[:1], 1, *logits.shape[2:])
+    if given.is_floating_point() and given.shape in (positions, column):
         raise ValueError(
             f"target must be int64 class indices or probabilities {shape_text(logits)}, got "
-            f"{target.dtype} {shape_text(target)}: class indices as target.long(); a regression "
+            f"{given.dtype} {shape_text(given)}: class indices as target.long(); a regression "
             "target has no classes, and so no margin: train on it with a loss of its own"
         )
-    return target
+    return given

@@ -39,7 +39,7 @@ def two_class_target(logits: Tensor, target: Tensor) -> Tensor:
                 [0.7500, 0.2500]])
     """
     positions = logits.shape[:1] + logits.shape[2:]
-    if logits.shape[1] == 2 and target.shape == logits.shape[:1] + (1,) + logits.shape[2:]:
+    if logits.shape[1] == 2 and target.shape == (*logits.shape[:1], 1, *logits.shape[2:]):
         target = target.squeeze(1)
     if logits.shape[1] != 2 or target.shape != positions or not target.is_floating_point():
         return target

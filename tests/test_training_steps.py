@@ -65,17 +65,19 @@ class SAM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def move(self, sign):
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.add_(sign * 0.05 * p.grad / (p.grad.norm() + 1e-12))
+        for p in self.parameters():
+            p.add_(sign * 0.05 * p.grad / (p.grad.norm() + 1e-12))
+
+    def parameters(self):
+        return [p for group in self.param_groups for p in group["params"]]
 
     def first_step(self):
-        self.kept = [p.detach().clone() for g in self.param_groups for p in g["params"]]
+        self.kept = [p.detach().clone() for p in self.parameters()]
         self.move(1)
 
     def second_step(self):
         with torch.no_grad():
-            for p, kept in zip((p for g in self.param_groups for p in g["params"]), self.kept):
+            for p, kept in zip(self.parameters(), self.kept, strict=True):
                 p.copy_(kept)
         self.base.step()
 

@@ -148,8 +148,10 @@ void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t
   // With scales the unit comes first here too.
   constexpr bool kUnitFirst = kScaled && may_need_second_pass(norm);
   const auto row = [&] {
-    if constexpr (kUnitFirst) return MultipliedRow<kScaled, T>{x, scale, direction.unit};
-    else return PlainRow<kScaled, T>{x, scale};
+    if constexpr (kUnitFirst)
+      return MultipliedRow<kScaled, T>{x, scale, direction.unit};
+    else
+      return PlainRow<kScaled, T>{x, scale};
   }();
   Direction<Acc<T>> along = direction;
   if constexpr (kUnitFirst) along.unit = Acc<T>(1);

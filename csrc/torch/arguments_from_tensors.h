@@ -29,7 +29,8 @@ inline ScalarType accumulation_dtype(const Tensor& tensor) {
 // The floor of the norm, and its inverse, must be normal numbers of the type that they are used in.
 inline double checked_eps(double eps, ScalarType type) {
   const bool wide = type == ScalarType::Double;
-  const double least = wide ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+  const double least =
+      wide ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
   const double most = wide ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
   check(eps >= least && eps <= most, "eps must lie in ", least, "..", most, " for ",
         type_name(type), ", got ", eps);

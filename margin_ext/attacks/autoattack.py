@@ -29,9 +29,10 @@ class AutoAttack:
     """The standard version: APGD on the cross-entropy, targeted APGD and FAB, Square.
 
     Needs the extra ``attacks``, images [B, Ch, H, W] (Square of at least about 28 x 28 in l1 and
-    l2) and a data range whose span in pixel units is the same for all channels. With three classes the targeted attacks give way to untargeted ones,
-    with two classes APGD on the logit ratio is left out: the ratio needs three logits. Its random
-    numbers depend on the batch, so that results may change with the size of batches.
+    l2) and a data range whose span in pixel units is the same for all channels. With three
+    classes the targeted attacks give way to untargeted ones, with two classes APGD on the logit
+    ratio is left out: the ratio needs three logits. Its random numbers depend on the batch, so
+    results may change with the size of batches.
 
     Attributes:
         queries: Of Square.

@@ -39,8 +39,8 @@ class Auto(GradientMode):
 
     Example:
         >>> from margin_ext import AverageMarginLoss
-        >>> AverageMarginLoss(gradient=Auto(FiniteDifference("central"))).gradient
-        Auto(FiniteDifference(scheme='central', step=1.0, unit='margin', deferred=True, data_range=None))
+        >>> AverageMarginLoss(gradient=Auto(FiniteDifference("central"))).gradient.fallback.scheme
+        'central'
     """
 
     def __init__(self, fallback: FiniteDifference | None = None) -> None:

@@ -37,6 +37,7 @@ class _Work:
     parameters: list[Tensor]
     job: Callable[[], Tensor] | None = None
     snapshot: Snapshot | None = None
+    refuses_nan: bool = False
 
     def gradients(self, upstream: Tensor) -> Sequence[Tensor | None]:
         """Those of all parameters."""
@@ -53,7 +54,8 @@ class _Work:
                 value = self.job()
             if value.requires_grad and wanted:
                 gradients = self._through(value, [self.parameters[i] for i in wanted], upstream)
-                refuse_nan_gradients(gradients, upstream)
+                if self.refuses_nan:
+                    refuse_nan_gradients(gradients, upstream)
                 for i, gradient in zip(wanted, gradients, strict=True):
                     found[i] = gradient
         if not torch._C._autograd._get_current_graph_task_keep_graph():
@@ -121,15 +123,16 @@ class DeferredPasses:
         known.add(id(self.inputs))
         return all(id(leaf) in known for leaf in graph_leaves(logits, self.source))
 
-    def add(self, jobs: Sequence[Callable[[], Tensor]]) -> Tensor:
+    def add(self, jobs: Sequence[Callable[[], Tensor]], *, refuse_nan: bool = False) -> Tensor:
         """Zeros with the gradient of the sum of the jobs' values.
 
         The jobs, as many as there are places, run in the backward, with the layers' modes and the
         autocast settings of now. They must not hold the logits, whose graph would live as long.
+        With refuse_nan a NaN in their gradients is an error.
         """
         snapshot = Snapshot(self.model, self.inputs, self.batchnorm)
         for work, job in zip(self.works, jobs, strict=True):
-            work.job, work.snapshot = job, snapshot
+            work.job, work.snapshot, work.refuses_nan = job, snapshot, refuse_nan
         return sum(self.terms[1:], self.terms[0])
 
 

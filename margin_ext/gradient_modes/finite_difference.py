@@ -159,7 +159,7 @@ class FiniteDifference(GradientMode):
         threat = ThreatModel(
             p=float(options.p), data_range=self.data_range, input_std=options.input_std
         )
-        defined = not has_nan(step.logits, validate=options.validate)
+        defined = not any(has_nan(t, validate=options.validate) for t in (step.logits, out.loss))
         terms = _Terms(
             objective, labels, nearest, rerun, step.inputs, grad, shift, weight, threat, defined
         )
@@ -171,7 +171,7 @@ class FiniteDifference(GradientMode):
         if isinstance(at_base, Tensor) or at_base != 0:
             total = terms.at(step.logits, at_base)
         if step.deferred is not None and step.deferred.serves(step.logits):
-            total = total + step.deferred.add(jobs)
+            total = total + step.deferred.add(jobs, refuse_nan=defined)
         else:
             for job in jobs:
                 total = total + job()

@@ -46,8 +46,8 @@ def changes_refused(inputs: Tensor, *, further_passes: bool) -> Iterator[None]:
     silent = before is not None and now is not None and not torch.equal(before, now)
     if inputs._version != version or silent:
         raise RuntimeError(
-            "the model changed its inputs in place, and the further passes of this mode would do it "
-            f"once more: {_OUT_OF_PLACE}"
+            "the model changed its inputs in place, and the further passes of this mode would do "
+            f"it once more: {_OUT_OF_PLACE}"
         )
 
 

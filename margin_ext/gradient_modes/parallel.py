@@ -29,8 +29,8 @@ _STATIC_GRAPH: Final = (
 )
 
 _FSDP1: Final = (
-    "FullyShardedDataParallel (FSDP1) frees and reduces parameters in its first backward, which for "
-    "a first-order or secant margin is that of the input gradient: gradients would be wrong or "
+    "FullyShardedDataParallel (FSDP1) frees and reduces parameters in its first backward, which "
+    "for a first-order or secant margin is that of the input gradient: gradients would be wrong or "
     'missing. Shard the model by fully_shard (FSDP2), or use margin="logit_gap"'
 )
 

@@ -257,7 +257,7 @@ def robust_accuracy(
 
 def _just_above(radii: Sequence[float]) -> Tensor:
     """The radii [R] and a rounding: a point that is farther by a rounding lies within."""
-    return torch.tensor(radii, dtype=torch.float64) * (1 + 1e-6)
+    return torch.tensor(radii, dtype=torch.float64, device="cpu") * (1 + 1e-6)
 
 
 def _reported(

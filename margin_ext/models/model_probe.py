@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -102,9 +102,10 @@ def _only_in_eval_mode() -> Iterator[None]:
     check.changes_nothing = True  # type: ignore[attr-defined]
     handle = register_module_forward_pre_hook(check)
     try:
-        with warnings.catch_warnings():
-            # Compiled modules tell of hooks on all modules; this one does no harm.
-            warnings.filterwarnings("ignore", ".*there are global hooks on modules.*")
+        with warnings.catch_warnings() if "torch._dynamo" in sys.modules else nullcontext():
+            if "torch._dynamo" in sys.modules:
+                # Compiled modules tell of hooks on all modules; this one does no harm.
+                warnings.filterwarnings("ignore", ".*there are global hooks on modules.*")
             yield
     finally:
         handle.remove()

@@ -18,6 +18,7 @@ __all__ = [
     "DIFFERENCE",
     "LOSSES",
     "OPTIONS",
+    "RECIPES",
     "SECANT",
     "SECTIONS",
     "Option",
@@ -36,6 +37,16 @@ SECTIONS: Final = {
 }
 
 LOSSES: Final = ("average_margin", "cross_entropy", "adversarial")
+
+# What docs/tuning.md recommends for robustness at a radius.
+RECIPES: Final[Mapping[str, Callable[[float], dict[str, Any]]]] = {
+    "robust": lambda radius: {
+        "loss": "adversarial",
+        "adversarial_eps": 1.25 * radius,
+        "adversarial_steps": 2,
+        "eps_attack": [radius / 2, radius],
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -226,6 +237,12 @@ _ALL: Final = (
         "module:callable",
         "small_cnn",
     ),
+    Option(
+        "recipe", "loss", _word,
+        "settings recommended for robustness at --radius, where others are not given",
+        choices=tuple(RECIPES),
+    ),
+    Option("radius", "loss", _number, "the radius that the recipe is for, in the norm p"),
     Option("loss", "loss", _word, "what to minimise", "average_margin", choices=LOSSES),
     *_declared("margin_ext.loss_options", "LossOptions", "loss", without=_NOT_HERE),
     *_declared(f"{_MODES}.finite_difference", "FiniteDifference", "loss", prefix=DIFFERENCE),

@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     from margin_ext.training.recipe import Recipe
     from margin_ext.training.training_objective import TrainingObjective
 
-__all__ = ["CHECKPOINT", "FIGURE", "HISTORY", "MEASURED", "REPORT", "SETTINGS", "TABLE", "Trial"]
+__all__ = [
+    "CHECKPOINT",
+    "FIGURE",
+    "HISTORY",
+    "MEASURED",
+    "REPORT",
+    "SETTINGS",
+    "TABLE",
+    "Trial",
+    "kept_settings",
+]
 
 SETTINGS: Final = "settings.toml"
 CHECKPOINT: Final = "checkpoint.pt"
@@ -41,8 +51,10 @@ MEASURED: Final = "measured.json"
 REPORT: Final = "report.json"
 TABLE: Final = "report.txt"
 FIGURE: Final = "figure.png"
-# In the order in which an old run is removed: without settings nothing can be resumed by mistake.
-_FILES: Final = (SETTINGS, CHECKPOINT, HISTORY, MEASURED, REPORT, TABLE, FIGURE)
+# The checkpoint goes last: as long as it is there, settings.toml is not that of a new run.
+_FILES: Final = (SETTINGS, HISTORY, MEASURED, REPORT, TABLE, FIGURE, CHECKPOINT)
+# There while an old run is removed. A kill in between leaves it, and the removal goes on.
+_REMOVING: Final = ".removing"
 
 
 def _silent(_: str) -> None:
@@ -140,7 +152,7 @@ class Trial:
         self.train = _on(device, data.train)
         self.held_out = _on(device, getattr(data, evaluation.part))
         self.measured: dict[str, Any] | None = None
-        if fresh:
+        if fresh or (self.folder / _REMOVING).exists():
             with self._claimed():
                 self._remove_old()
         self.loop = TrainingLoop(
@@ -185,8 +197,10 @@ class Trial:
     def _remove_old(self) -> None:
         """Only what a trial has written: the folder may hold other things."""
         if self.ranks.is_main:
+            (self.folder / _REMOVING).touch()
             for name in _FILES:
                 (self.folder / name).unlink(missing_ok=True)
+            (self.folder / _REMOVING).unlink()
         self.ranks.broadcast_from_rank0(None)
 
     def _stamp(self) -> tuple[int, ...]:
@@ -339,6 +353,13 @@ class Trial:
             "checkpoint": str(loop.checkpoint.relative_to(root)),
             "history": str((self.folder / HISTORY).relative_to(root)),
         }
+
+
+def kept_settings(folder: Path) -> Path | None:
+    """The settings file of the run in a folder; None where there is none that counts."""
+    path = folder / SETTINGS
+    being_removed = (folder / _REMOVING).exists() and (folder / CHECKPOINT).exists()
+    return path if path.exists() and not being_removed else None
 
 
 def _on(device: torch.device, part: Labelled) -> Labelled:

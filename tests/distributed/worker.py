@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from margin_ext import Auto, AverageMarginLoss, FiniteDifference
@@ -127,6 +127,28 @@ def shard(model: nn.Sequential) -> nn.Sequential:
     return model
 
 
+def with_fsdp1(x: torch.Tensor, y: torch.Tensor) -> dict[str, str | float]:
+    """What FullyShardedDataParallel is told, and a loss that it serves."""
+    model = FullyShardedDataParallel(make_model().float(), device_id=torch.device("cpu"))
+    leaf = x.clone().requires_grad_()
+    secant = AverageMarginLoss(margin="secant")
+    calls = {
+        "run double_backward": lambda: AverageMarginLoss().run(model, x, y),
+        "run secant": lambda: secant.run(nn.Sequential(model), x, y),
+        "forward": lambda: AverageMarginLoss()(model(leaf), y, leaf),
+    }
+    told: dict[str, str | float] = {}
+    for name, call in calls.items():
+        try:
+            call()
+            told[f"fsdp1, {name}"] = "no error"
+        except RuntimeError as raised:
+            told[f"fsdp1, {name}"] = str(raised)
+    out = AverageMarginLoss(margin="logit_gap").run(model, x, y)
+    out.loss.backward()
+    return {**told, "fsdp1, logit_gap": float(out.loss.detach())}
+
+
 def main(path: Path) -> None:
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
@@ -182,6 +204,7 @@ def main(path: Path) -> None:
     except ValueError as raised:
         found["fsdp, check"] = str(raised)
 
+    found |= with_fsdp1(x[mine].float(), y[mine])
     uneven = slice(0, 3) if rank == 0 else slice(3, 8)
     labels = y.clone()
     labels[:3] = -100 if rank == 0 else labels[:3]

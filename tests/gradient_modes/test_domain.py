@@ -149,7 +149,9 @@ def test_nan_that_only_the_gradient_has():
 
     torch.manual_seed(0)
     x, y = data()
-    loss = AverageMarginLoss(gradient=FiniteDifference("central", 3.0, "tau")).run(Root(), x, y).loss
+    loss = (
+        AverageMarginLoss(gradient=FiniteDifference("central", 3.0, "tau")).run(Root(), x, y).loss
+    )
     assert bool(loss.isfinite())
     with pytest.raises(RuntimeError, match="gradient at moved inputs is NaN"):
         loss.backward()

@@ -107,8 +107,12 @@ def test_a_secant_moves_with_its_inputs():
 
     def value(inputs):
         logits = [model(inputs), model(inputs + fixed)]
-        others = [z.masked_fill(nn.functional.one_hot(y, CLASSES).bool(), -9e9).amax(1) for z in logits]
-        here, there = (z.gather(1, y[:, None])[:, 0] - o for z, o in zip(logits, others, strict=True))
+        others = [
+            z.masked_fill(nn.functional.one_hot(y, CLASSES).bool(), -9e9).amax(1) for z in logits
+        ]
+        here, there = (
+            z.gather(1, y[:, None])[:, 0] - o for z, o in zip(logits, others, strict=True)
+        )
         slope = (here - there) / fixed.norm(dim=1)
         assert bool((slope > 0).all())
         margin = here / slope

@@ -106,7 +106,10 @@ def conditional(x):
 LOST = {
     "in the middle": (lambda: sequence(Apply(_NoGraph.apply)), "lost in _NoGraph"),
     "at the head": (lambda: sequence(nn.Identity()).append(Apply(_NoGraph.apply)), "_NoGraph"),
-    "at the inputs": (lambda: nn.Sequential(Apply(_NoGraph.apply), *sequence(nn.Tanh())), "_NoGraph"),
+    "at the inputs": (
+        lambda: nn.Sequential(Apply(_NoGraph.apply), *sequence(nn.Tanh())),
+        "_NoGraph",
+    ),
     "behind a skip connection": (lambda: sequence(Apply(_NoGraph.apply, True)), "_NoGraph"),
     "in one of two branches": (
         lambda: nn.Sequential(Branches(), nn.Linear(12, CLASSES)).double(),

@@ -160,7 +160,9 @@ def test_features_that_the_same_pass_reads_are_its_own():
     found = []
     for gradient in ("double_backward", FiniteDifference("central", 1e-4, "absolute")):
         model.zero_grad()
-        AverageMarginLoss(regularizer="softplus", gradient=gradient).run(model, x, y).loss.backward()
+        AverageMarginLoss(regularizer="softplus", gradient=gradient).run(
+            model, x, y
+        ).loss.backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
 

@@ -122,5 +122,8 @@ def test_the_command_trains_and_goes_on(
     assert not torch.equal(
         weights(tmp_path / "other")["1.weight"], weights(tmp_path / "whole")["1.weight"]
     )
+    recipe = ("--recipe", "robust", "--radius", "0.4", "--no-report")
+    assert train(tmp_path / "recipe", *SMALL, *recipe) == 0
+    assert same_weights(tmp_path / "recipe", tmp_path / "whole")
     assert train(tmp_path / "none", *SMALL, "--loss", "adversarial") == 2
     assert "needs adversarial_eps" in capsys.readouterr().err
