@@ -38,7 +38,7 @@ def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
 
 
 def objects_behind(things: Iterable[Any], kinds: tuple[type, ...]) -> list[Any]:
-    """Objects of some kinds among things and what they hold or name; not what is inside of those.
+    """Objects of some kinds among things and what they hold or name; not what these hold.
 
     Example:
         >>> objects_behind([lambda: nn.ReLU()], (types.ModuleType,))
@@ -55,7 +55,10 @@ def objects_behind(things: Iterable[Any], kinds: tuple[type, ...]) -> list[Any]:
         seen[id(thing)] = thing
         if isinstance(thing, kinds):
             found.setdefault(id(thing), thing)
-        else:
+        if isinstance(thing, nn.Module):
+            # Modules that are not registered, such as those in a list.
+            waiting.extend(v for m in thing.modules() for v in vars(m).values())
+        elif not isinstance(thing, kinds) and len(seen) < _MOST:
             waiting.extend(_held_by(thing))
     return list(found.values())
 
