@@ -50,7 +50,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(ARGS)
 
 test-integrations: $(VENV)/installed-integrations
-	$(BIN)/python -m pytest tests/integrations tests/docs tests/test_ledger.py $(ARGS)
+	$(BIN)/python -m pytest tests/integrations tests/docs tests/examples tests/test_ledger.py $(ARGS)
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks $(ARGS)

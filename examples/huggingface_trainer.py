@@ -1,7 +1,7 @@
-"""Hugging Face Trainer with the criterion in compute_loss.
+"""Hugging Face Trainer with a margin loss, and margins measured after each evaluation.
 
-Images are the model's inputs here. For text take margins in the space of the embeddings: pass
-``inputs_embeds`` through ``call=`` in the same way, with the attention mask beside it.
+Images are the model's inputs here. With ``input_ids`` in the batches the same trainer takes margins
+in the space of the embeddings.
 
     pip install 'margin_ext[transformers]'
     python examples/huggingface_trainer.py
@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from typing import Any
 
 import torch
 from small_images import CLASSES, small_images
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from margin_ext import AverageMarginLoss
+from margin_ext.integrations.transformers import MarginTrainer, MarginTrainerCallback
 
 
 class Images(Dataset[dict[str, Tensor]]):
-    def __init__(self, count: int) -> None:
-        self.data = small_images(count)
+    def __init__(self, count: int, seed: int = 0) -> None:
+        self.data = small_images(count, seed)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -32,34 +32,6 @@ class Images(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         image, label = self.data[index]
         return {"pixel_values": image, "labels": label}
-
-
-class MarginTrainer(Trainer):
-    # Attention has fused kernels without a second derivative, which finite differences do not need.
-    criterion = AverageMarginLoss(p=2, mu=1.0, tau=3.0, gradient="finite_difference")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # compute_loss divides by the samples of all the step's batches, so Trainer need not.
-        self.model_accepts_loss_kwargs = True
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        out = self.criterion.run(
-            model,
-            inputs["pixel_values"],
-            inputs["labels"],
-            call=lambda net, pixels: net(pixel_values=pixels).logits,
-            normalizer=num_items_in_batch,
-        )
-        return (out.loss, {"logits": out.logits}) if return_outputs else out.loss
 
 
 def main() -> None:
@@ -79,6 +51,9 @@ def main() -> None:
             num_labels=CLASSES,
         )
     )
+    # Attention has fused kernels without a second derivative, which finite differences do not need.
+    criterion = AverageMarginLoss(p=2, mu=1.0, tau=3.0, gradient="finite_difference")
+    held_out = Images(100, seed=1)
     with tempfile.TemporaryDirectory() as folder:
         trainer = MarginTrainer(
             model,
@@ -92,12 +67,17 @@ def main() -> None:
                 save_strategy="no",
                 disable_tqdm=True,
                 logging_steps=10,
+                eval_strategy="epoch",
             ),
             train_dataset=Images(arguments.images),
+            eval_dataset=held_out,
+            criterion=criterion,
+            callbacks=[MarginTrainerCallback(held_out.data.tensors, measure_options={"limit": 50})],
         )
         trainer.train()
-    statistics = MarginTrainer.criterion.statistics
-    print(f"last batch: {statistics}")
+        figures = trainer.evaluate()
+    print(f"last batch: {criterion.statistics}")
+    print({name: round(value, 3) for name, value in figures.items() if "margin" in name})
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ The C++ ops check the same before they touch memory (csrc/torch/check.h).
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "check_class_weight",
@@ -18,11 +20,14 @@ __all__ = [
     "check_logits_and_labels",
     "check_loss_settings",
     "check_nearest",
+    "check_normalizer",
     "check_probabilities",
     "check_same_device",
     "check_sample_vector",
     "check_target",
+    "check_weight_values",
     "shape_text",
+    "values_readable",
 ]
 
 FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -130,7 +135,9 @@ def check_probabilities(target: Tensor) -> None:
         raise ValueError(
             "target must hold probabilities, each >= 0 and 1 in sum over the classes, got the sum "
             f"{float(sums[tuple(first)]):.6g} and the smallest {float(smallest):.6g} "
-            f"at index {_index_text(first)}"
+            f"at index {_index_text(first)}. For several labels a sample pass logits.unsqueeze(1), "
+            "which takes each column as a label of its own (docs/labels.md); regression needs "
+            "another loss"
         )
 
 
@@ -158,16 +165,29 @@ def check_sample_vector(name: str, vector: Tensor, batch: int) -> None:
         raise ValueError(f"{name} must be [B] = [{batch}], got {shape_text(vector)}")
 
 
-def check_eps(eps: float) -> None:
-    """Require a floor of the norm above 0: without one a zero gradient divides by zero."""
+def check_eps(eps: float, dtype: torch.dtype | None = None) -> None:
+    """Require a floor of the norm above 0: without one a zero gradient divides by zero.
+
+    In the type that norms are accumulated in, it and its inverse have to be normal numbers.
+    """
     if not eps > 0:
         raise ValueError(f"eps must be above 0, got {eps}")
+    if eps == math.inf:
+        raise ValueError(f"eps must be finite, got {eps}")
+    if dtype is not None:
+        info = torch.finfo(dtype)
+        if not info.tiny <= eps <= info.max:
+            raise ValueError(
+                f"eps must lie in {info.tiny:.3g}..{info.max:.3g} for {dtype}, got {eps}"
+            )
 
 
 def check_loss_settings(mu: float, eps: float, label_smoothing: float) -> None:
-    """Require mu >= 0, eps > 0 and label_smoothing in 0..1; none of them NaN."""
+    """Require mu >= 0, eps > 0 and label_smoothing in 0..1; none of them NaN or infinite."""
     if not mu >= 0:
         raise ValueError(f"mu must be at least 0, got {mu}")
+    if mu == math.inf:
+        raise ValueError(f"mu must be finite, got {mu}")
     check_eps(eps)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
@@ -185,3 +205,44 @@ def check_class_weight(weight: Tensor, logits: Tensor) -> None:
     classes = logits.shape[1]
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise ValueError(f"class_weight must be [{classes}], got {shape_text(weight)}")
+    if values_readable(weight):
+        check_weight_values(weight)
+
+
+def values_readable(tensor: Tensor) -> bool:
+    """Whether values can be looked at at no cost: on CPU, and not while a program is traced."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def check_weight_values(weight: Tensor) -> None:
+    """Require finite class weights, which may be 0 or negative; synchronises with a GPU."""
+    bad = ~weight.isfinite()
+    if bool(bad.any()):
+        first = int(bad.flatten().nonzero()[0])
+        raise ValueError(
+            f"class weights must be finite, got {float(weight.flatten()[first])} for class {first}"
+        )
+
+
+def check_normalizer(normalizer: float | Tensor | None) -> float | Tensor | None:
+    """Require a divisor above 0 and finite; one that a GPU holds becomes NaN where it is not."""
+    if normalizer is None:
+        return None
+    if not isinstance(normalizer, Tensor):
+        if not 0 < normalizer < math.inf:
+            raise ValueError(f"normalizer must be above 0 and finite, got {normalizer}")
+        return normalizer
+    if normalizer.numel() != 1:
+        raise ValueError(f"normalizer must be one number, got {shape_text(normalizer)}")
+    value = normalizer.detach().reshape(())
+    good = (value > 0) & value.isfinite()
+    if not values_readable(normalizer):
+        return torch.where(good, value, math.nan)
+    if not bool(good):
+        raise ValueError(f"normalizer must be above 0 and finite, got {float(value)}")
+    return value

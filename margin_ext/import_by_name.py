@@ -30,8 +30,10 @@ def import_by_name(name: str) -> Any:
         sys.path.append(folder)
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"cannot import {module_name}: {error}") from error
+    # Whatever the module's own code raises.
+    except Exception as error:
+        reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"cannot import {module_name}: {reason}") from error
     try:
         return operator.attrgetter(attribute)(found)
     except AttributeError:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_classes, shape_text
+from margin_ext.checks import check_classes
 from margin_ext.functional import first_order_margin, gap_cotangent, logit_gap
 from margin_ext.input_std import InputStd
+from margin_ext.movable_inputs import require_movable, require_same_batch
+from margin_ext.second_derivative import require_path
 
 __all__ = ["check_inputs", "gradient_by_inputs", "input_gradient", "nearest_class"]
 
 
-def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
+def check_inputs(logits: Tensor, inputs: Any) -> Tensor:
     """Require inputs [B, ...] that logits were computed from, with the graph still there."""
     if inputs is None:
         raise ValueError(
             "the first-order margin needs the inputs: call criterion(logits, target, inputs), "
             'or use margin="logit_gap"'
         )
-    if not inputs.requires_grad:
+    given = require_movable(inputs)
+    if not given.requires_grad:
         raise ValueError(
             "inputs must require grad before the model sees them: call inputs.requires_grad_() "
             "and compute the logits after it"
@@ -29,12 +34,8 @@ def check_inputs(logits: Tensor, inputs: Tensor | None) -> Tensor:
             "logits have no graph: they were computed under torch.no_grad() or from detached "
             "inputs, so there is no input gradient to take"
         )
-    if inputs.dim() < 2 or inputs.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"inputs must be [B, ...] with B = {logits.shape[0]} as in logits "
-            f"{shape_text(logits)}, got {shape_text(inputs)}"
-        )
-    return inputs
+    require_same_batch(given, logits)
+    return given
 
 
 def gradient_by_inputs(
@@ -50,10 +51,13 @@ def gradient_by_inputs(
 
     Returns:
         The shape and type of inputs.
+
+    Raises:
+        ValueError: Inputs are not in the graph of logits.
+        SecondDerivativeError: With create_graph, where the result cannot be differentiated.
     """
     if create_graph:
-        # A function near the head whose backward is marked once_differentiable drops out of the
-        # graph in silence where what comes in is a constant. This way it raises an error.
+        # What is honest leads back to it; a constant would let the rest drop out in silence.
         cotangent.requires_grad_()
     (grad,) = torch.autograd.grad(
         logits, inputs, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
@@ -63,6 +67,8 @@ def gradient_by_inputs(
             "inputs are not in the graph of logits: pass the very tensor that the model was "
             "called with, not a copy or a view made of it"
         )
+    if create_graph:
+        require_path(grad, cotangent, logits)
     return grad
 
 

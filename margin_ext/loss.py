@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from margin_ext.gradient_modes import GradientCheck, Step
+from margin_ext.checks import check_normalizer, check_weight_values
+from margin_ext.gradient_modes import Detached, GradientCheck, Step
 from margin_ext.gradient_modes.gradient_check import check_gradient
 from margin_ext.gradient_modes.hidden_layers import layered_loss
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
-from margin_ext.gradient_modes.model_call import joined_call
+from margin_ext.gradient_modes.model_call import ModelCall, PassOutput, require_logits
 from margin_ext.gradient_modes.objective import Objective
-from margin_ext.gradient_modes.parallel import refuse_static_graph_behind
+from margin_ext.gradient_modes.parallel import refuse_fsdp1_behind, refuse_static_graph_behind
 from margin_ext.input_gradient import check_inputs
 from margin_ext.input_std import checked_std
 from margin_ext.loss_options import LossOptions
 from margin_ext.loss_settings import refuse_renamed, shows_fields_of
+from margin_ext.movable_inputs import require_movable
 from margin_ext.op_results import MarginLoss
+from margin_ext.option_attributes import add_option_attributes
 from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
+from margin_ext.training_steps import StepCounter
+from margin_ext.two_classes import two_class_logits
 
 __all__ = ["AverageMarginLoss", "RunOutput"]
 
@@ -83,7 +90,7 @@ class AverageMarginLoss(nn.Module):
         super().__init__()
         self.register_buffer("weight", None)
         self.options = LossOptions(*positional, **options)
-        self.steps = 0
+        self._counter = StepCounter()
         self.statistics: BatchStatistics | None = None
 
     if TYPE_CHECKING:  # the attributes are made below, one for each field of LossOptions
@@ -98,9 +105,41 @@ class AverageMarginLoss(nn.Module):
     @options.setter
     def options(self, options: LossOptions) -> None:
         std = checked_std(options.input_std)
+        if options.weight is not None and options.weight is not self.weight:
+            check_weight_values(options.weight)
         # The class weights are state: they are saved, and move with the criterion.
         self.weight = options.weight
         self._options = replace(options, weight=None, input_std=std)
+
+    @property
+    def steps(self) -> int:
+        """How many training steps have begun; a continued training sets it."""
+        return self._counter.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._counter.steps = steps
+
+    def one_step(self) -> AbstractContextManager[None]:
+        """All calls inside belong to one training step, as ``every`` and ``warmup`` count them.
+
+        For loops with several calls a step and no optimizer of torch; with one, the calls up to its
+        next ``step()``, and those inside of ``step(closure)``, are one step of themselves.
+
+        Example:
+            >>> criterion, model = AverageMarginLoss(every=2), nn.Linear(5, 3)
+            >>> x, y = torch.ones(2, 5), torch.tensor([0, 1])
+            >>> with criterion.one_step():
+            ...     for _ in range(2):  # such as the two of sharpness-aware minimisation
+            ...         criterion.run(model, x, y).loss.backward()
+            >>> criterion.steps
+            1
+        """
+        return self._counter.one_step()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_renamed({name: value})
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AverageMarginLoss:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -133,25 +172,40 @@ class AverageMarginLoss(nn.Module):
             normalizer: As in :meth:`run`.
 
         Returns:
-            Scalar; for reduction "none" [B], or [B, d1, ...].
+            Scalar; for reduction "none" [B], or [B, d1, ...]. Without gradients (under no_grad and
+            inference_mode), and in eval mode where the logits or inputs have no graph, the
+            cross-entropy alone, with NaN for the margins in the statistics: :meth:`run` gives the
+            whole loss there too.
 
         Raises:
             ValueError: Shapes do not fit, or an option needs :meth:`run`.
+            TypeError: Logits or target are of another kind.
         """
-        self._refuse_options_of_run()
-        _, mu = self._next_step()
-        objective, mode = self._objective(normalizer, mu), self._options.mode
-        if mode is None:
-            out = objective.loss(logits, objective.labels(logits, target), None, None)
+        normalizer = check_normalizer(normalizer)
+        logits = two_class_logits(require_logits(logits))
+        mode = self._options.mode
+        if mode is None or self._has_no_margins(logits, inputs):
+            out = self._without_inputs(logits, target, normalizer)
         else:
+            self._refuse_options_of_run()
             refuse_static_graph_behind(logits)
-            if inputs is None or isinstance(inputs, Tensor):
+            refuse_fsdp1_behind(logits)
+            objective = self._objective(normalizer, self._next_step()[1])
+            if isinstance(inputs, (list, tuple)):
+                out = layered_loss(objective, mode, logits, target, inputs, layer_weights)
+            else:
                 inputs = check_inputs(logits, inputs)
                 out = mode(Step(objective, inputs, logits, objective.labels(logits, target)))
-            else:
-                out = layered_loss(objective, mode, logits, target, inputs, layer_weights)
         self.statistics = out.statistics
         return out.loss
+
+    def _has_no_margins(self, logits: Tensor, inputs: Tensor | Sequence[Tensor] | None) -> bool:
+        """Whether this is a validation in which no input gradient can be taken."""
+        if not torch.is_grad_enabled():
+            return True
+        layers = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+        can = logits.requires_grad and all(getattr(x, "requires_grad", False) for x in layers)
+        return not self.training and not can
 
     def _refuse_options_of_run(self) -> None:
         o = self._options
@@ -190,24 +244,25 @@ class AverageMarginLoss(nn.Module):
             logits_fn: Takes the logits out of what the model returns.
             normalizer: Divides the sum over the samples, in place of ``reduction``. For gradient
                 accumulation: the number of samples (their summed class weights) of all the
-                batches of a step. DistributedDataParallel averages over its ranks on top.
+                batches of a step. DistributedDataParallel averages over its ranks on top. It must
+                be above 0; where only a GPU knows it, the loss is NaN otherwise.
 
         Raises:
             RuntimeError: The model is in DistributedDataParallel(static_graph=True), or the mode
                 needs what the model cannot do.
             ValueError: Settings or shapes do not fit.
         """
-        passes = self._passes(model, call, logits_fn)
+        normalizer = check_normalizer(normalizer)
+        if not torch.is_grad_enabled():
+            return self._validated(model, inputs, target, ModelCall(call, logits_fn), normalizer)
+        passes = self._passes(model, ModelCall(call, logits_fn))
         turn, mu = self._next_step()
         mode = self._options.mode
         if mode is None or not turn:
-            objective = self._objective(normalizer, mu)
-            logits = passes.call(model, inputs)
-            labels = objective.labels(logits, target)
-            if mode is None:
-                out = objective.loss(logits, labels, None, None)
-            else:
-                out = _without_margins(objective.plain(logits, labels))
+            if mode is not None:
+                require_movable(inputs)
+            passed = passes.whole(inputs)
+            out = self._without_inputs(passed.class_logits, target, normalizer, mu)
         else:
             if call is not None and self._options.fraction < 1:
                 raise ValueError(
@@ -216,9 +271,57 @@ class AverageMarginLoss(nn.Module):
                 )
             if self.training:
                 mu *= self._options.every
-            logits, out = run_step(passes, self._objective(normalizer, mu), mode, inputs, target)
+            passed, out = run_step(passes, self._objective(normalizer, mu), mode, inputs, target)
+        return self._output(passed, out)
+
+    def _validated(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        target: Tensor,
+        call: ModelCall,
+        normalizer: float | Tensor | None,
+    ) -> RunOutput:
+        """The value of the loss under no_grad or inference_mode, without a graph."""
+        o = self._options
+        if o.mode is None:
+            passed = call.output(model, inputs)
+            out = self._without_inputs(passed.class_logits, target, normalizer)
+            return self._output(passed, out)
+        # All gradient modes have the same value; this one costs least.
+        mode = Detached() if o.margin == "first_order" else o.mode
+        passes = Passes(model, call, o.batchnorm, reruns=mode.reruns)
+        # Autograd takes no tensors of the inference mode, and needs a graph for a moment.
+        with torch.inference_mode(False), torch.enable_grad():
+            inputs, target = (t.clone() if t.is_inference() else t for t in (inputs, target))
+            passed, out = run_step(passes, self._objective(normalizer, o.mu), mode, inputs, target)
+        passed = tree_map_only(Tensor, Tensor.detach, passed)
+        return self._output(passed, out._replace(loss=out.loss.detach()))
+
+    def _without_inputs(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        normalizer: float | Tensor | None,
+        mu: float | None = None,
+    ) -> MarginLoss:
+        """The loss of logit gaps; of other margins, which need inputs, its cross-entropy."""
+        if mu is None:
+            mu = self._next_step()[1]
+        objective = self._objective(normalizer, mu)
+        labels = objective.labels(logits, target)
+        if self._options.mode is None:
+            return objective.loss(logits, labels, None, None)
+        out = objective.plain(logits, labels)
+        missing = torch.full_like(out.gap, math.nan)
+        statistics = without_margins(out.statistics)
+        return out._replace(margin=missing, norm=missing, statistics=statistics)
+
+    def _output(self, passed: PassOutput, out: MarginLoss) -> RunOutput:
         self.statistics = out.statistics
-        return RunOutput(out.loss, logits, out.margin, out.gap, out.norm, out.statistics)
+        return RunOutput(
+            out.loss, passed.logits, out.margin, out.gap, out.norm, out.statistics, passed.whole
+        )
 
     def check(
         self,
@@ -257,7 +360,7 @@ class AverageMarginLoss(nn.Module):
                 f'margin="{self._options.margin}" has none'
             )
         return check_gradient(
-            self._passes(model, call, logits_fn),
+            self._passes(model, ModelCall(call, logits_fn)),
             self._objective(None, self._options.mu),
             mode,
             inputs,
@@ -266,19 +369,13 @@ class AverageMarginLoss(nn.Module):
             seed=seed,
         )
 
-    def _passes(
-        self,
-        model: Callable[..., Any],
-        call: Callable[[Any, Tensor], Tensor] | None,
-        logits_fn: Callable[[Any], Tensor] | None,
-    ) -> Passes:
+    def _passes(self, model: Callable[..., Any], call: ModelCall) -> Passes:
         o = self._options
-        logits = joined_call(call, logits_fn)
         if o.mode is None:
-            return Passes(model, logits, o.batchnorm, o.fraction)
+            return Passes(model, call, o.batchnorm, o.fraction)
         # What call= closes over may be something else by the time of the backward.
-        deferred = o.mode.deferred and call is None
-        return Passes(model, logits, o.batchnorm, o.fraction, o.mode.reruns, deferred)
+        deferred = o.mode.deferred and call.call is None
+        return Passes(model, call, o.batchnorm, o.fraction, o.mode.reruns, deferred)
 
     def _objective(self, normalizer: float | Tensor | None, mu: float) -> Objective:
         o = self._options
@@ -288,50 +385,15 @@ class AverageMarginLoss(nn.Module):
     def _next_step(self) -> tuple[bool, float]:
         """Whether ``every`` lets margins into this step, and its mu."""
         o = self._options
-        if not self.training:
+        if not self.training or not torch.is_grad_enabled():
             return True, o.mu
-        begun = self.steps
-        self.steps += 1
-        rise = 1.0 if begun >= o.warmup else (begun + 1) / (o.warmup + 1)
-        return begun % o.every == 0, o.mu * rise
+        step = self._counter.next_call()
+        rise = 1.0 if step >= o.warmup else (step + 1) / (o.warmup + 1)
+        return self._counter.has_turn(step, o.every), o.mu * rise
 
     def extra_repr(self) -> str:
         """The options, as they would be written."""
-        o = self._options
-        always = ("p", "mu", "tau", "regularizer", "margin", "gradient", "classes", "reduction")
-        shown = {name: getattr(o, name) for name in always}
-        for field in fields(o):
-            value = getattr(o, field.name)
-            if (
-                field.name not in always
-                and not isinstance(value, Tensor)
-                and value != field.default
-            ):
-                shown[field.name] = value
-        if isinstance(o.input_std, Tensor):
-            shown["input_std"] = o.input_std.tolist()
-        shown["regularizer"] = o.phi
-        return ", ".join(f"{name}={value}" for name, value in shown.items())
+        return str(self._options)
 
 
-class _Option:
-    """An attribute of the criterion that is one of its options: a change is checked and whole."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, criterion: AverageMarginLoss | None, owner: type) -> Any:
-        return self if criterion is None else getattr(criterion._options, self.name)
-
-    def __set__(self, criterion: AverageMarginLoss, value: Any) -> None:
-        criterion.options = replace(criterion.options, **{self.name: value})
-
-
-for _field in fields(LossOptions):
-    if _field.name != "weight":  # a buffer
-        setattr(AverageMarginLoss, _field.name, _Option(_field.name))
-
-
-def _without_margins(out: MarginLoss) -> MarginLoss:
-    missing = torch.full_like(out.gap, math.nan)
-    return out._replace(margin=missing, norm=missing, statistics=without_margins(out.statistics))
+add_option_attributes(AverageMarginLoss)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
+
+from torch import Tensor
 
 from margin_ext.checks import check_classes
 from margin_ext.gradient_mode import GradientMode, gradient_mode, margin
@@ -51,9 +53,11 @@ class LossOptions(LossSettings):
             largest other logits: k more passes) or "all".
         fraction: The fraction of each batch whose margins are taken, chosen at random and run by
             itself (with ``run`` only).
-        every: Take margins only in one of so many training steps (calls of ``run``), with mu times
-            as much weight; in between the loss is the cross-entropy. ``criterion.steps``
-            counts them; a continued training sets it.
+        every: Take margins only in one of so many training steps, with mu times as much weight; in
+            between the loss is the cross-entropy. A step is all calls up to the next step of an
+            optimizer (both passes of SAM, the closures of LBFGS, the parts of an accumulated
+            batch), or what is inside of ``with criterion.one_step()``; without an optimizer of
+            torch it is a call. ``criterion.steps`` counts them; a continued training sets it.
         warmup: Training steps in which mu rises evenly from near 0, for settings under which an
             untrained network would not begin to learn.
         batchnorm: What BatchNorm in training normalises by where margins are concerned: "batch",
@@ -129,6 +133,21 @@ class LossOptions(LossSettings):
         found = self.gradient if self.margin == "first_order" else self.margin
         assert not isinstance(found, str)
         return found
+
+    def __str__(self) -> str:
+        """The main options, and others that are not the defaults, as they would be written."""
+        always = ("p", "mu", "tau", "regularizer", "margin", "gradient", "classes", "reduction")
+        shown = {name: getattr(self, name) for name in always}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in always or isinstance(value, Tensor):
+                continue
+            if value != field.default:
+                shown[field.name] = value
+        if isinstance(self.input_std, Tensor):
+            shown["input_std"] = self.input_std.tolist()
+        shown["regularizer"] = self.phi
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
     def check_length(self, what: str, advice: str = "") -> None:
         """Require a tau that makes a length, for modes that step by it."""

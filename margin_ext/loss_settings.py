@@ -7,9 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar, cast, get_args
 
+import torch
 from torch import Tensor
 
-from margin_ext.checks import check_loss_settings
+from margin_ext.checks import (
+    check_eps,
+    check_loss_settings,
+    check_weight_values,
+    values_readable,
+)
 from margin_ext.input_std import InputStd
 from margin_ext.norms import dual_exponent
 from margin_ext.regularizers import Regularizer
@@ -69,7 +75,8 @@ class LossSettings:
         mu: Weight of the regularizer.
         regularizer: phi.
         eps: Floor of the gradient norm; below it the norm has no gradient.
-        weight: Class weights [C]; they weight the whole loss of a sample.
+        weight: Class weights [C]; they weight the whole loss of a sample. They may be 0 or
+            negative, with the results of ``torch.nn.CrossEntropyLoss``.
         ignore_index: Samples (positions) with this label do not count; for class labels.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``; of the cross-entropy only.
         reduction: "mean", "sum" or "none".
@@ -97,8 +104,22 @@ class LossSettings:
     def __post_init__(self) -> None:
         dual_exponent(self.p)
         check_loss_settings(self.mu, self.eps, self.label_smoothing)
+        if self.weight is not None and values_readable(self.weight):
+            check_weight_values(self.weight)
         check_word("reduction", self.reduction, Reduction)
         check_word("aggregation", self.aggregation, Aggregation)
+
+    def check_type(self, dtype: torch.dtype, *, with_grad: bool) -> None:
+        """Require settings that the type of the margins can hold.
+
+        Raises:
+            ValueError: A setting is too large for it, or so small that it would divide by 0.
+        """
+        if self.mu > torch.finfo(dtype).max:
+            raise ValueError(f"mu must be finite in {dtype}, got {self.mu}")
+        if with_grad:
+            check_eps(self.eps, dtype)
+        self.phi.check_type(dtype)
 
     def keywords(self) -> LossKeywords:
         """As keywords of the functional ops."""

@@ -30,29 +30,36 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return whole
 
 
-def real_numbers(value: Any) -> tuple[float | str, ...]:
-    """One or several numbers (or words, such as "inf") as a tuple of Python's own.
+def real_numbers(name: str, value: Any) -> tuple[float, ...]:
+    """One or several numbers, or texts such as "inf", as a tuple of Python's own.
 
     Args:
+        name: For the message.
         value: A number, a word, an array or tensor of any number of elements, or an iterable.
+
+    Raises:
+        ValueError: It is something else.
 
     Example:
         >>> import numpy as np, torch
-        >>> real_numbers(np.float32(0.5)), real_numbers(torch.tensor([1.0, 2.0]))
+        >>> real_numbers("p", np.float32(0.5)), real_numbers("p", torch.tensor([1.0, 2.0]))
         ((0.5,), (1.0, 2.0))
     """
-    if isinstance(value, (str, numbers.Real)):
-        return (_one(value),)
+    given = value
     if hasattr(value, "tolist"):  # numpy's arrays and scalars, tensors
         value = value.tolist()
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return tuple(_one(item) for item in value)
-    return (_one(value),)
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    try:
+        return tuple(float(_one(item)) for item in (value if several else (value,)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a number or several, got {given!r}") from error
 
 
 def _one(value: Any) -> float | str:
     if isinstance(value, str):
         return value
+    if isinstance(value, bool):
+        raise TypeError("True and False are no numbers")
     if isinstance(value, numbers.Integral):
         return int(value)
     if hasattr(value, "item"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,18 +35,19 @@ def unit_ball(points: int, dims: int, p: float, generator: torch.Generator) -> T
     p = inf: uniform coordinates. Otherwise coordinates with density proportional to
     exp(-|t|^p), scaled to the unit sphere, times U^(1/dims): for p = 2 the authors' sampling.
     """
-    device = generator.device
+    # Whatever torch's default type is.
+    kind: dict[str, Any] = {"device": generator.device, "dtype": torch.float32}
     if p == torch.inf:
-        return torch.rand(points, dims, generator=generator, device=device).mul_(2).sub_(1)
+        return torch.rand(points, dims, generator=generator, **kind).mul_(2).sub_(1)
     if p == 2:
-        x = torch.randn(points, dims, generator=generator, device=device)
+        x = torch.randn(points, dims, generator=generator, **kind)
     elif p == 1:
-        u = torch.rand(points, dims, generator=generator, device=device).mul_(2).sub_(1)
+        u = torch.rand(points, dims, generator=generator, **kind).mul_(2).sub_(1)
         x = u.sign() * -torch.log1p(-u.abs())
     else:
         # |t|^p has the Gamma(1 / p) distribution.
-        shape = torch.full((points, dims), 1 / p, device=device)
+        shape = torch.full((points, dims), 1 / p, **kind)
         magnitude = torch._standard_gamma(shape, generator=generator).pow_(1 / p)
-        x = magnitude * (torch.rand(points, dims, generator=generator, device=device) - 0.5).sign()
-    radius = torch.rand(points, 1, generator=generator, device=device).pow_(1 / dims)
+        x = magnitude * (torch.rand(points, dims, generator=generator, **kind) - 0.5).sign()
+    radius = torch.rand(points, 1, generator=generator, **kind).pow_(1 / dims)
     return x.mul_(radius / torch.linalg.vector_norm(x, p, dim=1, keepdim=True))

@@ -24,12 +24,14 @@ class _Kind:
     Attributes:
         formula: phi(t, lo, hi), element by element and differentiable.
         refuse: What is wrong with lo and hi, in words; empty where nothing is.
+        width: Of lo and hi, what must be above 0; None: nothing.
         number: Of RegularizerKind in csrc/core/regularizer.h; None: the fused op lacks it.
     """
 
     formula: Callable[[Tensor, float, float], Tensor]
     refuse: Callable[[float, float], str]
     number: int | None = None
+    width: Callable[[float, float], float] | None = None
 
 
 def _any(lo: float, hi: float) -> str:
@@ -40,18 +42,24 @@ def _positive_tau(lo: float, hi: float) -> str:
     return "" if hi > 0 else f"needs tau > 0, got {hi}"
 
 
+def _tau(lo: float, hi: float) -> float:
+    return hi
+
+
 def _rising_ends(lo: float, hi: float) -> str:
     return "" if lo < hi else f"needs lo < hi, got lo={lo}, hi={hi}"
 
 
 _KINDS: Final = {
-    "ramp": _Kind(lambda t, lo, hi: torch.clamp(hi - t, 0.0, hi - lo), _rising_ends, 0),
+    "ramp": _Kind(
+        lambda t, lo, hi: torch.clamp(hi - t, 0.0, hi - lo), _rising_ends, 0, lambda lo, hi: hi - lo
+    ),
     "hinge": _Kind(lambda t, lo, hi: torch.clamp(hi - t, min=0.0), _any, 1),
     "linear": _Kind(lambda t, lo, hi: -t, _any, 2),
     "softplus": _Kind(
-        lambda t, lo, hi: hi * torch.logaddexp(torch.zeros_like(t), -t / hi), _positive_tau, 3
+        lambda t, lo, hi: hi * torch.logaddexp(torch.zeros_like(t), -t / hi), _positive_tau, 3, _tau
     ),
-    "exponential": _Kind(lambda t, lo, hi: torch.exp(-t / hi), _positive_tau, 4),
+    "exponential": _Kind(lambda t, lo, hi: torch.exp(-t / hi), _positive_tau, 4, _tau),
 }
 
 
@@ -85,6 +93,22 @@ class Regularizer:
             raise ValueError(f"regularizer bounds must be finite, got lo={self.lo}, hi={self.hi}")
         if problem := _KINDS[self.kind].refuse(self.lo, self.hi):
             raise ValueError(f"regularizer {self.kind} {problem}")
+
+    def check_type(self, dtype: torch.dtype) -> None:
+        """Require bounds that margins of this type can tell apart.
+
+        Raises:
+            ValueError: A bound is too large for the type, or they would round to the same number.
+        """
+        info = torch.finfo(dtype)
+        largest = max(abs(self.lo), abs(self.hi))
+        width = _KINDS[self.kind].width
+        least = max(info.tiny, info.eps * largest)
+        if largest > info.max or (width is not None and width(self.lo, self.hi) < least):
+            raise ValueError(
+                f"regularizer {self.kind} with lo={self.lo}, hi={self.hi} is too narrow or too "
+                f"large for {dtype}"
+            )
 
     def __call__(self, t: Tensor) -> Tensor:
         """phi(t), element by element."""
@@ -192,4 +216,10 @@ def resolve_regularizer(regularizer: str | Regularizer, tau: float) -> Regulariz
             f"regularizer must be a Regularizer or one of {', '.join(_PRESETS)}, "
             f"got {regularizer!r}"
         ) from None
-    return preset(float(tau))
+    if not math.isfinite(tau):
+        raise ValueError(f"tau must be finite, got {tau}")
+    try:
+        return preset(float(tau))
+    except ValueError as error:
+        problem = f"tau={tau:g} does not fit regularizer={regularizer!r}: {error}"
+        raise ValueError(problem) from None

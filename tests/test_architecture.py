@@ -21,6 +21,7 @@ LAYERS = (
     ("input_gradient", "threat", "random_points"),
     ("gradient_mode", "loss_options"),
     ("gradient_modes",),
+    ("option_attributes",),
     ("loss",),
     ("models", "output", "data"),
     ("attacks", "bounds"),

@@ -88,6 +88,7 @@ def test_doctor_tells_what_is_missing_and_what_mends_it(capsys, monkeypatch):
             'pytest>=8; extra == "test"',
             'no-such-package>=3; extra == "demo"',
             "another_one; extra == 'demo'",
+            "third-one; extra == 'two-words'",
         ],
     )
     assert main(["doctor"]) == 1
@@ -95,6 +96,7 @@ def test_doctor_tells_what_is_missing_and_what_mends_it(capsys, monkeypatch):
     assert "a thing is broken" in shown
     assert "mend-it --now" in shown
     assert "extra demo" in shown
+    assert "extra two-words" in shown
     assert "pip install no-such-package another_one" in shown
     assert "pytest" not in shown
 

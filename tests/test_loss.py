@@ -143,7 +143,7 @@ def test_calls_refused():
     with pytest.raises(ValueError, match=r"target must lie in 0..3 .* got 9 at index 0"):
         criterion(model(x), torch.full_like(target, 9), x)
     with pytest.raises(ValueError, match="at least 2 classes"):
-        criterion(model(x)[:, :1], torch.zeros_like(target), x)
+        criterion(model(x)[:, :0], torch.zeros_like(target), x)
     with pytest.raises(ValueError, match=r"class_weight must be \[4\], got \[3\]"):
         AverageMarginLoss(weight=torch.ones(3))(model(x), target, x)
     with pytest.raises(ValueError, match=r"input_std must .* \[3\] .*got \[2\]"):

@@ -128,7 +128,15 @@ def test_every_mode_computes_the_loss_once(mode):
     assert "average_margin_loss_backward" not in calls.ours
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """What is looked at on the CPU alone, where it costs no wait, is not looked at."""
+    for module in ("functional.labels", "gradient_modes.domain", "gradient_modes.inputs_in_place"):
+        monkeypatch.setattr(f"margin_ext.{module}.labels_readable", lambda _: False)
+
+
 @compiled_only
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("mode", gradient_mode_names())
 def test_no_step_asks_the_device_for_a_value(mode):
     model, criterion = CountedNet(), AverageMarginLoss(gradient=mode)
@@ -140,11 +148,10 @@ def test_no_step_asks_the_device_for_a_value(mode):
 
 
 @compiled_only
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("mode", gradient_mode_names())
 @pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
-def test_no_step_with_dense_labels_asks_either(mode, soft, monkeypatch):
-    """Probabilities are looked at on the CPU, where it costs no wait."""
-    monkeypatch.setattr("margin_ext.functional.labels.labels_readable", lambda _: False)
+def test_no_step_with_dense_labels_asks_either(mode, soft):
     model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Conv1d(4, CLASSES, 1))
     criterion = AverageMarginLoss(gradient=mode)
     inputs = torch.randn(BATCH, 2, 9)

@@ -17,15 +17,12 @@ sys.path.append(str(ROOT))
 
 from benchmarks.robust_training import evaluate_network, runs  # noqa: E402
 from benchmarks.robust_training.methods import METHODS  # noqa: E402
-from benchmarks.robust_training.objectives import (  # noqa: E402
-    AdversarialTraining,
-    InputGradientPenalty,
-)
+from benchmarks.robust_training.objectives import InputGradientPenalty  # noqa: E402
 from benchmarks.robust_training.problems import PROBLEMS, Problem, Tuning  # noqa: E402
 from benchmarks.robust_training.tables import tables  # noqa: E402
 from margin_ext.data import DataSource, data_source, register_data_source  # noqa: E402
 from margin_ext.data.image_data import ImageData  # noqa: E402
-from margin_ext.training import Recipe  # noqa: E402
+from margin_ext.training import AdversarialTraining, Recipe  # noqa: E402
 
 SIDE, CLASSES = 4, 3
 

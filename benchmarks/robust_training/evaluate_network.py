@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from margin_ext.attacks import PGD, AttackLoss
+from margin_ext.attacks import PGD
 from margin_ext.bounds import FoolboxDistance, MinimumDistance
 from margin_ext.measurement import measure, robust_accuracy
 from margin_ext.threat import ThreatModel
@@ -48,7 +48,11 @@ def robust_at(
         (part[0][:count], part[1][:count]),
         eps,
         p=p,
-        attacks=[PGD(loss=loss, steps=STEPS, restarts=restarts) for loss in get_args(AttackLoss)],
+        attacks=[
+            "nearest",
+            PGD(loss="gap", steps=STEPS, restarts=restarts),
+            PGD(loss="cross_entropy", steps=STEPS, restarts=restarts),
+        ],
         data_range=BOX,
         diagnose_masking=diagnose,
         progress=False,

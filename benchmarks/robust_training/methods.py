@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.robust_training.objectives import AdversarialTraining, InputGradientPenalty
+from benchmarks.robust_training.objectives import InputGradientPenalty, MarginAtTheAttack
 from margin_ext import AverageMarginLoss, FiniteDifference, Secant
-from margin_ext.training import Objective
+from margin_ext.training import AdversarialTraining, Objective
 
 __all__ = ["METHODS", "Method"]
 
@@ -76,10 +76,10 @@ _FIXED_STEP = {
 }
 
 
-def _margin_at_the_attack(aim: float, setting: Setting) -> AdversarialTraining:
+def _margin_at_the_attack(aim: float, setting: Setting) -> MarginAtTheAttack:
     eps = 0.75 * aim
     criterion = AverageMarginLoss(mu=setting["mu"], tau=eps, **_BOUNDARY)
-    return AdversarialTraining(eps, 1, criterion)
+    return MarginAtTheAttack(eps, 1, criterion=criterion)
 
 
 _MARGIN_GRID = _grid(mu=(1.0, 2.0), tau=(1.25, 1.5))

@@ -84,11 +84,25 @@ MARGIN_HD constexpr bool takes_powers(Norm norm) {
   __builtin_unreachable();
 }
 
+// Whether sums of a norm can over- or underflow where the norm itself does not: see
+// second_pass_factor.
+MARGIN_HD constexpr bool may_need_second_pass(Norm norm) {
+  switch (norm) {
+    case Norm::kOne:
+    case Norm::kMax:
+    case Norm::kGeneral:  // scaled by its largest element
+      return false;
+    case Norm::kTwo:
+      return true;
+  }
+  __builtin_unreachable();
+}
+
 // The two fields hold:
 //
 //   norm       sum             extra
 //   kOne       sum |x|         -
-//   kTwo       sum x^2         -
+//   kTwo       sum (f x)^2     the factor f of a second pass (second_pass_factor); 0: f = 1
 //   kMax       max |x|         the number of elements that attain it
 //   kGeneral   sum (|x|/m)^q   m = max |x|; scaled, because |x|^q would under- or overflow
 //
@@ -159,10 +173,47 @@ MARGIN_HD void norm_combine(NormState<Acc>& state, const NormState<Acc>& other, 
   }
 }
 
+// The range of squares, and powers of two that bring elements outside of it into its middle.
+template <typename Acc>
+struct Range;
+
+template <>
+struct Range<float> {
+  static constexpr float kLeastSum = 0x1p-96f;  // a smaller sum of squares may have lost bits
+  static constexpr float kLeastNormal = 0x1p-126f;
+  static constexpr float kUp = 0x1p90f;
+  static constexpr float kDown = 0x1p-80f;
+  MARGIN_HD static float infinity() { return HUGE_VALF; }
+};
+
+template <>
+struct Range<double> {
+  static constexpr double kLeastSum = 0x1p-800;
+  static constexpr double kLeastNormal = 0x1p-1022;
+  static constexpr double kUp = 0x1p800;
+  static constexpr double kDown = 0x1p-700;
+  MARGIN_HD static double infinity() { return HUGE_VAL; }
+};
+
+// 1 where the state of a row stands, as it nearly always does. Otherwise the squares of the row
+// have over- or underflowed: the row has to be accumulated once more, with every element multiplied
+// by this factor before anything else, and the factor goes into the new state's `extra`. (The three
+// ranges are those of Blue, ACM TOMS 4 (1978).) A row of zeros, or one that holds an infinity, is
+// accumulated twice too, and stays what it is.
+template <Norm norm, typename Acc>
+MARGIN_HD Acc second_pass_factor(const NormState<Acc>& state) {
+  if constexpr (may_need_second_pass(norm)) {
+    if (state.sum < Range<Acc>::kLeastSum) return Range<Acc>::kUp;
+    if (state.sum == Range<Acc>::infinity()) return Range<Acc>::kDown;
+  }
+  return Acc(1);
+}
+
 template <Norm norm, typename Acc>
 MARGIN_HD Acc norm_value(const NormState<Acc>& state, Acc q) {
   if constexpr (norm == Norm::kTwo) {
-    return square_root(state.sum);
+    const Acc root = square_root(state.sum);
+    return state.extra == 0 ? root : root / state.extra;
   } else if constexpr (norm == Norm::kOne || norm == Norm::kMax) {
     return state.sum;
   } else {
@@ -171,43 +222,74 @@ MARGIN_HD Acc norm_value(const NormState<Acc>& state, Acc q) {
   }
 }
 
-// A row of coefficient * v. Its element j is direction_at(make_direction(...), x_j).
+// A row of c * v, c the coefficient given to make_direction. Its element j is
+// direction_at(make_direction(...), x_j). The fields hold:
+//
+//   norm       coefficient     unit              last
+//   kOne       c               -                 -
+//   kTwo       c / ||x||       1                 1
+//   kTwo, *    c               f                 1 / ||f x||
+//   kMax       c / ties        max |x|           -
+//   kGeneral   c               ||x||             q - 1
+//
+// *: where c / ||x|| is not a normal number, or the row was accumulated twice (second_pass_factor).
+// A kGeneral norm that is not a normal number is replaced by max |x|, and c makes up for it. A row
+// with a NaN has a NaN coefficient, and then all its elements are NaN.
 template <typename Acc>
 struct Direction {
-  Acc coefficient;  // times everything that is constant over the row
-  Acc norm;
-  Acc exponent;  // q - 1, kGeneral only
+  Acc coefficient;
+  Acc unit;
+  Acc last;
 };
+
+// Whether a number has all its bits: not subnormal, 0, infinite or NaN.
+template <typename Acc>
+MARGIN_HD bool is_normal(Acc x) {
+  return absolute(x) >= Range<Acc>::kLeastNormal && absolute(x) < Range<Acc>::infinity();
+}
 
 template <Norm norm, typename Acc>
 MARGIN_HD Direction<Acc> make_direction(const NormState<Acc>& state, Acc value, Acc coefficient,
                                         Acc q) {
   Direction<Acc> direction{coefficient, value, q - 1};
   if constexpr (norm == Norm::kTwo) {
-    direction.coefficient = value == 0 ? Acc(0) : coefficient / value;
+    const bool once = state.extra == 0;
+    const Acc root = once ? value : square_root(state.sum);
+    direction = {root == 0 ? Acc(0) : coefficient / root, Acc(1), Acc(1)};
+    const bool finite = absolute(coefficient) < Range<Acc>::infinity();
+    if (root > 0 && finite && !(once && is_normal(direction.coefficient))) {
+      direction = {coefficient, once ? Acc(1) : state.extra, 1 / root};
+    }
   } else if constexpr (norm == Norm::kMax) {
     // Tied elements share the gradient equally, as in torch.linalg.vector_norm.
     direction.coefficient = value == 0 ? Acc(0) : coefficient / state.extra;
+  } else if constexpr (norm == Norm::kGeneral) {
+    if (!is_normal(value) && state.extra > 0 && state.extra < Range<Acc>::infinity()) {
+      direction.unit = state.extra;
+      direction.coefficient = coefficient * power(state.sum, (1 - q) / q);
+    }
   } else {
-    static_assert(norm == Norm::kOne || norm == Norm::kGeneral, "a norm without a formula");
+    static_assert(norm == Norm::kOne, "a norm without a formula");
   }
+  if (is_nan(value)) direction.coefficient = value;
   return direction;
 }
 
 template <Norm norm, typename Acc>
 MARGIN_HD Acc direction_at(const Direction<Acc>& direction, Acc x) {
   const Acc c = direction.coefficient;
+  const Acc zero = select(is_nan(c), c, Acc(0));
   if constexpr (norm == Norm::kTwo) {
-    return c * x;
+    return c * (x * direction.unit * direction.last);
   } else if constexpr (norm == Norm::kOne) {
-    return select(x > Acc(0), c, select(x < Acc(0), -c, Acc(0)));
+    return select(x > Acc(0), c, select(x < Acc(0), -c, zero));
   } else if constexpr (norm == Norm::kMax) {
     // In a zero row both conditions hold, but there the coefficient is 0.
-    return select(x == direction.norm, c, select(x == -direction.norm, -c, Acc(0)));
+    return select(x == direction.unit, c, select(x == -direction.unit, -c, zero));
   } else {
     static_assert(norm == Norm::kGeneral, "a norm without a formula");
-    if (x == 0) return Acc(0);
-    const Acc size = c * power(absolute(x) / direction.norm, direction.exponent);
+    if (x == 0) return zero;
+    const Acc size = c * power(absolute(x) / direction.unit, direction.last);
     return x > 0 ? size : -size;
   }
 }

@@ -65,6 +65,27 @@ MARGIN_HD Acc negative_log_probability(const LogSumExp<Acc>& lse, Acc z) {
   return (lse.max - z) + logarithm(lse.sum);
 }
 
+// A sum over classes whose error does not grow with their number: terms are summed in blocks, and
+// the blocks in double.
+template <typename Acc>
+class SumOverClasses {
+ public:
+  MARGIN_HD void add(Acc term) {
+    block_ += term;
+    if (++terms_ < kBlock) return;
+    blocks_ += block_;
+    block_ = 0;
+    terms_ = 0;
+  }
+  MARGIN_HD Acc total() const { return static_cast<Acc>(blocks_ + block_); }
+
+ private:
+  static constexpr int kBlock = 32;
+  double blocks_ = 0;
+  Acc block_ = 0;
+  int terms_ = 0;
+};
+
 // What a pass over a sample's logits z [C] finds.
 template <typename Acc>
 struct LogitRow {
@@ -107,13 +128,14 @@ struct Margin {
   Acc per_norm;  // dm/d||g||; 0 where ||g|| <= eps or a is infinite
 };
 
-// m = a / max(||g||_q, eps). A NaN norm gives a NaN margin. Where all other classes are masked by
+// m = a / max(||g||_q, eps). A NaN norm makes all three NaN. Where all other classes are masked by
 // -inf, a is infinite and m does not depend on the norm.
 template <typename Acc>
 MARGIN_HD Margin<Acc> first_order_margin(Acc gap, Acc norm, Acc eps) {
   const bool clamped = norm <= eps;
   const Acc n = clamped ? eps : norm;
-  const bool constant = clamped || absolute(gap) == -minus_infinity<Acc>();
+  const bool infinite = absolute(gap) == -minus_infinity<Acc>() && !is_nan(norm);
+  const bool constant = clamped || infinite;
   return {gap / n, 1 / n, constant ? Acc(0) : -(gap / n) / n};
 }
 

@@ -19,7 +19,8 @@ enum Statistic : int32_t {
   kRegularizer = 6,   // weighted mean of phi
   kCount = 7,
   // The stored gradients are those of (sum of L_i) / B. Multiplied by this they are those of the
-  // loss. For the mean it is B / (sum of weights): exactly 1 where nothing is weighted or ignored.
+  // loss. For the mean it is B / (sum of weights): exactly 1 where nothing is weighted or ignored,
+  // negative or infinite where that sum is negative or 0, as in torch, and 0 where all are ignored.
   kGradientScale = 8,
   kStatisticCount = 9,
 };
@@ -81,7 +82,7 @@ struct BatchTotals {
     statistics[kCrossEntropy] = static_cast<Acc>(cross_entropy / weight);
     statistics[kRegularizer] = static_cast<Acc>(regularizer / weight);
     statistics[kCount] = static_cast<Acc>(count);
-    const double scale = mean ? (weight > 0 ? static_cast<double>(batch) / weight : 0.0) : 1.0;
+    const double scale = mean ? (count > 0 ? static_cast<double>(batch) / weight : 0.0) : 1.0;
     statistics[kGradientScale] = static_cast<Acc>(scale);
   }
 };

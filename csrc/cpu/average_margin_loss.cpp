@@ -29,8 +29,9 @@ SampleOptions<A> sample_options(const LossArguments& arguments) {
   options.class_weight_sum = static_cast<A>(options.classes);
   const A* weight = static_cast<const A*>(arguments.class_weight);
   if (weight != nullptr && options.label_smoothing > 0) {
-    options.class_weight_sum = 0;
-    for (int64_t k = 0; k < options.classes; ++k) options.class_weight_sum += weight[k];
+    SumOverClasses<A> sum;
+    for (int64_t k = 0; k < options.classes; ++k) sum.add(weight[k]);
+    options.class_weight_sum = sum.total();
   }
   return options;
 }
@@ -178,7 +179,7 @@ void margin_loss(const LossArguments& arguments, const Parallel& parallel) {
   std::vector<Direction<A>> directions(arguments.batch);
   std::vector<bool> moving(arguments.batch);
   for_samples<A>(arguments, 0, Parallel{}, [&](int64_t i, A* buffer, BatchTotals& totals) {
-    const NormState<A> state = reader.combine(&states[i * chunks]);
+    const NormState<A> state = reader.combine(i, &states[i * chunks]);
     const A norm = reader.norm(state);
     const A coefficient = samples.run(i, norm, buffer, totals);
     moving[i] = coefficient != 0;

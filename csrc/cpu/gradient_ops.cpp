@@ -1,4 +1,6 @@
 // first_order_margin and dual_direction.
+#include <vector>
+
 #include "cpu/dispatch.h"
 #include "cpu/gradient_rows.h"
 #include "cpu/ops.h"
@@ -20,7 +22,7 @@ void first_order_margin_typed(const MarginArguments& arguments, const Parallel& 
   if (split_rows(arguments.batch, reader.size(), parallel)) {
     const auto states = chunk_states(reader, arguments.batch, parallel);
     for (int64_t i = 0; i < arguments.batch; ++i) {
-      finish(i, reader.combine(&states[i * reader.chunks()]));
+      finish(i, reader.combine(i, &states[i * reader.chunks()]));
     }
     return;
   }
@@ -48,11 +50,14 @@ void dual_direction_typed(const DirectionArguments& arguments, const Parallel& p
   if (split_rows(arguments.batch, reader.size(), parallel)) {
     const int64_t chunks = reader.chunks();
     const auto states = chunk_states(reader, arguments.batch, parallel);
+    std::vector<Direction<A>> directions(arguments.batch);
+    for (int64_t i = 0; i < arguments.batch; ++i) {
+      directions[i] = direction_of(i, reader.combine(i, &states[i * chunks]));
+    }
     parallel.for_range(arguments.batch * chunks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) {
         const int64_t i = u / chunks;
-        const Direction<A> direction = direction_of(i, reader.combine(&states[i * chunks]));
-        reader.write_chunk(i, u % chunks, direction, base_of(i), out_of(i));
+        reader.write_chunk(i, u % chunks, directions[i], base_of(i), out_of(i));
       }
     });
     return;

@@ -35,30 +35,25 @@ class GradientReader {
   int64_t size() const { return rows_.size; }
   int64_t chunks() const { return (rows_.size + kChunk - 1) / kChunk; }
 
-  // The norm's state over one chunk of sample i.
-  NormState<A> chunk_state(int64_t i, int64_t chunk) const {
+  // The norm's state over one chunk of sample i, in the first or the second pass.
+  NormState<A> chunk_state(int64_t i, int64_t chunk, A factor = A(1)) const {
     const int64_t begin = chunk * kChunk;
     NormState<A> state;
-    kernels_.accumulate(norm_, row(i) + begin, scale_at(begin), chunk_size(begin), q_, state);
+    kernels_.accumulate(norm_, row(i) + begin, scale_at(begin), chunk_size(begin), q_, factor,
+                        state);
     return state;
   }
 
-  // The states of all chunks of a sample, in order.
-  NormState<A> combine(const NormState<A>* states) const {
+  // The state of sample i, from those of all its chunks, in order.
+  NormState<A> combine(int64_t i, const NormState<A>* states) const {
     NormState<A> total = states[0];
     for (int64_t c = 1; c < chunks(); ++c) {
       combine_into(total, states[c]);
     }
-    return total;
+    return second_pass_of(i, total);
   }
 
-  NormState<A> state(int64_t i) const {
-    NormState<A> total = chunk_state(i, 0);
-    for (int64_t c = 1; c < chunks(); ++c) {
-      combine_into(total, chunk_state(i, c));
-    }
-    return total;
-  }
+  NormState<A> state(int64_t i) const { return second_pass_of(i, one_pass(i, A(1))); }
 
   A norm(const NormState<A>& state) const {
     return visit_norm(norm_, [&](auto norm) { return norm_value<norm.value>(state, q_); });
@@ -85,6 +80,22 @@ class GradientReader {
   }
 
  private:
+  NormState<A> one_pass(int64_t i, A factor) const {
+    NormState<A> total = chunk_state(i, 0, factor);
+    for (int64_t c = 1; c < chunks(); ++c) {
+      combine_into(total, chunk_state(i, c, factor));
+    }
+    return total;
+  }
+  // The state of the first pass, or where that does not stand, of a second one.
+  NormState<A> second_pass_of(int64_t i, const NormState<A>& first) const {
+    const A factor =
+        visit_norm(norm_, [&](auto norm) { return second_pass_factor<norm.value>(first); });
+    if (factor == 1) return first;
+    NormState<A> second = one_pass(i, factor);
+    second.extra = factor;
+    return second;
+  }
   void combine_into(NormState<A>& total, const NormState<A>& next) const {
     visit_norm(norm_, [&](auto norm) { norm_combine<norm.value>(total, next, q_); });
   }

@@ -27,13 +27,46 @@ MARGIN_HD void store_tail(T* out, Vector<Acc<T>> v, int64_t n) {
   std::memcpy(out, padded, n * sizeof(T));
 }
 
-// x_j, times scale_j where kScaled.
+// The elements of a row as they enter its norm: x_j, times scale_j where kScaled.
 template <bool kScaled, typename T>
-MARGIN_HD Vector<Acc<T>> load_scaled(const T* x, const Acc<T>* scale, int64_t j) {
-  Vector<Acc<T>> v = load_lanes(x + j);
-  if constexpr (kScaled) v = v * load_lanes(scale + j);
-  return v;
-}
+struct PlainRow {
+  using V = Vector<Acc<T>>;
+  const T* x;
+  const Acc<T>* scale;
+
+  MARGIN_HD V load(int64_t j) const {
+    V v = load_lanes(x + j);
+    if constexpr (kScaled) v = v * load_lanes(scale + j);
+    return v;
+  }
+  // The last n < kLanes elements, and zeros.
+  MARGIN_HD V load_last(int64_t j, int64_t n) const {
+    V v = load_tail(x + j, n);
+    if constexpr (kScaled) v = v * load_tail(scale + j, n);
+    return v;
+  }
+};
+
+// The same for a second pass (second_pass_factor). The factor comes first: the products with the
+// scale may be what overflows.
+template <bool kScaled, typename T>
+struct MultipliedRow {
+  using V = Vector<Acc<T>>;
+  const T* x;
+  const Acc<T>* scale;
+  Acc<T> factor;
+
+  MARGIN_HD V load(int64_t j) const {
+    V v = load_lanes(x + j) * V(factor);
+    if constexpr (kScaled) v = v * load_lanes(scale + j);
+    return v;
+  }
+  MARGIN_HD V load_last(int64_t j, int64_t n) const {
+    V v = load_tail(x + j, n) * V(factor);
+    if constexpr (kScaled) v = v * load_tail(scale + j, n);
+    return v;
+  }
+};
 
 template <Norm norm, typename V, typename A>
 MARGIN_HD void add_lanes(NormState<V>& lanes, V x, A q) {
@@ -62,35 +95,37 @@ MARGIN_HD void fold_lanes(NormState<V> (&lanes)[kUnroll], A q, NormState<A>& sta
   }
 }
 
-template <Norm norm, bool kScaled, typename T>
-void accumulate_row(const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
-                    NormState<Acc<T>>& state) {
-  using V = Vector<Acc<T>>;
+template <Norm norm, typename Row, typename A>
+void accumulate_row(const Row& row, int64_t n, A q, NormState<A>& state) {
+  using V = typename Row::V;
   NormState<V> lanes[kUnroll];
   int64_t j = 0;
   for (; j + kUnroll * V::kLanes <= n; j += kUnroll * V::kLanes) {
     for (int u = 0; u < kUnroll; ++u) {
-      add_lanes<norm>(lanes[u], load_scaled<kScaled>(x, scale, j + u * V::kLanes), q);
+      add_lanes<norm>(lanes[u], row.load(j + u * V::kLanes), q);
     }
   }
   for (; j + V::kLanes <= n; j += V::kLanes) {
-    add_lanes<norm>(lanes[0], load_scaled<kScaled>(x, scale, j), q);
+    add_lanes<norm>(lanes[0], row.load(j), q);
   }
-  if (j < n) {
-    V tail = load_tail(x + j, n - j);
-    if constexpr (kScaled) tail = tail * load_tail(scale + j, n - j);
-    add_lanes<norm>(lanes[0], tail, q);
-  }
+  if (j < n) add_lanes<norm>(lanes[0], row.load_last(j, n - j), q);
   fold_lanes<norm>(lanes, q, state);
 }
 
 template <typename T>
-void accumulate(Norm norm, const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
+void accumulate(Norm norm, const T* x, const Acc<T>* scale, int64_t n, Acc<T> q, Acc<T> factor,
                 NormState<Acc<T>>& state) {
   visit_norm(norm, [&](auto which) {
     with_flags(
-        [&](auto scaled) { accumulate_row<which.value, scaled.value>(x, scale, n, q, state); },
-        scale != nullptr);
+        [&](auto scaled, auto once) {
+          if constexpr (once.value || !may_need_second_pass(which.value)) {
+            accumulate_row<which.value>(PlainRow<scaled.value, T>{x, scale}, n, q, state);
+          } else {
+            accumulate_row<which.value>(MultipliedRow<scaled.value, T>{x, scale, factor}, n, q,
+                                        state);
+          }
+        },
+        scale != nullptr, factor == 1);
   });
 }
 
@@ -102,7 +137,7 @@ MARGIN_HD Vector<A> direction_lanes(const Direction<A>& direction, Vector<A> x) 
   } else {
     using V = Vector<A>;
     return direction_at<norm>(
-        Direction<V>{V(direction.coefficient), V(direction.norm), V(direction.exponent)}, x);
+        Direction<V>{V(direction.coefficient), V(direction.unit), V(direction.last)}, x);
   }
 }
 
@@ -110,11 +145,19 @@ template <Norm norm, bool kScaled, bool kBased, bool kNonTemporal, typename T>
 void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t n,
                          const Direction<Acc<T>>& direction, T* out) {
   using V = Vector<Acc<T>>;
+  // With scales the unit comes first here too.
+  constexpr bool kUnitFirst = kScaled && may_need_second_pass(norm);
+  const auto row = [&] {
+    if constexpr (kUnitFirst)
+      return MultipliedRow<kScaled, T>{x, scale, direction.unit};
+    else
+      return PlainRow<kScaled, T>{x, scale};
+  }();
+  Direction<Acc<T>> along = direction;
+  if constexpr (kUnitFirst) along.unit = Acc<T>(1);
   // For fewer elements than a vector holds.
   const auto write_part = [&](int64_t j, int64_t count) {
-    V v = load_tail(x + j, count);
-    if constexpr (kScaled) v = v * load_tail(scale + j, count);
-    v = direction_lanes<norm>(direction, v);
+    V v = direction_lanes<norm>(along, row.load_last(j, count));
     if constexpr (kScaled) v = v * load_tail(scale + j, count);
     if constexpr (kBased) v += load_tail(base + j, count);
     store_tail(out + j, v, count);
@@ -127,7 +170,7 @@ void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t
     if (j > 0) write_part(0, j);
   }
   for (; j + V::kLanes <= n; j += V::kLanes) {
-    V v = direction_lanes<norm>(direction, load_scaled<kScaled>(x, scale, j));
+    V v = direction_lanes<norm>(along, row.load(j));
     if constexpr (kScaled) v = v * load_lanes(scale + j);
     if constexpr (kBased) v += load_lanes(base + j);
     if constexpr (kNonTemporal) {
@@ -329,9 +372,11 @@ LogitRow<A> reduce_logits(A* buffer, int64_t classes, int64_t target, int64_t ne
   A max = row.runner_up.value;
   if (row.target > max || is_nan(row.target)) max = row.target;
   if (smoothing) {
+    SumOverClasses<A> sum;
     for (int64_t k = 0; k < classes; ++k) {
-      row.smoothing_sum += (class_weight == nullptr ? A(1) : class_weight[k]) * (max - buffer[k]);
+      sum.add((class_weight == nullptr ? A(1) : class_weight[k]) * (max - buffer[k]));
     }
+    row.smoothing_sum = sum.total();
   }
   V sum(A(0));
   for (int64_t k = 0; k < classes; k += V::kLanes) {

@@ -13,8 +13,10 @@ template <typename T>
 struct RowKernels {
   using A = Acc<T>;
 
-  // Adds x [n], times scale [n] unless that is null, to the norm's state.
-  void (*accumulate)(Norm norm, const T* x, const A* scale, int64_t n, A q, NormState<A>& state);
+  // Adds x [n] times factor, times scale [n] unless that is null, to the norm's state. The factor
+  // is 1, or that of a second pass (second_pass_factor).
+  void (*accumulate)(Norm norm, const T* x, const A* scale, int64_t n, A q, A factor,
+                     NormState<A>& state);
   // out [n] = base [n] (0 where null) + direction_at(x [n]), by non-temporal stores where asked.
   void (*write_direction)(Norm norm, const T* x, const A* scale, const T* base, int64_t n,
                           const Direction<A>& direction, T* out, bool non_temporal);

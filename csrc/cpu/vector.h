@@ -126,8 +126,9 @@ MARGIN_HD Vector<float> exponential(Vector<float> x) {
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + r + 1.0f;
-  const Lanes<int32_t> power = (Lanes<int32_t>)t - (Lanes<int32_t>)shifter;
-  const Lanes<float> scale = (Lanes<float>)((power + 127) << 23);
+  // Unsigned, because the difference wraps around for x below -8.7e6, where it does not count.
+  const Lanes<uint32_t> power = (Lanes<uint32_t>)t - (Lanes<uint32_t>)shifter;
+  const Lanes<float> scale = (Lanes<float>)((power + 127u) << 23);
   Lanes<float> result = y * scale;
   result = x.raw < -87.3f ? Lanes<float>{} : result;
   return Vector<float>(x.raw != x.raw ? x.raw : result);

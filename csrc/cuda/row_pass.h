@@ -303,7 +303,7 @@ class RowPass {
   template <Norm norm, typename Output, typename Path>
   MARGIN_DEVICE void write_maxima(const Direction<Acc>& direction, const Output& output,
                                   Path path) const {
-    if (!(own_.sum == direction.norm) || direction.coefficient == 0) return;
+    if (!(own_.sum == direction.unit) || direction.coefficient == 0) return;
     for (int i = position_; i < slice_.packs; i += threads_) {
       const uint4 bits = load_streaming(slice_.first_pack() + i);
       write_pack<norm>(direction, output, i, bits, output.template fetch<Path>(i), path);

@@ -2,6 +2,7 @@
 // checked without reading device memory.
 #pragma once
 
+#include <limits>
 #include <optional>
 
 #include "torch/layout.h"
@@ -10,8 +11,10 @@ namespace margin::binding {
 
 using MaybeTensor = std::optional<Tensor>;
 
+// The ops take 0 for an infinite q: exported programs are stored as JSON, which has no infinity.
 inline NormOptions norm_options(double q) {
-  check(q >= 1, "q must be at least 1, got ", q);
+  check(q >= 1 || q == 0, "q must be at least 1, or 0 for infinity, got ", q);
+  if (q == 0) q = std::numeric_limits<double>::infinity();
   NormOptions options;
   options.q = q;
   options.norm = norm_from_q(q);
@@ -21,6 +24,17 @@ inline NormOptions norm_options(double q) {
 // The accumulation dtype of tensors of a type.
 inline ScalarType accumulation_dtype(const Tensor& tensor) {
   return is_double(tensor) ? ScalarType::Double : ScalarType::Float;
+}
+
+// The floor of the norm, and its inverse, must be normal numbers of the type that they are used in.
+inline double checked_eps(double eps, ScalarType type) {
+  const bool wide = type == ScalarType::Double;
+  const double least =
+      wide ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+  const double most = wide ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+  check(eps >= least && eps <= most, "eps must lie in ", least, "..", most, " for ",
+        type_name(type), ", got ", eps);
+  return eps;
 }
 
 // Logits whose last dimension is contiguous. The tensors own the memory that `rows` points to.
@@ -134,7 +148,7 @@ inline LossInput loss_input(const Tensor& logits, const Tensor& target, const Ma
   check(settings.label_smoothing >= 0 && settings.label_smoothing <= 1,
         "label_smoothing must lie in 0..1, got ", settings.label_smoothing);
   arguments.norm = norm_options(settings.q);
-  arguments.eps = settings.eps;
+  arguments.eps = grad.has_value() ? checked_eps(settings.eps, input.type) : settings.eps;
   arguments.mu = settings.mu;
   arguments.regularizer = static_cast<RegularizerKind>(settings.regularizer);
   arguments.lo = settings.lo;

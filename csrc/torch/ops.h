@@ -63,6 +63,7 @@ std::tuple<Tensor, Tensor> first_order_margin(const Tensor& gap, const Tensor& g
   const int64_t batch = grad.size(0);
   GradInput input = grad_input(grad, input_scale, batch);
   const ScalarType type = accumulation_dtype(grad);
+  checked_eps(eps, type);
   check_vector("gap", gap, type, batch);
   check_same_device("gap", gap, grad);
   const Tensor dense_gap = contiguous_vector(gap);

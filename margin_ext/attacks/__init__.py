@@ -9,6 +9,8 @@ from margin_ext.attacks.attack import (
     register_attack,
     resolve_attacks,
 )
+from margin_ext.attacks.autoattack import AutoAttack
+from margin_ext.attacks.nearest import Nearest
 from margin_ext.attacks.pgd import PGD, AttackLoss
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "Attack",
     "AttackLoss",
     "AttackResult",
+    "AutoAttack",
+    "Nearest",
     "register_attack",
     "resolve_attacks",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from margin_ext.registry import Registry
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from margin_ext.bounds.bound import BoundResult
     from margin_ext.models.evaluation_mode import Model
     from margin_ext.threat import ThreatModel
 
-__all__ = ["ATTACKS", "Attack", "AttackResult", "register_attack", "resolve_attacks"]
+__all__ = ["ATTACKS", "Attack", "AttackResult", "Sweep", "register_attack", "resolve_attacks"]
 
 AttackClass = TypeVar("AttackClass", bound=type)
 
@@ -72,6 +73,24 @@ class Attack(Protocol):
             threat: The norm, and the range of the data.
             indices: Of the samples in the whole data [B]: random numbers depend on them alone.
         """
+        ...
+
+
+@runtime_checkable
+class Sweep(Protocol):
+    """What an attack offers in addition that answers for several radii at once."""
+
+    def sweep(
+        self,
+        model: Model,
+        inputs: Tensor,
+        target: Tensor,
+        radii: Sequence[float],
+        *,
+        threat: ThreatModel,
+        indices: Sequence[int],
+    ) -> BoundResult:
+        """Distances and points of adversarial examples, as near as the radii [R] ask for."""
         ...
 
 

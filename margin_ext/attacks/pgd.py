@@ -20,11 +20,12 @@ from margin_ext.threat import ThreatModel, check_radius, require_attackable
 
 __all__ = ["PGD", "AttackLoss", "attack_gradient"]
 
-AttackLoss = Literal["gap", "cross_entropy"]
+AttackLoss = Literal["gap", "cross_entropy", "dlr"]
 
 _TITLES: dict[AttackLoss, str] = {
     "gap": "PGD on the gap",
     "cross_entropy": "PGD on the cross-entropy",
+    "dlr": "PGD on the logit ratio",
 }
 
 
@@ -36,7 +37,9 @@ class PGD:
 
     Attributes:
         loss: "gap" lowers the logit gap; "cross_entropy" raises the cross-entropy, which stands
-            still where the softmax is saturated.
+            still where the softmax is saturated; "dlr" lowers the gap over the difference of the
+            largest and the third largest logit (Croce and Hein, arXiv 2003.01690; with two classes
+            the gap).
         steps: Gradient steps of each restart.
         restarts: Independent starts; only samples that are still robust are attacked again.
         relative_step: Step length in units of eps / steps.
@@ -164,7 +167,7 @@ class PGD:
             if self.norm_floor > 0:
                 norm = threat.dual_norm(grad)
                 length = length * (norm / self.norm_floor).clamp_max(1).to(length.dtype)
-            x = threat.project(threat.step(grad, length, x), center, radius)
+            x = threat.project(threat.search_step(grad, length, x, 1.0), center, radius)
 
 
 for _loss in get_args(AttackLoss):
@@ -183,7 +186,10 @@ def attack_gradient(
     logits = checked_logits(model, x)
     gap = logit_gap(logits, target).gap
     require_graph(gap)
-    if loss == "gap":
+    if loss == "dlr" and logits.shape[1] > 2:
+        largest = logits.to(gap.dtype).topk(3, dim=1).values
+        objective = -(gap / (largest[:, 0] - largest[:, 2])).sum()
+    elif loss != "cross_entropy":
         objective = -gap.sum()
     else:
         objective = cross_entropy(logits.to(gap.dtype), target, reduction="sum")

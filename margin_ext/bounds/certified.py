@@ -9,6 +9,7 @@ margin.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,17 @@ from margin_ext.models.plain_layers import plain_layers
 from margin_ext.threat import ThreatModel
 
 __all__ = ["Certified"]
+
+# Layers that do something else in training mode.
+_BY_MODE = (nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d)
+
+# The logits' rounding at the sample, times this, is taken off the bounds in the whole ball.
+_ROUNDINGS = 4.0
+
+_TOO_NARROW = (
+    "certified bounds are for float32 and float64: a narrower type's rounding can exceed them. "
+    "Measure model.float() on inputs.float()"
+)
 
 _AFFINE = (
     nn.Linear,
@@ -45,7 +57,8 @@ class Certified:
     """A radius within which every input is classified as the label.
 
     Exact for linear models; for networks the looser the deeper and wider they are. The data range
-    is not used: the whole ball is certified.
+    is not used: the whole ball is certified. Everything is computed in float64, and the bounds on
+    the gaps must exceed the rounding that the model's own logits show.
 
     Attributes:
         bisections: Halvings of the bracket; 10 leave a thousandth of it.
@@ -97,31 +110,44 @@ class Certified:
             indices: Not used: nothing is random.
 
         Raises:
-            TypeError: The model has a layer of another kind.
+            TypeError: The model has a layer of another kind, hooks or a patched forward, or it
+                computes in a type narrower than float32, whose rounding is not bounded here.
         """
-        network = _Relaxation(_stages(model), threat, self.rows)
+        stages = _stages(model)
+        parameters = [p for stage in stages for layer in stage for p in layer.parameters()]
+        if min(_bits(tensor) for tensor in (inputs, *parameters)) < 32:
+            raise TypeError(_TOO_NARROW)
+        network = _Relaxation(stages, threat, self.rows)
         with torch.no_grad():
-            logits = checked_logits(model, inputs)
+            logits = checked_logits(model, inputs).double()
             radii = [
                 _radius(network, x, y, z, self.bisections)
-                for x, y, z in zip(inputs.split(1), label, logits.split(1), strict=True)
+                for x, y, z in zip(inputs.double().split(1), label, logits.split(1), strict=True)
             ]
-        return BoundResult(torch.cat(radii) if radii else inputs.new_empty(0))
+        if not radii:
+            return BoundResult(inputs.new_empty(0))
+        found = torch.cat(radii)
+        rounded = found.to(inputs.dtype)
+        # Rounding to the inputs' type makes no radius larger.
+        smaller = torch.nextafter(rounded, torch.zeros_like(rounded))
+        return BoundResult(torch.where(rounded > found, smaller, rounded))
 
 
 def _radius(
     network: _Relaxation, x: Tensor, label: Tensor, logits: Tensor, bisections: int
 ) -> Tensor:
     classes = logits.shape[1]
+    wide = network.logits(x)
+    slack = _ROUNDINGS * float((wide - logits).abs().max())
     # [1, C - 1, C]: rows e_label - e_k.
     every = torch.arange(classes, device=x.device)
     others = every[every != int(label)]
     spec = -torch.eye(classes, dtype=x.dtype, device=x.device)[others]
     spec[:, int(label)] += 1
-    gaps = (spec @ logits[0]).clamp_min(0)
+    gaps = (spec @ wide[0] - slack).clamp_min(0)
 
     def holds(eps: float) -> bool:
-        return bool((network.lower(spec, x, eps) > 0).all())
+        return bool((network.lower(spec, x, eps) > slack).all())
 
     if not bool((gaps > 0).all()):
         return x.new_zeros(1)
@@ -151,6 +177,8 @@ def _stages(model: Model) -> list[list[nn.Module]]:
     """Affine layers between the ReLUs; the last stage gives the logits."""
     stages: list[list[nn.Module]] = [[]]
     for layer in plain_layers(model):
+        if type(layer) in _BY_MODE and layer.training:
+            raise TypeError(f"a {type(layer).__name__} is in training mode: call model.eval()")
         if type(layer) is nn.ReLU:
             stages.append([])
         elif type(layer) in _AFFINE and getattr(layer, "running_mean", 0) is not None:
@@ -167,9 +195,17 @@ class _Relaxation:
     """Linear bounds of a stack of affine stages with ReLUs in between, around one sample."""
 
     def __init__(self, stages: list[list[nn.Module]], threat: ThreatModel, rows: int) -> None:
-        self.stages = stages
+        # A copy computes in float64; the model is left as it is.
+        self.stages = [[copy.deepcopy(layer).double() for layer in stage] for stage in stages]
         self.threat = threat
         self.rows = rows
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The network's output [1, C] at x [1, ...]."""
+        h = x
+        for number, stage in enumerate(self.stages):
+            h = _run(stage, h.relu() if number else h)
+        return h
 
     def lower(self, spec: Tensor, x: Tensor, eps: float) -> Tensor:
         """Lower bounds [S] of spec @ logits over the ball of radius eps around x [1, ...]."""
@@ -192,10 +228,7 @@ class _Relaxation:
         """Dual norms [S] of the gradients of spec @ logits at x."""
         points = x.repeat(spec.shape[0], *[1] * (x.dim() - 1)).requires_grad_()
         with torch.enable_grad():
-            h = points
-            for number, stage in enumerate(self.stages):
-                h = _run(stage, h.relu() if number else h)
-            (grad,) = torch.autograd.grad((h * spec).sum(), points)
+            (grad,) = torch.autograd.grad((self.logits(points) * spec).sum(), points)
         return self.threat.dual_norm(grad)
 
     def _shapes(self, x: Tensor) -> list[torch.Size]:
@@ -226,6 +259,10 @@ class _Relaxation:
                 constant = constant + offset
         center = (rows.flatten(1) * x.flatten(1)).sum(dim=1)
         return constant + center - eps * self.threat.dual_norm(rows)
+
+
+def _bits(tensor: Tensor) -> int:
+    return torch.finfo(tensor.dtype).bits
 
 
 def _run(stage: list[nn.Module], h: Tensor) -> Tensor:

@@ -31,7 +31,11 @@ def is_linear(model: Model) -> bool:
         layers = plain_layers(model)
     except TypeError:
         return False
-    # Without running statistics BatchNorm couples the samples, in eval mode too.
+    # Without running statistics BatchNorm couples the samples, in eval mode too; in training mode
+    # Dropout and BatchNorm are another matter.
     return all(
-        type(layer) in _AFFINE and getattr(layer, "running_mean", 0) is not None for layer in layers
+        type(layer) in _AFFINE
+        and getattr(layer, "running_mean", 0) is not None
+        and not (isinstance(layer, (nn.Dropout, nn.BatchNorm1d)) and layer.training)
+        for layer in layers
     )

@@ -257,7 +257,7 @@ class _Search:
             within = torch.where(adversarial, torch.minimum(within, best) * (1 - change), within)
             within = torch.minimum(within, best * (1 - change / 2))
             within = torch.minimum(within, self.reach[active])
-            moved = self.threat.step(grad, _STEP * decay * within, x)
+            moved = self.threat.search_step(grad, _STEP * decay * within, x, decay)
             x = self.threat.project(moved, center, within)
 
     def _keep(self, active: Tensor, x: Tensor, distance: Tensor, adversarial: Tensor) -> None:

@@ -11,15 +11,16 @@ competitor. With a new set for each competitor it would cost as many forward as 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
+from margin_ext.bounds.weibull_end_point import weibull_end_points
 from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
 from margin_ext.models.evaluation_mode import Model
 from margin_ext.random_points import sample_generator, unit_ball
@@ -35,11 +36,13 @@ class SampledMargins(NamedTuple):
         estimate: [B], 0 where the sample is not classified as its label, at most R.
         lipschitz: L_j [B, K] for the K competitors looked at.
         competitors: The classes j [B, K], smallest gap first.
+        fitted: Whether L_j is a fitted end point [B, K] and not the largest sampled gradient.
     """
 
     estimate: Tensor
     lipschitz: Tensor
     competitors: Tensor
+    fitted: Tensor
 
 
 @register_bound
@@ -54,8 +57,9 @@ class Sampled:
         nearest: Competitors with the smallest gaps to look at; None: all.
         in_range: Move points outside the data range onto its faces.
         extreme_value: The CLEVER score (Weng et al., arXiv 1801.10578) in place of the plain
-            maximum: L_j is the location parameter of a reverse Weibull distribution fitted to the
-            blocks' maxima by maximum likelihood (needs scipy; at least 10 blocks).
+            maximum: L_j is the end point of a reverse Weibull distribution fitted to the blocks'
+            maxima by maximum likelihood (at least 10 blocks). Where there is no fit the plain
+            maximum stands in, and a warning counts these cases.
         chunk: Points a forward pass.
         seed: Of the points.
     """
@@ -98,9 +102,15 @@ class Sampled:
         indices: Sequence[int] | None = None,
     ) -> BoundResult:
         """The estimates [B] of :meth:`estimate`, as a bound."""
-        return BoundResult(
-            self.estimate(model, inputs, label, threat=threat, indices=indices).estimate
-        )
+        found = self.estimate(model, inputs, label, threat=threat, indices=indices)
+        missing = int((~found.fitted).sum())
+        if self.extreme_value and missing:
+            warnings.warn(
+                f"the extreme-value fit failed for {missing} of {found.fitted.numel()} constants: "
+                "the largest sampled gradient stands in",
+                stacklevel=2,
+            )
+        return BoundResult(found.estimate)
 
     def estimate(
         self,
@@ -137,10 +147,15 @@ class Sampled:
                     points = self._draw(inputs[group], generators[group], count, threat)
                     norms = _gap_norms(model, points, label[group], competitors[group], threat)
                     maxima[group, :, block] = torch.maximum(maxima[group, :, block], norms)
-        lipschitz = _locations(maxima) if self.extreme_value else maxima.amax(dim=2)
+        lipschitz = maxima.amax(dim=2)
+        fitted = torch.zeros_like(lipschitz, dtype=torch.bool)
+        if self.extreme_value:
+            ends = weibull_end_points(maxima.flatten(0, 1))
+            lipschitz = ends.end_point.reshape(lipschitz.shape)
+            fitted = ends.fitted.reshape(lipschitz.shape)
         ratio = torch.where(lipschitz > 0, gaps / lipschitz, torch.inf)
         estimate = ratio.amin(dim=1).clamp(0.0, self.radius)
-        return SampledMargins(estimate, lipschitz, competitors)
+        return SampledMargins(estimate, lipschitz, competitors, fitted)
 
     def _draw(
         self,
@@ -177,26 +192,3 @@ def _gap_norms(
         (grad,) = torch.autograd.grad(logits, x, upstream, retain_graph=rank + 1 < rank_count)
         largest.append(threat.dual_norm(grad).reshape(label.shape[0], count).amax(dim=1))
     return torch.stack(largest, dim=1)
-
-
-def _locations(maxima: Tensor) -> Tensor:
-    """Right end point of a reverse Weibull distribution fitted to block maxima [B, K, blocks]."""
-    try:
-        from scipy.stats import weibull_max
-    except ImportError as error:
-        raise ImportError(
-            "the extreme-value score needs scipy: pip install 'margin_ext[certify]'"
-        ) from error
-    values = maxima.double().cpu().numpy().reshape(-1, maxima.shape[2])
-    fitted = np.empty(values.shape[0])
-    for row, block_maxima in enumerate(values):
-        top, spread = block_maxima.max(), float(np.ptp(block_maxima))
-        if spread <= 1e-9 * top:
-            # A linear model: every block has the same maximum.
-            fitted[row] = top
-            continue
-        # Fitted on values of order 1, started just above the largest; the end point is no smaller.
-        scaled = (block_maxima - top) / spread
-        _, location, _ = weibull_max.fit(scaled, loc=0.1, scale=0.5)
-        fitted[row] = top + spread * max(location, 0.0)
-    return torch.as_tensor(fitted.reshape(maxima.shape[:2]), dtype=maxima.dtype).to(maxima.device)

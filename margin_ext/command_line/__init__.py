@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
     Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "command_parser", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "completion": (
+        "margin_ext.command_line.completion",
+        "print what makes a shell complete this command",
+    ),
     "demo": (
         "margin_ext.command_line.demo",
         "train on handwritten digits and see what promoting the margin does",
@@ -77,6 +81,17 @@ def _build_parser(chosen: str | None) -> argparse.ArgumentParser:
             subparsers.add_parser(name, help=summary)
     options = () if chosen is None else subparsers.choices[chosen]._option_string_actions
     parser.known = (*COMMANDS, *options)
+    return parser
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of one subcommand."""
+    action = next(
+        action
+        for action in _build_parser(name)._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    parser: argparse.ArgumentParser = action.choices[name]
     return parser
 
 

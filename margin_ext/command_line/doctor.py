@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Extra", "add_parser", "extras", "run"]
 
-_FOR_DEVELOPERS = ("all", "dev", "test")
+_FOR_DEVELOPERS = ("all", "dev", "docs", "integrations", "test")
 _OPTIONAL_REQUIREMENT = re.compile(
-    r"^(?P<name>[\w.-]+)(?P<rest>.*?);.*extra == ['\"](?P<extra>\w+)"
+    r"^(?P<name>[\w.-]+)(?P<rest>.*?);.*extra == ['\"](?P<extra>[\w-]+)"
 )
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from margin_ext.data.data_source import data_forms
 
@@ -60,7 +60,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--radius", type=float, default=5.0, help="of the sampled estimate's ball")
     parser.add_argument(
         "--attack", nargs="+", type=float, metavar="EPS", default=[],
-        help="robust accuracy at these radii, under PGD on the gap and on the cross-entropy",
+        help="robust accuracy at these radii, under the search for the nearest adversarial example "
+        "and under PGD on the gap and on the cross-entropy",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=40, help="of PGD")
     parser.add_argument("--restarts", type=int, default=1, help="of PGD")
@@ -118,9 +119,10 @@ def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
     from margin_ext.output.exclusive import exclusive
+    from margin_ext.plain_numbers import whole_number
 
     if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+        torch.set_num_threads(whole_number("threads", arguments.threads))
     model, data = _model_and_data(arguments)
     out: Path | None = arguments.out
     if out is None:
@@ -136,7 +138,7 @@ def _model_and_data(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Any
     from margin_ext.data import load_part
     from margin_ext.measurement.measuring import usable_device
     from margin_ext.models.checkpoint import load_checkpoint
-    from margin_ext.models.named_model import named_model
+    from margin_ext.models.named_model import model_names, named_model
 
     device = None if arguments.device is None else usable_device(arguments.device)
     data = load_part(arguments.data, "train" if arguments.train else "test")
@@ -146,6 +148,8 @@ def _model_and_data(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Any
     model = named_model(arguments.model, shape=shape, classes=classes)
     if arguments.checkpoint is not None:
         load_checkpoint(model, arguments.checkpoint)
+    elif arguments.model in model_names():
+        warnings.warn(f"{arguments.model} has random weights: give a --checkpoint", stacklevel=2)
     return (model if device is None else model.to(device)), data
 
 
@@ -153,7 +157,7 @@ def _measured(
     arguments: argparse.Namespace, model: torch.nn.Module, data: Any, out: Path | None
 ) -> None:
     """Measure, print, and keep everything in the folder."""
-    from margin_ext.attacks import PGD, AttackLoss
+    from margin_ext.attacks import PGD, Attack
     from margin_ext.bounds import Sampled
     from margin_ext.measurement import measure, robust_accuracy
 
@@ -183,12 +187,16 @@ def _measured(
         for suffix in ("json", "csv", "npz"):
             report.save(out / f"report.{suffix}")
         _save_figures(report, out)
-    attacks = [
-        PGD(loss=loss, steps=arguments.steps, restarts=arguments.restarts, seed=seed)
-        for loss in get_args(AttackLoss)
+    pgd = {"steps": arguments.steps, "restarts": arguments.restarts, "seed": seed}
+    attacks: list[str | Attack] = [
+        "nearest",
+        PGD(loss="gap", **pgd),
+        PGD(loss="cross_entropy", **pgd),
     ]
     for p in report.norms if arguments.attack else ():
-        robust = robust_accuracy(model, data, arguments.attack, p=p, attacks=attacks, **common)
+        robust = robust_accuracy(
+            model, data, arguments.attack, p=p, attacks=attacks, report=report, **common
+        )
         sys.stdout.write(f"\n{robust}\n")
         if out is not None:
             robust.save(out / f"robust_accuracy_{robust.threat.name}.json")

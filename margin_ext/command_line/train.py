@@ -100,16 +100,18 @@ def run(arguments: argparse.Namespace) -> int:
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of the file, or of the run to go on with, and above them the command line's."""
     from margin_ext.training.settings_file import SettingsError, read_settings
-    from margin_ext.training.trial import SETTINGS
+    from margin_ext.training.trial import CHECKPOINT, kept_settings
 
     source = arguments.config
-    if source is None and arguments.resume and (arguments.out / SETTINGS).exists():
-        source = arguments.out / SETTINGS
+    if source is None and arguments.resume:
+        source = kept_settings(arguments.out)
     settings = {} if source is None else read_settings(source)
     given = {name: value for name, value in vars(arguments).items() if name in OPTIONS}
     if arguments.resume and source is None and not given:
         raise SettingsError(
-            f"there is no run to resume in {arguments.out}, and no setting to begin one with"
+            f"{arguments.out} has a checkpoint and no settings.toml: give the run's settings too"
+            if (arguments.out / CHECKPOINT).exists()
+            else f"there is no run to resume in {arguments.out}, and no setting to begin one with"
         )
     return {**settings, **{name: OPTIONS[name].value(value) for name, value in given.items()}}
 

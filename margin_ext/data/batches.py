@@ -169,7 +169,9 @@ def _as_tensor(name: str, thing: Any) -> Tensor:
     if hasattr(thing, "to_numpy"):  # pandas
         thing = thing.to_numpy()
     if not hasattr(thing, "__array__"):
-        raise TypeError(f"{name} must be a tensor or an array, got {type(thing).__name__}")
+        kind = type(thing).__name__
+        hint = ", as in a single sample" if isinstance(thing, (int, float)) else ""
+        raise TypeError(f"the {name} of a batch must be a tensor or an array, got {kind}{hint}")
     try:
         return torch.as_tensor(thing, device="cpu")
     except (TypeError, ValueError) as error:

@@ -41,6 +41,7 @@ def composed_loss(
         settings: Those of the loss.
     """
     dtype = torch.promote_types(accumulation_dtype(logits), margin.dtype)
+    settings.check_type(dtype, with_grad=norm.numel() > 0)
     counted = labels.positions_counted()
     w = labels.weight(dtype)
     ce = labels.cross_entropy(logits, replace(settings, reduction="none"), dtype)

@@ -16,7 +16,7 @@ from margin_ext.functional.dispatch import (
     match_accumulation,
 )
 from margin_ext.input_std import InputStd
-from margin_ext.norms import dual_exponent
+from margin_ext.norms import op_exponent
 from margin_ext.op_results import FirstOrderMargin
 
 __all__ = ["first_order_margin"]
@@ -29,7 +29,7 @@ class _FirstOrderMargin(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         scale = flat_channel_scale(input_std, grad)
         margin, norm = torch.ops.margin_ext.first_order_margin(
-            gap, grad, dual_exponent(p), eps, scale
+            gap, grad, op_exponent(p), eps, scale
         )
         ctx.save_for_backward(gap, grad, norm)
         ctx.p, ctx.eps, ctx.input_std = p, eps, input_std
@@ -52,7 +52,7 @@ class _FirstOrderMargin(torch.autograd.Function):
             missing = gap.isnan()
             upstream, gap = torch.where(missing, 0.0, upstream), torch.where(missing, 0.0, gap)
             grad_gap = upstream / n
-            constant = clamped | gap.isinf()
+            constant = clamped | (gap.isinf() & ~norm.isnan())
             factor = factor + torch.where(constant, 0.0, -upstream * gap / n / n)
         if not ctx.needs_input_grad[1]:
             return grad_gap, None, None, None, None
@@ -61,7 +61,7 @@ class _FirstOrderMargin(torch.autograd.Function):
         else:
             scale = flat_channel_scale(ctx.input_std, grad)
             direction = torch.ops.margin_ext.dual_direction(
-                grad, factor, None, dual_exponent(ctx.p), scale
+                grad, factor, None, op_exponent(ctx.p), scale
             )
         return grad_gap, direction, None, None, None
 
@@ -97,7 +97,7 @@ def first_order_margin(
     if not compiled_for(grad):
         return fallback.first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)
     check_same_device("grad", grad, gap=gap)
-    check_eps(eps)
+    check_eps(eps, accumulation_dtype(gap, grad))
     gap, grad = match_accumulation(gap, grad)
     gap = gap.to(accumulation_dtype(grad))
     found = _FirstOrderMargin.apply(  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from margin_ext.functional.dispatch import (
     match_accumulation,
 )
 from margin_ext.loss_settings import LossSettings, Reduction
-from margin_ext.norms import dual_exponent
+from margin_ext.norms import op_exponent
 from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
 
@@ -35,7 +35,7 @@ def _op_settings(
     phi = settings.phi
     assert phi.code is not None
     return (
-        dual_exponent(settings.p),
+        op_exponent(settings.p),
         settings.eps,
         settings.mu,
         phi.code,
@@ -172,6 +172,7 @@ def fused_loss(
     check_class_labels(logits, target, nearest, settings.ignore_index, validate)
     if grad is not None:
         logits, grad = match_accumulation(logits, grad)
+    settings.check_type(accumulation_dtype(logits), with_grad=grad is not None)
     try:
         loss, margin, gap, norm, statistics = _AverageMarginLoss.apply(  # type: ignore[no-untyped-call]
             logits,

@@ -170,9 +170,9 @@ class DenseLabels:
             fraction = torch.zeros_like(values).scatter(1, smallest, 1.0)
             return torch.where(counted, fraction, 0.0).reshape(gaps.shape)
         w = _flat(self.weight(gaps.dtype)).to(values.dtype)
-        w = torch.where(w.sum(1, keepdim=True) > 0, w, counted.to(w.dtype))
+        w = torch.where(w.sum(1, keepdim=True) != 0, w, counted.to(w.dtype))
         total = w.sum(1, keepdim=True)
-        return (w / torch.where(total > 0, total, 1.0)).reshape(gaps.shape)
+        return (w / torch.where(total != 0, total, 1.0)).reshape(gaps.shape)
 
     def nearest(self, logits: Tensor) -> Any:
         """The classes and positions that the margin of each sample is taken to."""

@@ -18,6 +18,7 @@ from margin_ext.gradient_modes.parallel import sharding_suspended
 from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import LossOptions
 from margin_ext.op_results import MarginLoss
+from margin_ext.second_derivative import SecondDerivativeError
 
 __all__ = ["Auto"]
 
@@ -30,22 +31,24 @@ class Auto(GradientMode):
 
     A model that changes between training and eval mode is tried again. The trial goes
     backward through all the second derivatives that the step will need, since most models that lack
-    one raise only there.
+    one raise only there. Where a later step finds that the graph of the input gradient is lost,
+    because the model computes something else meanwhile, the fallback serves it from then on.
 
     Args:
         fallback: The mode of models that double backward does not serve.
 
     Example:
         >>> from margin_ext import AverageMarginLoss
-        >>> AverageMarginLoss(gradient=Auto(FiniteDifference("central"))).gradient
-        Auto(FiniteDifference(scheme='central', step=1.0, unit='margin', deferred=True))
+        >>> AverageMarginLoss(gradient=Auto(FiniteDifference("central"))).gradient.fallback.scheme
+        'central'
     """
 
     def __init__(self, fallback: FiniteDifference | None = None) -> None:
         self.fallback = FiniteDifference() if fallback is None else fallback
         self._works: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
         self._warned = False
-        self._last: GradientMode = DoubleBackward()
+        self._exact = DoubleBackward()
+        self._last: GradientMode = self._exact
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy finds out for itself: the outcomes belong to models that are not copied."""
@@ -64,6 +67,11 @@ class Auto(GradientMode):
         """See :class:`GradientMode`."""
         return self.fallback.deferred
 
+    @property
+    def asks_dependence(self) -> bool:
+        """See :class:`GradientMode`."""
+        return self.fallback.asks_dependence
+
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""
         self.fallback.check(options)
@@ -74,26 +82,31 @@ class Auto(GradientMode):
 
     def __call__(self, step: Step) -> MarginLoss:
         """The loss, by the mode that works for this model."""
-        exact = DoubleBackward()
         if step.rerun is None or step.model is None:
-            self._last = exact
-            return exact(step)
+            self._last = self._exact
+            return self._exact(step)
         found = self._works.setdefault(step.model, {})
         training = step.model.training
-        if training not in found:
+        if found.get(training, True):
             try:
-                out = exact(step)
-                _try_backward(out.loss, step)
+                out = self._exact(step)
+                if training not in found:
+                    _try_backward(out.loss, step)
             except torch.OutOfMemoryError:
                 raise
+            except SecondDerivativeError as error:
+                found[training] = False
+                self._warn(error)
             except (RuntimeError, NotImplementedError) as error:
+                if training in found:  # it has worked before: this is something else
+                    raise
                 found[training] = False
                 self._warn(error)
             else:
                 found[training] = True
-                self._last = exact
+                self._last = self._exact
                 return out
-        self._last = exact if found[training] else self.fallback
+        self._last = self.fallback
         return self._last(step)
 
     def _warn(self, error: Exception) -> None:

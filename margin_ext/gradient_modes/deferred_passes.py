@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from margin_ext.accumulation import accumulation_dtype
+from margin_ext.gradient_modes.compiled import kept_for_two_gradients
+from margin_ext.gradient_modes.domain import refuse_nan_gradients
 from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
 from margin_ext.gradient_modes.snapshot import Snapshot
@@ -27,11 +29,15 @@ __all__ = ["DeferredPasses", "deferred_passes"]
 
 @dataclass
 class _Work:
-    """What a node has to do; nothing in it holds the graph that it waits for."""
+    """What a node has to do; nothing in it holds the graph that it waits for.
+
+    ``parameters`` are what it finds gradients for: the model's, and inputs that have a graph.
+    """
 
     parameters: list[Tensor]
     job: Callable[[], Tensor] | None = None
     snapshot: Snapshot | None = None
+    refuses_nan: bool = False
 
     def gradients(self, upstream: Tensor) -> Sequence[Tensor | None]:
         """Those of all parameters."""
@@ -39,15 +45,19 @@ class _Work:
             raise RuntimeError(
                 "this loss has been differentiated before: the first time needs retain_graph=True"
             )
-        with self.snapshot.restored(), torch.enable_grad():
-            value = self.job()
         found: list[Tensor | None] = [None] * len(self.parameters)
         # One that was frozen since has no gradient.
         wanted = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
-        if value.requires_grad and wanted:
-            gradients = self._through(value, [self.parameters[i] for i in wanted], upstream)
-            for i, gradient in zip(wanted, gradients, strict=True):
-                found[i] = gradient
+        # Checkpointed parts are computed again while gradients are taken, and need it all too.
+        with self.snapshot.restored(), kept_for_two_gradients():
+            with torch.enable_grad():
+                value = self.job()
+            if value.requires_grad and wanted:
+                gradients = self._through(value, [self.parameters[i] for i in wanted], upstream)
+                if self.refuses_nan:
+                    refuse_nan_gradients(gradients, upstream)
+                for i, gradient in zip(wanted, gradients, strict=True):
+                    found[i] = gradient
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             # As autograd frees what it has saved: the loss may be kept for a long time.
             self.job = self.snapshot = None
@@ -101,6 +111,7 @@ class DeferredPasses:
     batchnorm: str
     works: list[_Work]
     terms: list[Tensor]
+    source: Tensor | None = None
 
     def serves(self, logits: Tensor) -> bool:
         """Whether the model's parameters are all that a pass like that of the logits moves.
@@ -110,22 +121,29 @@ class DeferredPasses:
         """
         known = {id(parameter) for parameter in self.works[0].parameters}
         known.add(id(self.inputs))
-        return all(id(leaf) in known for leaf in graph_leaves(logits))
+        return all(id(leaf) in known for leaf in graph_leaves(logits, self.source))
 
-    def add(self, jobs: Sequence[Callable[[], Tensor]]) -> Tensor:
+    def add(self, jobs: Sequence[Callable[[], Tensor]], *, refuse_nan: bool = False) -> Tensor:
         """Zeros with the gradient of the sum of the jobs' values.
 
         The jobs, as many as there are places, run in the backward, with the layers' modes and the
         autocast settings of now. They must not hold the logits, whose graph would live as long.
+        With refuse_nan a NaN in their gradients is an error.
         """
         snapshot = Snapshot(self.model, self.inputs, self.batchnorm)
         for work, job in zip(self.works, jobs, strict=True):
-            work.job, work.snapshot = job, snapshot
+            work.job, work.snapshot, work.refuses_nan = job, snapshot, refuse_nan
         return sum(self.terms[1:], self.terms[0])
 
 
 def deferred_passes(
-    model: object, inputs: Tensor, batchnorm: str, shape: tuple[int, ...], count: int
+    model: object,
+    inputs: Tensor,
+    batchnorm: str,
+    shape: tuple[int, ...],
+    count: int,
+    *,
+    source: Tensor | None = None,
 ) -> DeferredPasses | None:
     """Places for passes, or None where passes have to be made at once.
 
@@ -135,6 +153,7 @@ def deferred_passes(
         batchnorm: As in :class:`margin_ext.AverageMarginLoss`.
         shape: Of the jobs' values.
         count: How many jobs there will be.
+        source: The inputs, where what computed them gets a gradient of these passes too.
     """
     # A function's parameters are not known. fully_shard gathers and reduces parameters at hooks
     # that expect one backward. With find_unused_parameters DistributedDataParallel knows which
@@ -157,6 +176,8 @@ def deferred_passes(
     # They take their shape in the first pass, which the node has to come before.
     if any(is_lazy(parameter) for parameter in parameters):
         return None
+    if source is not None:
+        parameters.append(source)
     works = [_Work(parameters) for _ in range(count)]
     terms = [_Node.apply(work, shape, inputs, *parameters) for work in works]  # type: ignore[no-untyped-call]
-    return DeferredPasses(inner, inputs, batchnorm, works, terms)
+    return DeferredPasses(inner, inputs, batchnorm, works, terms, source)

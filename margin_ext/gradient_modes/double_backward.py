@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
 
 from margin_ext.gradient_mode import GradientMode, register_gradient_mode
 from margin_ext.gradient_modes.check_report import Measured
 from margin_ext.gradient_modes.parallel import sharding_suspended
 from margin_ext.gradient_modes.step import Step
 from margin_ext.op_results import MarginLoss
+from margin_ext.second_derivative import operations_watched, refuse_missing_derivatives
 
 __all__ = ["DoubleBackward"]
+
+
+class _Examined:
+    """The models whose operations have been looked at, in the form that they had then."""
+
+    def __init__(self) -> None:
+        self._forms: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
+        self._without_model: set[Any] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy looks for itself: models are not copied with it."""
+        return type(self), ()
+
+    def is_new(self, step: Step) -> bool:
+        """Whether the step's model has not been seen in this form; it counts as seen then."""
+        form: tuple[Any, ...] = (step.logits.shape[1:], step.inputs.shape[1:])
+        seen = self._without_model
+        if step.model is not None:
+            seen = self._forms.setdefault(step.model, set())
+            form += (hash(tuple((id(m), m.training) for m in step.model.modules())),)
+        if form in seen:
+            return False
+        seen.add(form)
+        return True
 
 
 @dataclass(frozen=True)
 class DoubleBackward(GradientMode):
     """The loss with its exact gradient; the model must be twice differentiable.
 
+    Every step requires that the graph of the input gradient is not lost on the way. The first step
+    of a model, and the first after its layers or their training flags have changed, also looks at
+    each operation that torch did not write, and for operations without a second derivative.
+
     Example:
         >>> from margin_ext import AverageMarginLoss
         >>> AverageMarginLoss().gradient
         DoubleBackward()
     """
+
+    _examined: _Examined = field(default_factory=_Examined, init=False, repr=False, compare=False)
 
     @property
     def advice(self) -> str:
@@ -32,8 +67,16 @@ class DoubleBackward(GradientMode):
         """See :class:`GradientMode`."""
         with sharding_suspended(step.model):
             nearest = step.nearest()
-            grad = step.input_gradient(nearest, create_graph=True)
+            grad = self._input_gradient(step, nearest)
         return step.loss(grad, nearest)
+
+    def _input_gradient(self, step: Step, nearest: Any) -> Tensor:
+        if not self._examined.is_new(step):
+            return step.input_gradient(nearest, create_graph=True)
+        with operations_watched(step.logits, step.inputs):
+            grad = step.input_gradient(nearest, create_graph=True)
+        refuse_missing_derivatives(grad)
+        return grad
 
     def explain(self, measured: Measured) -> tuple[str, str]:
         """See :class:`GradientMode`."""

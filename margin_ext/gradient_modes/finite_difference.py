@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
-from margin_ext.functional import dual_direction
 from margin_ext.functional.labels import Labels
 from margin_ext.gradient_mode import GradientMode, register_gradient_mode
 from margin_ext.gradient_modes.check_report import Measured
+from margin_ext.gradient_modes.domain import has_nan, refuse_nan
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.step import Step
 from margin_ext.input_std import channel_scale
 from margin_ext.loss_options import LossOptions
 from margin_ext.loss_settings import check_word
 from margin_ext.op_results import MarginLoss
+from margin_ext.threat import DataRange, ThreatModel, check_data_range
 
 __all__ = ["FiniteDifference"]
 
@@ -74,6 +75,8 @@ class FiniteDifference(GradientMode):
             DistributedDataParallel should send gradients while others are computed, for these
             passes give all of theirs at the end. Functions, ``call=``, fully_shard,
             find_unused_parameters and parameters with hooks turn it off.
+        data_range: Lowest and highest input, as the model gets it. Moved inputs are brought inside,
+            and a difference is divided by the way that was left; samples without any have none.
 
     Raises:
         ValueError: A setting makes no step.
@@ -89,6 +92,7 @@ class FiniteDifference(GradientMode):
     step: float = 1.0
     unit: Unit = "margin"
     deferred: bool = True
+    data_range: DataRange | None = None
 
     def __post_init__(self) -> None:
         if self.scheme in _RENAMED:
@@ -97,11 +101,18 @@ class FiniteDifference(GradientMode):
         check_word("unit", self.unit, Unit)
         if not (self.step > 0 and math.isfinite(self.step)):
             raise ValueError(f"step must be above 0 and finite, got {self.step}")
+        if self.data_range is not None:
+            check_data_range(self.data_range)
 
     @property
     def reruns(self) -> int:
         """See :class:`GradientMode`."""
         return len(_PASSES[self.scheme])
+
+    @property
+    def asks_dependence(self) -> bool:
+        """See :class:`GradientMode`."""
+        return self.unit != "margin"
 
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""
@@ -130,23 +141,37 @@ class FiniteDifference(GradientMode):
         if step.batch_dependent and self.unit != "margin":
             if objective.per_sample:
                 raise ValueError(
-                    'gradient="finite_difference" cannot serve reduction="none" while BatchNorm '
-                    "makes samples depend on each other: the weights of the samples must be known "
-                    'before the second pass. Use reduction="mean" or "sum", batchnorm="running", '
-                    'or steps of FiniteDifference(unit="margin")'
+                    'gradient="finite_difference" cannot serve reduction="none" while BatchNorm, '
+                    "or another layer, makes samples depend on each other: the weights of the "
+                    'samples must be known before the second pass. Use reduction="mean" or "sum", '
+                    'batchnorm="running", or steps of FiniteDifference(unit="margin")'
+                )
+            if self.data_range is not None:
+                raise ValueError(
+                    "FiniteDifference(data_range=...) shortens the steps of single samples, which "
+                    "changes the direction of the whole batch while samples depend on each other by "
+                    'BatchNorm or other layers: take unit="margin" or batchnorm="running"'
                 )
             shift, weight = _joint(slope, length)
         else:
             shift, weight = _separate(slope, out.gap, length)
-        terms = _Terms(objective, labels, nearest, rerun, step.inputs, grad, shift, weight)
+        options = objective.options
+        threat = ThreatModel(
+            p=float(options.p), data_range=self.data_range, input_std=options.input_std
+        )
+        defined = not any(has_nan(t, validate=options.validate) for t in (step.logits, out.loss))
+        terms = _Terms(
+            objective, labels, nearest, rerun, step.inputs, grad, shift, weight, threat, defined
+        )
         passes = _PASSES[self.scheme]
-        jobs = [partial(terms.moved, side, factor) for side, factor in passes.items()]
+        factors = {side: factor * terms.per_way(side) for side, factor in passes.items()}
+        jobs = [partial(terms.moved, side, factor) for side, factor in factors.items()]
         total: Tensor | float = 0.0
-        at_base = -sum(passes.values())
-        if at_base != 0:
+        at_base = -sum(factors.values())
+        if isinstance(at_base, Tensor) or at_base != 0:
             total = terms.at(step.logits, at_base)
         if step.deferred is not None and step.deferred.serves(step.logits):
-            total = total + step.deferred.add(jobs)
+            total = total + step.deferred.add(jobs, refuse_nan=defined)
         else:
             for job in jobs:
                 total = total + job()
@@ -222,21 +247,35 @@ class _Terms:
     grad: Tensor
     shift: Tensor
     weight: Tensor
+    threat: ThreatModel
+    base_is_defined: bool
 
-    def at(self, logits: Tensor, factor: float) -> Tensor:
+    def at(self, logits: Tensor, factor: float | Tensor) -> Tensor:
         gap = self.labels.gap(logits, self.nearest)
         # An infinite gap, that of masked classes, has no slope, and its value would come to NaN.
         valid = self.labels.counted() & ~gap.isinf()
         term = torch.where(valid, factor * self.weight * gap, 0.0)
         return term if self.objective.per_sample else term.sum()
 
-    def moved(self, side: float, factor: float) -> Tensor:
-        o = self.objective.options
-        base = self.inputs.detach()
-        moved = dual_direction(
-            self.grad, side * self.shift, p=o.p, base=base, input_std=o.input_std
-        )
-        return self.at(self.rerun(moved), factor)
+    def moved(self, side: float, factor: float | Tensor) -> Tensor:
+        logits = self.rerun(self.threat.clamp(self._point(side)))
+        if self.base_is_defined:
+            refuse_nan(logits, "FiniteDifference", validate=self.objective.options.validate)
+        return self.at(logits, factor)
+
+    def per_way(self, side: float) -> float | Tensor:
+        """What multiplies a difference whose step was cut short by the data range [B]."""
+        if self.threat.data_range is None:
+            return 1.0
+        point = self._point(side)
+        inside = self.threat.clamp(point)
+        cut = (point != inside).flatten(1).any(1)
+        way = self.threat.distance(inside, self.inputs.detach()).to(self.shift.dtype)
+        lengthened = self.shift.abs() / torch.where(way > 0, way, math.inf)
+        return torch.where(cut, lengthened, 1.0)
+
+    def _point(self, side: float) -> Tensor:
+        return self.threat.step(self.grad, side * self.shift, self.inputs.detach())
 
 
 def _separate(slope: Tensor, gap: Tensor, length: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,13 @@ from torch import Tensor
 __all__ = ["graph_leaves"]
 
 
-def graph_leaves(tensor: Tensor) -> list[Tensor]:
-    """The tensors that a backward through this one would leave gradients in."""
-    nodes, seen, leaves = [tensor.grad_fn], {tensor.grad_fn}, []
+def graph_leaves(tensor: Tensor, stop: Tensor | None = None) -> list[Tensor]:
+    """The tensors that a backward through this one would leave gradients in.
+
+    What lies behind ``stop`` alone is left out.
+    """
+    nodes, leaves = [tensor.grad_fn], []
+    seen = {tensor.grad_fn, None if stop is None else stop.grad_fn}
     while nodes:
         node = nodes.pop()
         if node is None:

@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.compiled import kept_for_two_gradients
 from margin_ext.gradient_modes.deferred_passes import deferred_passes
-from margin_ext.gradient_modes.layer_state import state_kept, training_batchnorms
+from margin_ext.gradient_modes.inputs_in_place import changes_refused
+from margin_ext.gradient_modes.layer_state import (
+    LayerState,
+    batchnorms_in_use,
+    inner_modules,
+    training_batchnorms,
+)
+from margin_ext.gradient_modes.model_call import ModelCall, PassOutput
 from margin_ext.gradient_modes.objective import Objective
-from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
+from margin_ext.gradient_modes.parallel import (
+    refuse_fsdp1,
+    refuse_static_graph,
+    without_ddp,
+)
+from margin_ext.gradient_modes.pass_facts import PassFacts, Trial, pass_facts
 from margin_ext.gradient_modes.randomness import RandomState
+from margin_ext.gradient_modes.recomputation import recomputed_under
+from margin_ext.gradient_modes.side_channels import side_channels_kept
 from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import BatchNormPolicy
+from margin_ext.movable_inputs import require_movable, require_same_batch
 from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import MARGIN_STATISTICS, STATISTIC_NAMES, BatchStatistics
 
 __all__ = ["Passes", "run_step"]
+
+_NO_RUNNING_STATISTICS = (
+    'batchnorm="running" takes margins with running statistics, but in this model samples depend '
+    "on each other by something that has none that could be used: a layer of its own, an exported "
+    "or traced module in training, or a function of the whole batch. Put it into eval mode before "
+    'it is exported or traced, or take batchnorm="batch"'
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +54,7 @@ class Passes:
 
     Attributes:
         model: A module, or any function of the inputs.
-        call: Maps the model and inputs [B, ...] to logits [B, C].
+        call: Maps the model and inputs [B, ...] to logits.
         batchnorm: What BatchNorm in training normalises by where margins are concerned.
         fraction: The part of the batch whose margins are taken, 0 to 1.
         reruns: How many times the mode may run the model on other inputs too.
@@ -39,16 +62,21 @@ class Passes:
     """
 
     model: Any
-    call: Callable[[Any, Tensor], Tensor]
+    call: ModelCall
     batchnorm: BatchNormPolicy = "batch"
     fraction: float = 1.0
     reruns: int = 0
     deferred: bool = False
 
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """All modules of the model, or those that a function runs."""
+        return inner_modules(without_ddp(self.model))
+
     @property
     def separate(self) -> bool:
         """Whether margins need a pass of their own, in addition to that of the cross-entropy."""
-        running = self.batchnorm == "running" and bool(training_batchnorms(self.model))
+        running = self.batchnorm == "running" and bool(training_batchnorms(self.modules))
         return running or self.fraction < 1
 
     @property
@@ -56,48 +84,127 @@ class Passes:
         """The model, where it is a module."""
         return self.model if isinstance(self.model, nn.Module) else None
 
+    @property
+    def _known_dependent(self) -> bool:
+        """Whether BatchNorm makes samples depend on each other where margins are concerned."""
+        return bool(batchnorms_in_use(self.modules, self.batchnorm))
+
+    @property
+    def _is_lazy(self) -> bool:
+        """Whether layers take their shape in the first pass."""
+        parameters = (p for module in self.modules for p in module._parameters.values())
+        return any(is_lazy(p) for p in parameters if p is not None)
+
+    def facts(self, mode: GradientMode, inputs: Tensor) -> PassFacts:
+        """What has to be known of the model's passes on inputs [B, ...] of which margins are taken.
+
+        Raises:
+            ValueError: Margins are those of running statistics, and the model has others.
+        """
+        running = self.batchnorm == "running"
+        needed = self.reruns or self.separate or running
+        if not needed or torch.compiler.is_compiling() or self._is_lazy:
+            return PassFacts()
+        dependence = running or mode.asks_dependence
+        facts = pass_facts(self.model, self.trial(inputs), self.call, dependence=dependence)
+        if running and facts.batch_dependent and not self._known_dependent:
+            raise ValueError(_NO_RUNNING_STATISTICS)
+        return facts
+
+    def trial(self, inputs: Tensor) -> Trial:
+        """The passes on inputs [B, ...], to be tried out."""
+        inner = without_ddp(self.model)
+
+        def run(given: Tensor) -> Tensor:
+            with changes_refused(given, further_passes=False):
+                logits = self.call(inner, given)
+            require_same_batch(given, logits)
+            return logits
+
+        return Trial(inner, run, self.modules, self.batchnorm, inputs)
+
+    def whole(self, inputs: Tensor) -> PassOutput:
+        """A pass over the whole batch whose margins, if any, are taken in passes of their own."""
+        layers = LayerState(self.modules, self.batchnorm)
+        with kept_for_two_gradients(), recomputed_under(layers.first_again):
+            return self.call.output(self.model, inputs)
+
     def margin_step(
-        self, objective: Objective, inputs: Tensor, target: Tensor, *, first: bool
-    ) -> Step:
+        self,
+        objective: Objective,
+        mode: GradientMode,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        first: bool,
+    ) -> tuple[Step, PassOutput]:
         """Run the model on the inputs of which margins are taken.
 
         Args:
             objective: The loss.
-            inputs: [B, ...].
+            mode: What may ask for further passes.
+            inputs: [B, ...]. Where they require grad, what computed them gets its gradient.
             target: Labels of the inputs.
             first: Whether this is the step's first pass, which moves BatchNorm's running
                 statistics and goes through the model's DistributedDataParallel wrapper.
         """
-        inputs = inputs.detach().requires_grad_()
+        lazy, facts = self._is_lazy, self.facts(mode, inputs)
+        source = inputs if inputs.requires_grad else None
+        inputs = inputs.detach().requires_grad_() if source is None else source
         inner = without_ddp(self.model)
+        moving = [(self.modules[index], name) for index, name in facts.moving]
+        layers = LayerState(self.modules, self.batchnorm, moving)
 
-        def again(moved: Tensor) -> Tensor:
-            with state_kept(inner, self.batchnorm):
-                return self.call(inner, moved)
+        def again(moved: Tensor) -> PassOutput:
+            with layers.kept(), recomputed_under(layers.again), side_channels_kept(inner):
+                return self.call.output(inner, moved)
 
-        def run() -> Tensor:
-            return self.call(self.model, inputs) if first else again(inputs)
+        def run() -> tuple[PassOutput, Tensor]:
+            with changes_refused(inputs, further_passes=self.reruns > 0):
+                if first:
+                    with recomputed_under(layers.first_again):
+                        out = self.call.output(self.model, inputs)
+                else:
+                    out = again(inputs)
+            logits = out.class_logits
+            require_same_batch(inputs, logits)
+            return out, logits
 
         if not self.reruns:
-            logits = run()
+            out, logits = run()
             labels = objective.labels(logits, target)
-            return Step(objective, inputs, logits, labels, self.module)
+            return Step(objective, inputs, logits, labels, self.module), out
         deferred = None
         if self.deferred:  # which has to come before the pass that it lets go first
             shape = inputs.shape[:1] if objective.per_sample else ()
-            deferred = deferred_passes(self.model, inputs, self.batchnorm, shape, self.reruns)
-        state = RandomState(inputs, self.model)
+            deferred = deferred_passes(
+                self.model, inputs, self.batchnorm, shape, self.reruns, source=source
+            )
+        state = RandomState(inputs, self.modules, facts.generators)
 
         def rerun(moved: Tensor) -> Tensor:
-            with state.replayed():
-                return again(moved)
+            if source is not None and not moved.requires_grad:
+                # How far it was moved counts as a constant.
+                moved = moved + (source - source.detach())
+            with state.replayed(alike=facts.random):
+                return again(moved).class_logits
 
-        logits = run()
-        batchnorms = training_batchnorms(inner)
-        if self.batchnorm == "running":
-            batchnorms = [layer for layer in batchnorms if layer.running_mean is None]
-        labels, dependent = objective.labels(logits, target), bool(batchnorms)
-        return Step(objective, inputs, logits, labels, self.module, rerun, dependent, deferred)
+        out, logits = run()
+        state.first_pass_ends()
+        if lazy:
+            facts = self.facts(mode, inputs)
+        step = Step(
+            objective,
+            inputs,
+            logits,
+            objective.labels(logits, target),
+            self.module,
+            rerun,
+            self._known_dependent or bool(facts.batch_dependent),
+            deferred,
+            facts.repeatable,
+        )
+        return step, out
 
 
 def run_step(
@@ -106,34 +213,34 @@ def run_step(
     mode: GradientMode,
     inputs: Tensor,
     target: Tensor,
-) -> tuple[Tensor, MarginLoss]:
-    """Logits and loss of a batch.
+) -> tuple[PassOutput, MarginLoss]:
+    """What the model gave for a batch, and the loss.
 
     Where margins have a pass of their own, its randomness is its own too, and samples that it
     leaves out have margin and norm NaN.
     """
     refuse_static_graph(passes.model)
-    if not torch.is_grad_enabled():
-        raise RuntimeError(
-            "AverageMarginLoss.run takes input gradients, which torch.no_grad() forbids: call it "
-            "under torch.enable_grad(), or measure a trained model with margin_ext.measure"
-        )
+    refuse_fsdp1(passes.model)
+    require_movable(inputs)
     if not passes.separate:
-        with kept_for_two_gradients(passes.model):
-            step = passes.margin_step(objective, inputs, target, first=True)
-            return step.logits, mode(step)
-    logits = passes.call(passes.model, inputs)
+        with kept_for_two_gradients():
+            step, out = passes.margin_step(objective, mode, inputs, target, first=True)
+            return out, mode(step)
+    with changes_refused(inputs, further_passes=True):
+        out = passes.whole(inputs)
+    logits = out.class_logits
+    require_same_batch(inputs, logits)
     labels = objective.labels(logits, target)
     plain = objective.plain(logits, labels)
     counted = labels.counted()
     chosen = _choose(counted, passes.fraction)
-    with kept_for_two_gradients(passes.model):
-        part = passes.margin_step(objective, inputs[chosen], target[chosen], first=False)
+    with kept_for_two_gradients():
+        part, _ = passes.margin_step(objective, mode, inputs[chosen], target[chosen], first=False)
         regularized = mode(part)
     term = regularized.loss - objective.cross_entropy(part.logits, part.labels)
     # How many samples one chosen sample stands for.
     weight = counted.sum() / counted[chosen].sum().clamp_min(1)
-    return logits, _joined(plain, regularized, term, chosen, weight, objective)
+    return out, _joined(plain, regularized, term, chosen, weight, objective)
 
 
 def _choose(counted: Tensor, fraction: float) -> Tensor:

@@ -3,27 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["joined_call"]
+from margin_ext.two_classes import two_class_logits
+
+__all__ = ["ModelCall", "PassOutput", "require_logits"]
 
 
-def joined_call(
-    call: Callable[[Any, Tensor], Any] | None, logits_fn: Callable[[Any], Tensor] | None
-) -> Callable[[Any, Tensor], Tensor]:
-    """Maps the model and inputs to logits; both arguments are those of ``criterion.run``."""
+class PassOutput(NamedTuple):
+    """What a pass through the model gave.
 
-    def logits(model: Any, inputs: Tensor) -> Tensor:
-        output = model(inputs) if call is None else call(model, inputs)
-        if logits_fn is not None:
-            output = logits_fn(output)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"the model returned {type(output).__name__}, not the logits: pass logits_fn=, "
-                "such as lambda output: output.logits"
-            )
-        return output
+    Attributes:
+        whole: All that the model returned.
+        logits: Its logits, as they were returned.
+    """
 
+    whole: Any
+    logits: Tensor
+
+    @property
+    def class_logits(self) -> Tensor:
+        """[B, C] or [B, C, d1, ...] with C >= 2: one logit stands for two classes."""
+        return two_class_logits(self.logits)
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """Maps the model and inputs to logits; both fields are arguments of ``criterion.run``."""
+
+    call: Callable[[Any, Tensor], Any] | None = None
+    logits_fn: Callable[[Any], Tensor] | None = None
+
+    def output(self, model: Any, inputs: Tensor) -> PassOutput:
+        """Everything that the model returns for inputs [B, ...]."""
+        whole = model(inputs) if self.call is None else self.call(model, inputs)
+        logits = whole if self.logits_fn is None else self.logits_fn(whole)
+        return PassOutput(whole, require_logits(logits))
+
+    def __call__(self, model: Any, inputs: Tensor) -> Tensor:
+        """Logits [B, C] or [B, C, d1, ...] with C >= 2."""
+        return self.output(model, inputs).class_logits
+
+
+def require_logits(logits: Any) -> Tensor:
+    """Require a tensor in place of a tuple, a ModelOutput and the like.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model returned {type(logits).__name__}, not the logits: pass logits_fn=, such as "
+            "lambda output: output.logits, to criterion.run, or output.logits (output[0]) to "
+            "criterion(logits, target, inputs)"
+        )
     return logits

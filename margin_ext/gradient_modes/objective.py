@@ -12,6 +12,7 @@ from margin_ext.functional.labels import Labels, labels_of
 from margin_ext.input_gradient import gradient_by_inputs, nearest_class
 from margin_ext.loss_options import LossOptions
 from margin_ext.op_results import MarginLoss
+from margin_ext.target_kinds import checked_target
 
 __all__ = ["Objective"]
 
@@ -42,9 +43,11 @@ class Objective:
         """The target as labels of its kind.
 
         Raises:
-            ValueError: A search over classes is asked of several positions or of probabilities.
+            TypeError, ValueError: It is of no kind that has margins, or a search over classes is
+                asked of several positions or of probabilities.
         """
         o = self.options
+        target = checked_target(logits, target)
         labels = labels_of(logits, target, o.weight, o.ignore_index, o.aggregation, o.validate)
         if not labels.single and o.classes != "runner_up":
             raise ValueError(
@@ -101,7 +104,7 @@ class Objective:
         """
         o = self.options
         # An infinite gap, that of masked classes, has the same margin under any norm.
-        valid = labels.counted() & ~out.gap.isinf()
+        valid = labels.counted() & ~(out.gap.isinf() & ~out.norm.isnan())
         gap = torch.where(valid, out.gap, 0.0)
         with torch.enable_grad():
             norm = torch.where(valid, out.norm, 1.0).detach().requires_grad_()
@@ -111,5 +114,7 @@ class Objective:
         if self.normalizer is not None:
             return slope / self.normalizer
         if o.reduction == "mean":
-            return slope / labels.total(labels.weight(slope.dtype))
+            # Where no sample counts the total is 0.
+            total = labels.total(labels.weight(slope.dtype))
+            return torch.where(valid, slope / total, 0.0)
         return slope

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "expects_backward",
     "finds_unused_parameters",
     "is_sharded",
+    "refuse_fsdp1",
+    "refuse_fsdp1_behind",
     "refuse_static_graph",
     "refuse_static_graph_behind",
     "sharding_suspended",
@@ -23,6 +26,12 @@ _STATIC_GRAPH: Final = (
     "gradient is taken through its output before backward(), as the first-order margin does; "
     "every rank would train alone, without an error. Wrap the model without static_graph=True "
     "(find_unused_parameters=True is fine)"
+)
+
+_FSDP1: Final = (
+    "FullyShardedDataParallel (FSDP1) frees and reduces parameters in its first backward, which "
+    "for a first-order or secant margin is that of the input gradient: gradients would be wrong or "
+    'missing. Shard the model by fully_shard (FSDP2), or use margin="logit_gap"'
 )
 
 # The wrapper's node lies at the model's output, behind what the user does to the logits.
@@ -58,9 +67,32 @@ def refuse_static_graph(model: object) -> None:
         raise RuntimeError(_STATIC_GRAPH)
 
 
+def refuse_fsdp1(model: object) -> None:
+    """Raise for a model that FullyShardedDataParallel wraps, or a part of it."""
+    if isinstance(model, nn.Module) and _is_distributed():
+        for module in model.modules():
+            if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
+                raise RuntimeError(_FSDP1)
+
+
+def refuse_fsdp1_behind(logits: Tensor) -> None:
+    """The same where only the logits are known: the wrapper leaves hooks on what it returns."""
+    for hook in (logits._backward_hooks or {}).values():
+        function = getattr(hook, "func", hook)
+        if str(getattr(function, "__module__", "")).startswith("torch.distributed.fsdp"):
+            raise RuntimeError(_FSDP1)
+
+
 def finds_unused_parameters(model: object) -> bool:
     """Whether a wrapper in it is DistributedDataParallel(find_unused_parameters=True)."""
     return any(wrapper.find_unused_parameters for wrapper in _ddp_wrappers(model))
+
+
+def expects_backward(modules: Sequence[nn.Module]) -> bool:
+    """Whether there are wrappers that expect a backward after each pass with a graph."""
+    return _is_distributed() and any(
+        _is_ddp(module) or hasattr(module, "_get_fsdp_state") for module in modules
+    )
 
 
 def _ddp_wrappers(model: object) -> list[Any]:

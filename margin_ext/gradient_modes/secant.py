@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from margin_ext.gradient_mode import GradientMode, register_margin
+from margin_ext.gradient_modes.domain import has_nan, refuse_nan
 from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import LossOptions
 from margin_ext.op_results import MarginLoss
-from margin_ext.threat import DataRange, ThreatModel
+from margin_ext.threat import DataRange, ThreatModel, check_data_range
 
 __all__ = ["Secant"]
 
@@ -55,9 +56,7 @@ class Secant(GradientMode):
         if not self.radius > 0:
             raise ValueError(f"radius must be above 0, got {self.radius}")
         if self.data_range is not None:
-            low, high = (torch.as_tensor(end) for end in self.data_range)
-            if bool((low >= high).any()):
-                raise ValueError(f"data_range must be (lowest, highest), got {self.data_range}")
+            check_data_range(self.data_range)
 
     @property
     def reruns(self) -> int:
@@ -86,6 +85,8 @@ class Secant(GradientMode):
         moved = self._attacked(step, threat, nearest)
         runner_up = objective.with_options(classes="runner_up")
         logits = rerun(moved)
+        if not has_nan(step.logits, validate=options.validate):
+            refuse_nan(logits, "Secant", validate=options.validate)
         there = labels.gap(logits, runner_up.nearest(logits, moved, labels))
         here = labels.gap(step.logits, nearest)
         center = step.inputs.detach()
@@ -109,10 +110,13 @@ class Secant(GradientMode):
         length = radius if self.steps == 1 else radius * (_REACH / self.steps)
         runner_up = objective.with_options(classes="runner_up")
         inputs, logits = step.inputs, step.logits
+        defined = not has_nan(logits, validate=objective.options.validate)
         for index in range(self.steps):
             if index > 0:
                 inputs = inputs.requires_grad_()
                 logits = step.rerun(inputs)
+                if defined:
+                    refuse_nan(logits, "Secant", validate=objective.options.validate)
                 nearest = runner_up.nearest(logits, inputs, labels)
             grad = objective.input_gradient(logits, inputs, labels, nearest, create_graph=False)
             moved = threat.step(grad, -length, inputs.detach())

@@ -1,4 +1,4 @@
-"""Models between margin_ext and Foolbox (extra ``foolbox``).
+"""Models between margin_ext and Foolbox (extra ``attacks``).
 
 The other direction for attacks, Foolbox's as bounds of a measurement, is
 :class:`margin_ext.bounds.FoolboxDistance`.
@@ -41,7 +41,7 @@ def to_foolbox(
     if (mean is None) != (std is None):
         raise ValueError("give mean and std, or neither")
     pixels = model if mean is None or std is None else PixelModel(model, mean=mean, std=std)
-    library = required("foolbox", "foolbox")
+    library = required("foolbox", "attacks")
     return library.PyTorchModel(pixels.train(model.training), bounds=data_range, device=device)
 
 
@@ -66,7 +66,7 @@ def from_foolbox(model: Any) -> nn.Module:
     Raises:
         TypeError: It is not a ``foolbox.PyTorchModel``.
     """
-    library = required("foolbox", "foolbox")
+    library = required("foolbox", "attacks")
     if not isinstance(model, library.PyTorchModel):
         raise TypeError(f"from_foolbox takes a foolbox.PyTorchModel, got {type(model).__name__}")
     return _FoolboxModule(model)

@@ -79,7 +79,7 @@ def gap_against_margin(
 def robustness_curves(
     report: MarginReport, p: float | str | None = None, ax: Axes | None = None
 ) -> Figure:
-    """Share of the samples beyond each distance, for every bound that was measured.
+    """Fraction of the samples beyond each distance, for every bound that was measured.
 
     The robust accuracy lies below the attack's curve and above the certified one. Shaded: 95 %
     bands. Without bounds the curve is that of the first-order margins, which is an estimate.
@@ -89,12 +89,12 @@ def robustness_curves(
     for color, name in zip(COLORS, norm.bounds or ("margin",), strict=False):
         curve = report.robustness_curve(p=norm.p, quantity=name)
         ax.step(
-            curve.radii, curve.share, where="post", color=color, linewidth=1.4,
+            curve.radii, curve.fraction, where="post", color=color, linewidth=1.4,
             label=report.title(name),
         )  # fmt: skip
         ax.fill_between(curve.radii, curve.low, curve.high, color=color, alpha=0.12, step="post")
     ax.set_ylim(-0.02, 1.02)
-    plain(ax, f"{norm_name(norm.p)} distance", "share of samples beyond")
+    plain(ax, f"{norm_name(norm.p)} distance", "fraction of samples beyond")
     ax.legend(frameon=False, fontsize=8)
     return figure
 
@@ -134,7 +134,7 @@ def margin_history(
 
 
 def robust_accuracy_curves(results: Mapping[str, RobustAccuracy], ax: Axes | None = None) -> Figure:
-    """Robust accuracy against the radius: solid under the gap attack, dotted under cross-entropy.
+    """Robust accuracy against the radius: solid under the first attack, dotted under others.
 
     The clean accuracy is the point at radius 0. Shaded: two standard errors.
     """
@@ -143,15 +143,15 @@ def robust_accuracy_curves(results: Mapping[str, RobustAccuracy], ax: Axes | Non
     for color, (name, result) in zip(COLORS, results.items(), strict=False):
         p = result.threat.p
         radii = [0.0, *result.eps]
-        for attack in result.robust:
+        for attack in result.distance:
             shares = np.array([result.accuracy, *result.curve(attack)])
             label = ", ".join(part for part in (name, result.titles[attack]) if part)
-            gap = attack == "gap"
+            first = attack == next(iter(result.distance))
             ax.plot(
-                radii, shares, color=color, linestyle="-" if gap else ":", marker="o",
+                radii, shares, color=color, linestyle="-" if first else ":", marker="o",
                 markersize=3, label=label,
             )  # fmt: skip
-            if gap:
+            if first:
                 error = np.array([2 * result.standard_error(float(share)) for share in shares])
                 ax.fill_between(radii, shares - error, shares + error, color=color, alpha=0.12)
     ax.set_ylim(-0.02, 1.02)

@@ -35,10 +35,10 @@ from margin_ext.models.evaluation_mode import Model
 from margin_ext.models.in_parts import InParts
 from margin_ext.models.logits_function import logits_function
 from margin_ext.models.model_digest import model_digest
-from margin_ext.models.modules_behind import modules_behind
+from margin_ext.modules_behind import modules_behind
 from margin_ext.norms import dual_exponent
 from margin_ext.output.exclusive import exclusive
-from margin_ext.plain_numbers import real_numbers
+from margin_ext.plain_numbers import real_numbers, whole_number
 from margin_ext.threat import DataRange, ThreatModel
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ __all__ = ["measure", "threat_norms"]
 
 def threat_norms(p: float | str | Sequence[float | str]) -> tuple[float, ...]:
     """One or several threat norms as numbers, checked, without repetition."""
-    several = real_numbers(p)
+    several = real_numbers("p", p)
     if not several:
         raise ValueError("p must name at least one norm")
     for one in several:
         dual_exponent(one)
-    return tuple(dict.fromkeys(float(one) for one in several))
+    return tuple(dict.fromkeys(several))
 
 
 def measure(
@@ -123,17 +123,27 @@ def measure(
     Raises:
         TypeError, ValueError: Arguments, data or the model's output do not fit; the gradient is 0
             everywhere; the file to resume from belongs to another run.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> report = measure(model, (torch.tensor([[3.0, 1.0]]), torch.tensor([0])))
+        >>> round(report.average_margin, 3), report.exact  # (3 - 1) / sqrt(2)
+        (1.414, True)
     """
     norms = threat_norms(p)
+    if not isinstance(classes, str):
+        classes = whole_number("classes", classes)
     check_class_rule(classes)
+    seed = whole_number("seed", seed, least=0)
     function = logits_function(model, call, logits_fn)
     measurement = _Measurement(
         function,
         threats=[ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms],
         classes=classes,
-        signed=signed,
+        signed=bool(signed),
         norm_bound=_norm_bounds(norm_bound, norms),
-        bounds=resolve_bounds(bounds, seed=seed),
+        bounds=resolve_bounds(bounds or (), seed=seed),
         seed=seed,
     )
     measurement.check()
@@ -142,7 +152,8 @@ def measure(
     )
     path = None if resume is None else Path(resume)
     with nullcontext() if path is None else exclusive(path):
-        partial = PartialResults(path, measurement.identity(), save_every)
+        identity = {} if path is None else measurement.identity()
+        partial = PartialResults(path, identity, save_every)
         try:
             with measuring(function, batches, device=device, progress=progress) as samples:
                 for whole in samples:
@@ -281,7 +292,7 @@ def _norm_bounds(
 ) -> tuple[float, ...] | None:
     if bound is None:
         return None
-    values = tuple(map(float, real_numbers(bound)))
+    values = real_numbers("norm_bound", bound)
     if len(values) != len(norms) or not all(value > 0 for value in values):
         raise ValueError(f"norm_bound must be positive, one for each of {len(norms)} norms")
     return values

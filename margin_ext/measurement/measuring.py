@@ -9,8 +9,8 @@ import torch
 
 from margin_ext.models.evaluation_mode import evaluation_mode, model_device, model_dtype
 from margin_ext.models.model_probe import require_measurable
-from margin_ext.models.random_states import kept_generators
 from margin_ext.output.progress_bar import progress_bar
+from margin_ext.random_states import kept_generators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,8 +68,8 @@ def usable_device(device: Any) -> torch.device:
     """
     try:
         place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        torch.empty(1, device=place).tolist()
+    except (RuntimeError, AssertionError, ImportError, TypeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device {device!s} cannot be used here: {reason}") from error
     return place

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from margin_ext.measurement.drawing import draw
-from margin_ext.measurement.measure import measure
+from margin_ext.measurement.measure import measure, threat_norms
 from margin_ext.measurement.report import MarginReport
 from margin_ext.norms import norm_name
 from margin_ext.output.atomic_write import write_text
@@ -41,6 +41,15 @@ class MarginMonitor:
                 monitor.step(criterion.statistics)
             monitor.epoch(model, epoch + 1)
         monitor.figure().savefig("margins.png")
+
+    Example:
+        >>> import torch
+        >>> monitor = MarginMonitor((torch.tensor([[3.0, 1.0]]), torch.tensor([0])))
+        >>> model = torch.nn.Linear(2, 2)
+        >>> for epoch in range(3):
+        ...     _ = monitor.epoch(model, epoch)
+        >>> monitor.series("data", "average_margin")[0]
+        [0, 1, 2]
 
     Attributes:
         history: One dictionary a record: "step", "epoch", "split" and the values.
@@ -75,7 +84,9 @@ class MarginMonitor:
         if every_steps < 1:
             raise ValueError(f"every_steps must be at least 1, got {every_steps}")
         self.data = data if isinstance(data, Mapping) else {"data": data}
-        self.p = float(p)
+        if len(threat_norms(p)) > 1:
+            raise ValueError(f"a monitor follows one norm, got p = {p!r}")
+        (self.p,) = threat_norms(p)
         self.limit = limit
         self.every_steps = every_steps
         self.options = measure_options
@@ -120,17 +131,21 @@ class MarginMonitor:
         Returns:
             The report of each split.
         """
-        reports = {}
+        reports: dict[str, MarginReport] = {}
         further = further or {}
-        for split in dict.fromkeys((*self.data, *further)):
-            record: dict[str, Any] = {"step": self.steps, "epoch": epoch, "split": split}
-            if split in self.data:
-                report = measure(
-                    model, self.data[split], p=self.p, limit=self.limit, **self.options
-                )
-                record.update(self._totals(report))
-                reports[split] = report
-            self._record({**record, **further.get(split, {})})
+        records = []
+        try:
+            for split in dict.fromkeys((*self.data, *further)):
+                record: dict[str, Any] = {"step": self.steps, "epoch": epoch, "split": split}
+                if split in self.data:
+                    reports[split] = measure(
+                        model, self.data[split], p=self.p, limit=self.limit, **self.options
+                    )
+                    record.update(self._totals(reports[split]))
+                records.append({**record, **further.get(split, {})})
+        finally:
+            # At once, so that a kill leaves an epoch whole or not there.
+            self._record(*records)
         return reports
 
     def _totals(self, report: MarginReport) -> dict[str, Any]:
@@ -170,13 +185,16 @@ class MarginMonitor:
         if self._writer is not None:
             self._writer.close()
 
-    def _record(self, record: dict[str, Any]) -> None:
-        self.history.append(record)
-        if self.path is not None:
+    def _record(self, *records: dict[str, Any]) -> None:
+        self.history += records
+        if self.path is not None and records:
             hold(self.path)
-            with self.path.open("a") as file:
-                file.write(json.dumps(finite_json(record)) + "\n")
-        if self._writer is not None:
+            lines = [json.dumps(finite_json(record)) + "\n" for record in records]
+            with self.path.open("ab", buffering=0) as file:
+                file.write("".join(lines).encode())
+        if self._writer is None:
+            return
+        for record in records:
             for name, value in record.items():
                 if isinstance(value, float) and name != "epoch":
                     self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])

@@ -291,5 +291,5 @@ class MarginReport:
         return draw("gap_against_margin", self, p)
 
     def plot(self, p: float | str | None = None) -> Figure:
-        """Share of the samples beyond each distance: the robustness curve with its band."""
+        """Fraction of the samples beyond each distance: the robustness curve with its band."""
         return draw("robustness_curves", self, p)

@@ -12,18 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from margin_ext.attacks.attack import Attack, resolve_attacks
-from margin_ext.attacks.pgd import PGD, AttackLoss, attack_gradient
+from margin_ext.attacks import Attack, resolve_attacks
+from margin_ext.attacks.attack import Sweep
 from margin_ext.checks import check_labels
 from margin_ext.data.batches import Batch, Batches, BatchFunction
 from margin_ext.functional import logit_gap
-from margin_ext.input_std import InputStd, channel_scale
+from margin_ext.input_std import InputStd
 from margin_ext.measurement.drawing import draw
-from margin_ext.measurement.masking import UNDERFLOW, MaskingDiagnosis, diagnose
+from margin_ext.measurement.masking import MaskingDiagnosis, diagnose
+from margin_ext.measurement.masking_evidence import (
+    EvidenceSamples,
+    MaskingEvidence,
+    gather_evidence,
+)
 from margin_ext.measurement.measuring import measuring
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model
 from margin_ext.models.logits_function import logits_function
+from margin_ext.norms import norm_name
 from margin_ext.output.json_file import write_json
 from margin_ext.output.text_table import text_table
 from margin_ext.plain_numbers import real_numbers
@@ -36,13 +42,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from margin_ext.measurement.report import MarginReport
+
 __all__ = ["RobustAccuracy", "robust_accuracy"]
 
-# The diagnosis attacks again at large radii, so it looks at this many correct samples.
-DIAGNOSED = 256
 RANDOM_POINTS = 10
-# Long steps may jump over what shorter ones find, so that the largest radius is tried in parts.
-LARGE_PARTS = (1.0, 0.5, 0.25, 0.125)
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,11 @@ class RobustAccuracy:
         threat: The norm, the data range and the units of the radii.
         eps: Radii, ascending, in the inputs' units (pixel units with input_std).
         correct: Clean correctness [N].
-        robust: For each attack whether the sample is robust at each radius, [N, len(eps)]. What
-            broke at a smaller radius counts as broken at a larger one.
+        distance: For each attack the distance of its nearest adversarial example [N]; infinite
+            where it found none. It looks no nearer than the radii ask for.
+        further: The same [N] for what else was at hand: a report, the diagnosis.
         titles: The column of each attack in the table.
-        random: As robust for random points of the sphere, [N, len(eps)].
+        random: Whether random points of the sphere are all classified correctly, [N, len(eps)].
         diagnosis: Signs of gradient masking; None where not asked for.
         settings: Of every attack, the seed and the threat model.
     """
@@ -64,7 +69,8 @@ class RobustAccuracy:
     threat: ThreatModel
     eps: tuple[float, ...]
     correct: NDArray[np.bool_]
-    robust: Mapping[str, NDArray[np.bool_]]
+    distance: Mapping[str, NDArray[np.float64]]
+    further: NDArray[np.float64]
     titles: Mapping[str, str]
     random: NDArray[np.bool_]
     diagnosis: MaskingDiagnosis | None
@@ -81,13 +87,23 @@ class RobustAccuracy:
     def curve(self, attack: str = "worst") -> tuple[float, ...]:
         """Robust accuracy at each radius under one attack by name, "random" or "worst".
 
-        "worst" counts a sample as robust where every attack and every random point failed.
+        "worst" counts a sample as robust where everything failed: every attack, every random
+        point, the report and the diagnosis. A point within a radius counts at that radius, also
+        where an attack on a larger one found it.
         """
-        if attack == "worst":
-            robust = np.logical_and.reduce([*self.robust.values(), self.random])
-        else:
-            robust = self.random if attack == "random" else self.robust[attack]
-        return tuple(float(fraction) for fraction in robust.mean(axis=0))
+        return tuple(float(fraction) for fraction in self.robust(attack).mean(axis=0))
+
+    def robust(self, attack: str = "worst") -> NDArray[np.bool_]:
+        """Whether each sample is robust at each radius [N, len(eps)], as `curve` counts it."""
+        if attack == "random":
+            return self.random
+        distance = (
+            np.minimum.reduce([*self.distance.values(), self.further])
+            if attack == "worst"
+            else self.distance[attack]
+        )
+        robust = self.correct[:, None] & (distance[:, None] > _just_above(self.eps).numpy())
+        return robust & self.random if attack == "worst" else robust
 
     def standard_error(self, fraction: float) -> float:
         """Of a robust accuracy, from the number of samples."""
@@ -101,7 +117,7 @@ class RobustAccuracy:
             "count": len(self),
             "accuracy": self.accuracy,
             "robust_accuracy": {
-                name: list(self.curve(name)) for name in (*self.robust, "random", "worst")
+                name: list(self.curve(name)) for name in (*self.distance, "random", "worst")
             },
             "diagnosis": None if self.diagnosis is None else dataclasses.asdict(self.diagnosis),
             "settings": dict(self.settings),
@@ -122,7 +138,7 @@ class RobustAccuracy:
         marks = {"cross_entropy": " (!)" if marked else ""}
         header = [
             f"eps ({self.threat.name})",
-            *(self.titles[name] + marks.get(name, "") for name in self.robust),
+            *(self.titles[name] + marks.get(name, "") for name in self.distance),
             "random points",
             "worst",
             "s.e.",
@@ -130,7 +146,7 @@ class RobustAccuracy:
         rows = []
         worst = self.curve()
         for i, eps in enumerate(self.eps):
-            shares = [self.curve(name)[i] for name in (*self.robust, "random")] + [worst[i]]
+            shares = [self.curve(name)[i] for name in (*self.distance, "random")] + [worst[i]]
             error = self.standard_error(worst[i])
             rows.append([f"{eps:g}", *(f"{share:.4f}" for share in shares), f"{error:.4f}"])
         lines = [
@@ -155,12 +171,14 @@ def robust_accuracy(
     data: Any,
     eps: float | Sequence[float],
     *,
-    attacks: Sequence[str | Attack] = ("gap", "cross_entropy"),
+    attacks: Sequence[str | Attack] = ("nearest",),
     p: float | str = 2,
     data_range: DataRange | None = None,
     input_std: InputStd = None,
     seed: int = 0,
+    report: MarginReport | None = None,
     diagnose_masking: bool = True,
+    transfer: Model | None = None,
     device: torch.device | str | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -171,23 +189,25 @@ def robust_accuracy(
 ) -> RobustAccuracy:
     """Accuracy under attacks: the fraction of samples that none of them broke.
 
-    An attack on the cross-entropy stands still where the softmax is saturated, so that its figure
-    can be far too good (arXiv 1907.11780, section 5): the one on the gap is the figure to read,
-    and the diagnosis says whether even that one is to be believed.
+    The default attack searches for the nearest adversarial example (see
+    :class:`margin_ext.attacks.Nearest`). The diagnosis then looks for signs that gradients are
+    hidden, and tells whether a second search finds more.
 
     Args:
         model: A module, or any function from inputs [B, ...] to logits [B, C].
         data: Tensors (inputs, target), a Dataset, a DataLoader or an iterable of batches.
         eps: Radius or radii, in pixel units where input_std is given.
-        attacks: Objects such as ``PGD(steps=100)``, or names: "gap" and "cross_entropy" are PGD on
-            these losses. Others can be registered
-            (:func:`margin_ext.attacks.register_attack`).
-        p: Threat norm, 2 or infinity.
+        attacks: Objects such as ``PGD(steps=100)``, or names: "nearest"; "gap", "cross_entropy"
+            and "dlr" are PGD on these losses; "autoattack" needs the extra ``attacks``. Others can
+            be registered (:func:`margin_ext.attacks.register_attack`).
+        p: Threat norm, 1, 2 or infinity.
         data_range: Adversarial examples stay in it: (lowest, highest) in the units that the model
             gets, numbers or one value a channel. None: anywhere.
         input_std: The loader's standard deviation(s).
         seed: Of the attacks that are given by name, of the random points and of the diagnosis.
-        diagnose_masking: Look for gradient masking on the first 256 correct samples.
+        report: What `measure` found on the same samples: its adversarial examples count too.
+        diagnose_masking: Look for gradient masking on 96 of the correct samples.
+        transfer: Another model whose adversarial examples the diagnosis tries on this one.
         device: Where to measure; None: the model's device.
         batch_size: Largest batch; None: the loader's.
         limit: Only the first ``limit`` samples.
@@ -208,7 +228,7 @@ def robust_accuracy(
         (1.0, 0.5)
     """
     threat = ThreatModel(p=float(p), data_range=data_range, input_std=input_std)
-    radii = tuple(sorted(map(float, real_numbers(eps))))
+    radii = tuple(sorted(real_numbers("eps", eps)))
     if not radii:
         raise ValueError("eps must name at least one radius")
     for radius in radii:
@@ -219,83 +239,148 @@ def robust_accuracy(
     for attack in chosen:
         attack.check(threat)
     function = logits_function(model, call, logits_fn)
-    run = _Run(function, threat, radii, seed)
+    run = _Run(function, threat, radii, chosen, seed)
     batches = Batches(
         data, batch_size=batch_size, limit=limit, data_range=data_range, batch_fn=batch_fn
     )
-    correct: list[Tensor] = []
-    robust: dict[str, list[Tensor]] = {attack.name: [] for attack in chosen}
-    random: list[Tensor] = []
-    evidence = _Evidence(run)
+    evidence = None
     title = "robust accuracy"
     with measuring(function, batches, device=device, title=title, progress=progress) as samples:
         for batch in samples:
-            right = run.correct(batch)
-            correct.append(right.cpu())
-            for attack in chosen:
-                robust[attack.name].append(run.robust(attack, batch, right))
-            random.append(run.robust_at_random(batch, right))
-            if diagnose_masking:
-                evidence.look_at(batch, right)
-    columns = {name: torch.cat(parts).numpy() for name, parts in robust.items()}
-    at_random = torch.cat(random).numpy()
-    diagnosis = None
-    if diagnose_masking and evidence.count:
-        diagnosis = diagnose(
-            robust={name: values.mean(axis=0).tolist() for name, values in columns.items()},
-            random=at_random.mean(axis=0).tolist(),
-            cross_entropy_underflow=evidence.underflow["cross_entropy"] / evidence.count,
-            gap_underflow=evidence.underflow["gap"] / evidence.count,
-            large_eps=evidence.large_eps,
-            at_large_eps=evidence.left / evidence.count,
-            count=len(at_random),
+            run.measure(batch)
+        if diagnose_masking:
+            evidence = gather_evidence(
+                function, run.samples, threat=threat, radii=radii, seed=seed, transfer=transfer
+            )
+    return run.result(report, evidence)
+
+
+def _just_above(radii: Sequence[float]) -> Tensor:
+    """The radii [R] and a rounding: a point that is farther by a rounding lies within."""
+    return torch.tensor(radii, dtype=torch.float64, device="cpu") * (1 + 1e-6)
+
+
+def _reported(
+    report: MarginReport, threat: ThreatModel, correct: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """The smallest upper bound of every correct sample in a report on the same samples."""
+    known = {k: report.settings.get(k) for k in ("data_range", "input_std")}
+    asked = {k: threat.settings()[k] for k in known}
+    if threat.p not in report.norms or known != asked:
+        raise ValueError(
+            f"the report must be in {threat.name} with {asked}, got "
+            f"{', '.join(norm_name(p) for p in report.norms)} with {known}"
         )
-    return RobustAccuracy(
-        threat=threat,
-        eps=radii,
-        correct=torch.cat(correct).numpy(),
-        robust=columns,
-        titles={attack.name: attack.title for attack in chosen},
-        random=at_random,
-        diagnosis=diagnosis,
-        settings={
-            "threat model": threat.settings(),
-            "seed": seed,
-            **{attack.name: attack.settings() for attack in chosen},
-        },
-    )
+    outside = [
+        name
+        for name, kind in report[threat.p].kinds.items()
+        if kind == "upper" and report.settings[name].get("in_range") is False
+    ]
+    if outside and threat.data_range is not None:
+        raise ValueError(f"the report's points of {', '.join(outside)} leave the data range")
+    if report.correct.shape != correct.shape or (report.correct != correct).any():
+        raise ValueError("the report belongs to other samples or to another model")
+    nearest = report[threat.p].smallest_upper
+    if nearest is None:
+        return np.full(correct.shape, np.inf)
+    return np.where(correct, nearest.astype(np.float64), np.inf)
 
 
-@dataclass(frozen=True)
 class _Run:
-    model: Model
-    threat: ThreatModel
-    radii: Sequence[float]
-    seed: int
+    """What has been measured so far."""
 
-    def correct(self, batch: Batch) -> Tensor:
+    def __init__(
+        self,
+        model: Model,
+        threat: ThreatModel,
+        radii: Sequence[float],
+        attacks: Sequence[Attack],
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.threat = threat
+        self.radii = tuple(radii)
+        self.attacks = attacks
+        self.seed = seed
+        self.correct: list[Tensor] = []
+        self.distances: dict[str, list[Tensor]] = {attack.name: [] for attack in attacks}
+        self.random: list[Tensor] = []
+        self.samples = EvidenceSamples(seed)
+
+    def measure(self, batch: Batch) -> None:
+        """Attack a batch."""
         with torch.no_grad():
             logits = checked_logits(self.model, batch.inputs)
         check_labels("target", batch.target, logits.shape[1], None)
-        return logit_gap(logits, batch.target).gap > 0
+        right = logit_gap(logits, batch.target).gap > 0
+        self.correct.append(right.cpu())
+        for attack in self.attacks:
+            self.distances[attack.name].append(self.distance(attack, batch, right))
+        self.random.append(self.robust_at_random(batch, right))
+        nearest = torch.stack([found[-1] for found in self.distances.values()]).amin(dim=0)
+        robust = nearest.unsqueeze(1) > _just_above(self.radii)
+        self.samples.offer(batch.first, batch.inputs, batch.target, right, robust)
 
-    def robust(self, attack: Attack, batch: Batch, correct: Tensor) -> Tensor:
-        """Whether samples are robust at each radius [B, len(radii)], on the CPU."""
-        robust = torch.zeros(batch.target.shape[0], len(self.radii), dtype=torch.bool, device="cpu")
+    def result(
+        self, report: MarginReport | None, evidence: MaskingEvidence | None
+    ) -> RobustAccuracy:
+        """All batches, with what a report and the diagnosis found."""
+        correct = torch.cat(self.correct).numpy()
+        further = np.full(correct.shape, np.inf)
+        if evidence is not None:
+            further[list(evidence.indices)] = evidence.distance
+        if report is not None:
+            further = np.minimum(further, _reported(report, self.threat, correct))
+        result = RobustAccuracy(
+            threat=self.threat,
+            eps=self.radii,
+            correct=correct,
+            distance={name: torch.cat(parts).numpy() for name, parts in self.distances.items()},
+            further=further,
+            titles={attack.name: attack.title for attack in self.attacks},
+            random=torch.cat(self.random).numpy(),
+            diagnosis=None,
+            settings={
+                "threat model": self.threat.settings(),
+                "seed": self.seed,
+                **{attack.name: attack.settings() for attack in self.attacks},
+            },
+        )
+        if evidence is None:
+            return result
+        curves = {name: result.curve(name) for name in (*self.distances, "random")}
+        return dataclasses.replace(result, diagnosis=diagnose(evidence, curves, len(correct)))
+
+    def distance(self, attack: Attack, batch: Batch, correct: Tensor) -> Tensor:
+        """Distances [B] of the attack's adversarial examples, on the CPU; infinite without one."""
+        distance = torch.full(batch.target.shape, math.inf, dtype=torch.float64, device="cpu")
         left = correct.nonzero().squeeze(1)
-        for column, eps in enumerate(self.radii):
-            if left.numel():
-                found = attack(
-                    self.model,
-                    batch.inputs[left],
-                    batch.target[left],
-                    eps,
-                    threat=self.threat,
-                    indices=[batch.first + i for i in left.tolist()],
-                )
-                left = left[found.robust]
-            robust[left.cpu(), column] = True
-        return robust
+        if not left.numel():
+            return distance
+        inputs, target = batch.inputs[left], batch.target[left]
+        indices = [batch.first + i for i in left.tolist()]
+        if isinstance(attack, Sweep):
+            found = attack.sweep(
+                self.model, inputs, target, self.radii, threat=self.threat, indices=indices
+            )
+            distance[left.cpu()] = found.distance.double().cpu()
+            return distance
+        for eps in self.radii:
+            robust, point = attack(
+                self.model,
+                batch.inputs[left],
+                batch.target[left],
+                eps,
+                threat=self.threat,
+                indices=[batch.first + i for i in left.tolist()],
+            )
+            broken = left[~robust]
+            length = self.threat.distance(point[~robust], batch.inputs[broken])
+            distance[broken.cpu()] = length.double().cpu().clamp_max(eps)
+            left = left[robust]
+            if not left.numel():
+                break
+        return distance
 
     def robust_at_random(self, batch: Batch, correct: Tensor) -> Tensor:
         """Whether every one of a few random points of the sphere is classified correctly."""
@@ -319,58 +404,3 @@ class _Run:
                     logits = checked_logits(self.model, x)
                 robust[:, column] &= logit_gap(logits, target).gap > 0
         return robust.cpu().cummin(dim=1).values
-
-
-class _Evidence:
-    """What the diagnosis needs, gathered on the first correct samples."""
-
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-        self.count = 0
-        self.left = 0
-        self.underflow = {"gap": 0, "cross_entropy": 0}
-        self.large_eps = 0.0
-
-    def look_at(self, batch: Batch, correct: Tensor) -> None:
-        chosen = correct.nonzero().squeeze(1)[: DIAGNOSED - self.count]
-        if not chosen.numel():
-            return
-        run, inputs, target = self.run, batch.inputs[chosen], batch.target[chosen]
-        if not self.large_eps:
-            self.large_eps = self._large(batch.inputs)
-        losses: tuple[AttackLoss, ...] = ("gap", "cross_entropy")
-        for loss in losses:
-            _, grad = attack_gradient(run.model, inputs, target, loss)
-            norm = run.threat.dual_norm(grad)
-            self.underflow[loss] += int((norm < UNDERFLOW).sum())
-        self.count += chosen.shape[0]
-        numbers = batch.first + chosen.cpu()
-        for part in LARGE_PARTS:
-            robust = PGD(seed=run.seed)(
-                run.model,
-                inputs,
-                target,
-                part * self.large_eps,
-                threat=run.threat,
-                indices=numbers.tolist(),
-            ).robust
-            inputs, target, numbers = inputs[robust], target[robust], numbers[robust.cpu()]
-            if not target.numel():
-                break
-        self.left += target.shape[0]
-
-    def _large(self, inputs: Tensor) -> float:
-        """A ball around any sample that holds inputs of other classes.
-
-        With a data range: the whole of it. Otherwise as far as the samples lie from each other.
-        """
-        scale = 1.0
-        if self.run.threat.input_std is not None:
-            scale = float((1 / channel_scale(self.run.threat.input_std, inputs)).max())
-        flat = inputs.flatten(1).float()
-        bounds = self.run.threat.bounds(inputs)
-        if bounds is not None:
-            side = float((bounds[1] - bounds[0]).max()) * scale
-            return side if math.isinf(self.run.threat.p) else side * math.sqrt(flat.shape[1])
-        reach = torch.linalg.vector_norm(flat - flat.mean(dim=0), self.run.threat.p, dim=1).max()
-        return max(2 * float(reach) * scale, 1e-6)

@@ -1,4 +1,4 @@
-"""Which share of the samples withstands perturbations of each size."""
+"""Which fraction of the samples withstands perturbations of each size."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _DEVIATIONS = 1.96
 
 @dataclass(frozen=True)
 class RobustnessCurve:
-    """The share of samples whose distance exceeds each radius.
+    """The fraction of samples whose distance exceeds each radius.
 
     Attributes:
         radii: [R], ascending.
-        share: [R]; falls with the radius. At 0 it is the accuracy.
-        low: Lower end of the 95 % band of each share [R], by the number of samples (Wilson 1927).
+        fraction: [R]; falls with the radius. At 0 it is the accuracy.
+        low: Lower end of each fraction's 95 % band [R], by the number of samples (Wilson 1927).
         high: Upper end [R].
         count: Number of samples.
     """
 
     radii: NDArray[np.float64]
-    share: NDArray[np.float64]
+    fraction: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     count: int
@@ -43,7 +43,7 @@ class RobustnessCurve:
             radii: Where to evaluate; None: 101 radii up to the largest finite distance.
 
         Example:
-            >>> RobustnessCurve.of(np.array([0.0, 1.0, 2.0, np.inf]), [0.0, 1.5]).share.tolist()
+            >>> RobustnessCurve.of(np.array([0.0, 1.0, 2.0, np.inf]), [0.0, 1.5]).fraction.tolist()
             [0.75, 0.5]
         """
         values = distance.astype(np.float64)
@@ -54,8 +54,8 @@ class RobustnessCurve:
             at = np.sort(np.atleast_1d(np.asarray(radii, dtype=np.float64)))
         count = values.size
         beyond = count - np.searchsorted(np.sort(values), at, side="right")
-        share = beyond / count
+        fraction = beyond / count
         z = _DEVIATIONS**2 / count
-        middle = (share + z / 2) / (1 + z)
-        half = np.sqrt(share * (1 - share) * z + z * z / 4) / (1 + z)
-        return RobustnessCurve(at, share, middle - half, middle + half, count)
+        middle = (fraction + z / 2) / (1 + z)
+        half = np.sqrt(fraction * (1 - fraction) * z + z * z / 4) / (1 + z)
+        return RobustnessCurve(at, fraction, middle - half, middle + half, count)

@@ -26,12 +26,18 @@ def checked_logits(model: Model, inputs: Tensor) -> Tensor:
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"the model must return a tensor of logits [B, C], got {type(logits).__name__}; "
-            "wrap it so that it returns the logits alone"
+            "take them from its output with logits_fn=, such as lambda output: output.logits"
         )
     if logits.dim() != 2 or logits.shape[0] != inputs.shape[0] or logits.shape[1] < 2:
+        one = logits.dim() < 3 and logits.numel() == inputs.shape[0]
+        hint = (
+            "; one logit z of two classes: logits_fn=lambda z: torch.cat([-z / 2, z / 2], 1)"
+            if one
+            else ""
+        )
         raise ValueError(
             f"the model must return logits [B, C] with B = {inputs.shape[0]} and C >= 2, "
-            f"got {shape_text(logits)} for inputs {shape_text(inputs)}"
+            f"got {shape_text(logits)} for inputs {shape_text(inputs)}{hint}"
         )
     if logits.dtype not in FLOAT_TYPES:
         raise TypeError(f"the logits must be of a floating type, got {logits.dtype}")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from margin_ext.models.modules_behind import modules_behind
-from margin_ext.models.random_states import keep_random_states
+from margin_ext.models.parameter_values import require_values
+from margin_ext.modules_behind import modules_behind
+from margin_ext.random_states import keep_random_states
 
 __all__ = ["Model", "evaluation_mode", "model_device", "model_dtype"]
 
@@ -47,17 +48,23 @@ def evaluation_mode(model: Model) -> Iterator[None]:
     goes on as one that is not. Several threads may measure one model: the first one changes it,
     and the last one restores it.
 
-    Inside, gradients are enabled whatever the caller's mode, compiled parts run eagerly (their
-    graphs allow one backward pass only), and a DistributedDataParallel model runs its module, so
-    that one rank can measure while the others go on. Frozen parameters save memory: the graph
-    keeps only what input gradients need.
+    Inside, gradients are enabled whatever the caller's mode, autocast of the caller is off,
+    compiled parts run eagerly (their graphs allow one backward pass only), and a
+    DistributedDataParallel model runs its module, so that one rank can measure while the others go
+    on. Frozen parameters save memory: the graph keeps only what input gradients need.
 
     Raises:
-        ValueError: Parameters are inference tensors, which autograd cannot use.
+        ValueError: Parameters have no values, or are inference tensors, which autograd cannot use.
     """
-    modules = {id(m): m for found in modules_behind(model) for m in found.modules()}.values()
+    found = {id(m): m for outer in modules_behind(model) for m in outer.modules()}
+    modules = list(found.values())
+    for module in modules:
+        require_values(module)
+    kinds = {"cpu", *(t.device.type for m in modules for t in m.parameters(recurse=False))}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-        for key, change in _changes(list(modules)):
+        for kind in kinds & {"cpu", "cuda", "xpu", "mps"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        for key, change in _changes(modules):
             stack.enter_context(_SHARED.changed(key, change))
         yield
 
@@ -68,16 +75,14 @@ def _changes(modules: list[nn.Module]) -> Iterator[tuple[Any, Callable[[], _Undo
     if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled
         yield "eager", _run_eagerly
     for module in modules:
+        if type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval:
+            yield ("own eval", id(module)), partial(_call_own_eval, module)
+    for module in modules:
         yield ("training", id(module)), partial(_set_eval, module)
         yield ("buffers", id(module)), partial(_keep_buffers, module)
         if isinstance(module, DistributedDataParallel):
             yield ("forward", id(module)), partial(_bypass, module)
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_inference():
-                raise ValueError(
-                    f"the parameter {name} of {type(module).__name__} is an inference tensor, "
-                    "which autograd cannot use: make the model outside of inference_mode"
-                )
+        for parameter in module.parameters(recurse=False):
             yield ("frozen", id(parameter)), partial(_freeze, parameter)
 
 
@@ -87,16 +92,38 @@ def _set_eval(module: nn.Module) -> _Undo:
     return lambda: setattr(module, "training", flag)
 
 
+def _call_own_eval(module: nn.Module) -> _Undo:
+    """For modules that do more than setting flags, such as merging weights."""
+    if not module.training:
+        return lambda: None
+    flags = [(inner, inner.training) for inner in module.modules()]
+    kept = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
+    module.eval()
+
+    def undo() -> None:
+        module.train()
+        for inner, flag in flags:
+            inner.training = flag
+        for parameter, values in kept:
+            # What was merged and taken apart again differs by rounding.
+            if not torch.equal(parameter, values):
+                with torch.no_grad():
+                    parameter.copy_(values)
+
+    return undo
+
+
 def _keep_buffers(module: nn.Module) -> _Undo:
     kept = {
-        name: (buffer, buffer.detach().clone(), buffer._version)
+        name: (buffer, buffer.detach().clone())
         for name, buffer in module._buffers.items()
         if buffer is not None and not buffer.is_inference()
     }
 
     def undo() -> None:
-        for name, (buffer, values, version) in kept.items():
-            if buffer._version != version:
+        for name, (buffer, values) in kept.items():
+            # Batch norm moves its statistics without a change of the buffers' versions.
+            if not torch.equal(buffer, values):
                 with torch.no_grad():
                     buffer.copy_(values)
             if name in module._buffers:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from margin_ext.models.parameter_values import require_values
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,6 +25,8 @@ def model_digest(*modules: nn.Module) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for module in modules:
+        for inner in module.modules():
+            require_values(inner)
         for name, tensor in sorted(_tensors(module)):
             digest.update(name.encode())
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -72,8 +72,10 @@ def named_model(name: str, **offered: Any) -> nn.Module:
     if callable(build) and not isinstance(build, nn.Module):
         try:
             model = call_with_known(build, **offered)
-        except TypeError as error:
-            raise ValueError(f"{name} could not be built: {error}") from error
+        # Whatever the builder's code raises.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{name} could not be built: {reason}") from error
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise ValueError(f"{name} must give a torch.nn.Module, got {kind}")  # noqa: TRY004

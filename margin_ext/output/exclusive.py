@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["InUseError", "exclusive", "hold"]
 
 # Locks that this process keeps, by its number and the file: a fork has none of its own.
-_HELD: dict[tuple[int, Path], IO[bytes]] = {}
+_HELD: dict[tuple[int, Path], int] = {}
 
 
 class InUseError(OSError):
@@ -34,8 +34,11 @@ def exclusive(path: Path) -> Iterator[None]:
     Raises:
         InUseError: Another one has it.
     """
-    with _locked(path):
+    lock = _locked(path)
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def hold(path: Path) -> None:
@@ -49,17 +52,18 @@ def hold(path: Path) -> None:
         _HELD[key] = _locked(path)
 
 
-def _locked(path: Path) -> IO[bytes]:
+def _locked(path: Path) -> int:
+    """Descriptor of the lock file, which holds the lock until it is closed."""
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    file = lock.open("ab")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(descriptor)
         raise InUseError(
             f"another run is writing to {path}: wait for it, or write elsewhere"
         ) from None
     except OSError:  # a file system without locks
         pass
-    return file
+    return descriptor

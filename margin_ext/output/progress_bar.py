@@ -40,8 +40,10 @@ def progress_bar(total: int | None, title: str, show: bool | None) -> Progress:
         show = _is_terminal() and importlib.util.find_spec("tqdm") is not None
     if not show or sys.stderr is None:
         return _Silent()
-    from tqdm import tqdm
-
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("progress bars need tqdm: pip install 'margin_ext[demo]'") from error
     bar: Progress = tqdm(total=total, desc=title, unit="sample", leave=False)
     return bar
 

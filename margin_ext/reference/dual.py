@@ -16,6 +16,24 @@ from margin_ext.norms import dual_exponent
 __all__ = ["dual_direction", "dual_norm"]
 
 
+# Below and above these magnitudes squares may under- and overflow, and then the powers of two that
+# bring a row back.
+_SQUARES = {
+    torch.float32: (2.0**-48, 2.0**48, 2.0**90, 2.0**-80),
+    torch.float64: (2.0**-400, 2.0**400, 2.0**800, 2.0**-700),
+}
+
+
+def _to_middle(x: Tensor) -> Tensor:
+    """The power of two, for each row of x [B, D], that brings it where its squares are numbers."""
+    one = x.new_ones(x.shape[0], 1)
+    if x.shape[1] == 0:
+        return one
+    low, high, up, down = _SQUARES[x.dtype]
+    largest = x.detach().abs().amax(dim=1, keepdim=True)
+    return torch.where(largest < low, one * up, torch.where(largest > high, one * down, one))
+
+
 class _DualNorm(torch.autograd.Function):
     """||x||_q over dim 1 with v(x) as its gradient: no root in the graph, no NaN at x = 0.
 
@@ -26,7 +44,11 @@ class _DualNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, q: float) -> Tensor:
-        if q in (1.0, 2.0, math.inf):
+        if q == 2:
+            factor = _to_middle(x)
+            root: Tensor = torch.linalg.vector_norm(x * factor, 2, dim=1) / factor.squeeze(1)
+            return root
+        if q in (1.0, math.inf):
             plain: Tensor = torch.linalg.vector_norm(x, q, dim=1)
             return plain
         # Scaled by the largest element: |x|^q alone under- or overflows for large q.
@@ -53,19 +75,21 @@ def _norm(x: Tensor, q: float) -> Tensor:
 
 def _direction(x: Tensor, q: float) -> Tensor:
     if q == 1:
-        return x.sign()
+        return torch.where(x.isnan().any(dim=1, keepdim=True), math.nan, x.sign())
     if q == math.inf:
         magnitude = x.abs()
         largest = magnitude.amax(dim=1, keepdim=True)
         attained = magnitude == largest
         return x.sign() * attained / attained.sum(dim=1, keepdim=True)
+    # The direction is that of any positive multiple.
+    x = x * _to_middle(x)
     norm = _norm(x, q).unsqueeze(1)
     ratio = torch.where(norm == 0, 0.0, x / torch.where(norm == 0, 1.0, norm))
     if q == 2:
         return ratio
     zero = x == 0  # kept out of pow, whose derivative at 0 is infinite for q < 2
     size = torch.where(zero, 1.0, ratio.abs()).pow(q - 1)
-    return torch.where(zero, 0.0, ratio.sign() * size)
+    return torch.where(norm.isnan(), norm, torch.where(zero, 0.0, ratio.sign() * size))
 
 
 def dual_norm(

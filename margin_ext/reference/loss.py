@@ -58,6 +58,7 @@ def average_margin_loss(
     if s.weight is not None:
         check_class_weight(s.weight, logits)
     dtype = accumulation_dtype(logits) if grad is None else accumulation_dtype(logits, grad)
+    s.check_type(dtype, with_grad=grad is not None)
     valid = target != s.ignore_index
     if grad is None:
         margin = gap = found.gap.to(dtype)
@@ -78,7 +79,7 @@ def average_margin_loss(
             true_gap = logit_gap(logits, target, ignore_index=s.ignore_index, validate=False).gap
         scale = torch.ones_like(total)
         if s.reduction == "mean":
-            scale = torch.where(total > 0, scale * valid.shape[0] / total, 0.0)
+            scale = torch.where(valid.any(), scale * valid.shape[0] / total, 0.0)
         statistics, norm = _statistics(
             valid,
             margin,
@@ -124,6 +125,7 @@ def sample_margin_loss(
         gap = found.gap
         margin, norm = _margin(logits, grad, gap, s)
     dtype = torch.promote_types(accumulation_dtype(logits), margin.dtype)
+    s.check_type(dtype, with_grad=grad is not None)
     counted = counted_positions(target, s.ignore_index)
     w = position_weight(target, s.weight, s.ignore_index, dtype)
     soft = target.is_floating_point()

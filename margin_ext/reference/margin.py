@@ -39,12 +39,12 @@ def first_order_margin(
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
     check_same_device("grad", grad, gap=gap)
     check_sample_vector("gap", gap, grad.shape[0])
-    check_eps(eps)
     norm = dual_norm(grad, p=p, input_std=input_std)
     norm = norm.to(torch.promote_types(norm.dtype, gap.dtype))
+    check_eps(eps, norm.dtype)
     floored = torch.where(norm <= eps, eps, norm)
     # Where every other class is masked with -inf, the gap is infinite, and no norm changes that.
-    floored = torch.where(gap.isinf(), floored.detach(), floored)
+    floored = torch.where(gap.isinf() & ~norm.isnan(), floored.detach(), floored)
     missing = gap.isnan()
     margin = torch.where(missing, 0.0, gap.to(norm.dtype)) / floored
     return FirstOrderMargin(torch.where(missing, math.nan, margin), norm)

@@ -102,9 +102,9 @@ def _join_positions(
         fraction = torch.zeros_like(flat).scatter(1, first, 1.0)
         return torch.where(known, fraction, 0.0).reshape(gaps.shape)
     w = flat_positions(weight).to(flat.dtype)
-    w = torch.where(w.sum(1, keepdim=True) > 0, w, known.to(w.dtype))
+    w = torch.where(w.sum(1, keepdim=True) != 0, w, known.to(w.dtype))
     total = w.sum(1, keepdim=True)
-    return (w / torch.where(total > 0, total, 1.0)).reshape(gaps.shape)
+    return (w / torch.where(total != 0, total, 1.0)).reshape(gaps.shape)
 
 
 def _sum_of_positions(gaps: Tensor, fraction: Tensor, target: Tensor, ignore_index: int) -> Tensor:

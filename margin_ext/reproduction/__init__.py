@@ -1,1 +1,1 @@
-"""The authors' published figures beside ours."""
+"""The authors' published figures and ours, side by side."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "regularized": ("MNISTCNN_reg_00200.tar", mnist_cnn),
 }
 
-LOSSES: tuple[AttackLoss, ...] = get_args(AttackLoss)
+LOSSES: tuple[AttackLoss, ...] = ("gap", "cross_entropy")
 CNNS = ("plain", "regularized")
 
 BATCH = 100

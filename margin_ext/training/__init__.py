@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from margin_ext.training.adversarial_training import AdversarialTraining
     from margin_ext.training.evaluation import Evaluation
     from margin_ext.training.recipe import Recipe
     from margin_ext.training.training_loop import DivergedError, TrainingLoop
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from margin_ext.training.trials_report import TrialsReport
 
 _MODULES = {
+    "AdversarialTraining": "adversarial_training",
     "DivergedError": "training_loop",
     "Evaluation": "evaluation",
     "Objective": "training_objective",
@@ -33,6 +35,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "AdversarialTraining",
     "DivergedError",
     "Evaluation",
     "Objective",

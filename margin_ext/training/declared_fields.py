@@ -26,7 +26,7 @@ class DeclaredField:
         name: Its name.
         type: Its annotation.
         words: What it can be, if its type is a `Literal`; else empty.
-        default: Its default, `MISSING` if it has none.
+        default: Its default; `MISSING` if it has none, or none that is a plain value.
         help: The first sentence about it in the class's docstring, without markup.
     """
 
@@ -40,8 +40,7 @@ class DeclaredField:
 def declared_fields(module: str, name: str) -> dict[str, DeclaredField]:
     """The fields of a class, those of its bases first.
 
-    Defaults must be written as plain values, and words as a `Literal` in the annotation or under a
-    name of its own.
+    Words must be a `Literal` in the annotation or under a name of its own.
 
     >>> field = declared_fields("margin_ext.training.recipe", "Recipe")["optimizer"]
     >>> field.words, field.default
@@ -66,10 +65,17 @@ def declared_fields(module: str, name: str) -> dict[str, DeclaredField]:
             item.target.id,
             kind,
             _words(source, item.annotation),
-            MISSING if item.value is None else ast.literal_eval(item.value),
+            _default(item.value),
             told.get(item.target.id, ""),
         )
     return found
+
+
+def _default(value: ast.expr | None) -> Any:
+    try:
+        return MISSING if value is None else ast.literal_eval(value)
+    except ValueError:  # made by a call
+        return MISSING
 
 
 @dataclass(frozen=True)

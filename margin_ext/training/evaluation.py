@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from margin_ext.training.words import check_words
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from margin_ext.measurement import MarginReport
 
 __all__ = ["Evaluation", "clean_accuracy", "margin_totals"]
+
+# What projected gradient descent attacks, beside the search for the nearest adversarial example.
+_LOSSES: Final = ("gap", "cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Evaluation:
             Plain values: "train" and "held_out" (totals of the margins, and for held_out each
             margin and the attack distances), "robust_accuracy".
         """
-        from margin_ext.attacks import PGD, AttackLoss
+        from margin_ext.attacks import PGD
         from margin_ext.bounds import MinimumDistance
         from margin_ext.measurement import measure, robust_accuracy
 
@@ -91,9 +94,13 @@ class Evaluation:
             held_out,
             self.eps_attack,
             attacks=[
-                PGD(loss=loss, steps=self.attack_steps, restarts=self.attack_restarts)
-                for loss in get_args(AttackLoss)
+                "nearest",
+                *(
+                    PGD(loss=loss, steps=self.attack_steps, restarts=self.attack_restarts)
+                    for loss in _LOSSES
+                ),
             ],
+            report=on_held_out,
             **common,
         )
         attacked = on_held_out.summary(quantity=distances.name)

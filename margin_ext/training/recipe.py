@@ -34,6 +34,8 @@ class Recipe:
             again after three quarters.
         weight_decay: Weight decay of the optimizer; "adamw" decouples it.
         precision: "float32", or one of the others under autocast; "float16" with scaled gradients.
+        weight_average: Decay of an exponential moving average of the weights, such as 0.99, which
+            then is the trained model; 0 for none. BatchNorm's statistics are computed for it.
         compile: "off", or a backend of torch.compile for the model, such as "inductor".
 
     Raises:
@@ -53,6 +55,7 @@ class Recipe:
     schedule: Literal["warm_cosine", "cosine", "constant", "step"] = "warm_cosine"
     weight_decay: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    weight_average: float = 0.0
     compile: str = "off"
 
     def __post_init__(self) -> None:
@@ -64,6 +67,8 @@ class Recipe:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not 0 <= self.weight_average < 1:
+            raise ValueError(f"weight_average must lie in [0, 1), got {self.weight_average}")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
 

@@ -14,9 +14,11 @@ from margin_ext.data.data_source import DataError, data_forms, find_data_source
 from margin_ext.training.declared_fields import MISSING, DeclaredField, declared_fields
 
 __all__ = [
+    "ADVERSARIAL",
     "DIFFERENCE",
     "LOSSES",
     "OPTIONS",
+    "RECIPES",
     "SECANT",
     "SECTIONS",
     "Option",
@@ -34,7 +36,17 @@ SECTIONS: Final = {
     "measure": "what is measured over the epochs and at the end",
 }
 
-LOSSES: Final = ("average_margin", "cross_entropy")
+LOSSES: Final = ("average_margin", "cross_entropy", "adversarial")
+
+# What docs/tuning.md recommends for robustness at a radius.
+RECIPES: Final[Mapping[str, Callable[[float], dict[str, Any]]]] = {
+    "robust": lambda radius: {
+        "loss": "adversarial",
+        "adversarial_eps": 1.25 * radius,
+        "adversarial_steps": 2,
+        "eps_attack": [radius / 2, radius],
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,7 @@ class Option:
         default: None if it depends on other settings.
         count: Number of values on the command line: 1, another number, or "+".
         choices: The words that it can be, if there are only these.
-        resumable: Whether a run that is continued may have another value, because the weights do
-            not depend on it.
+        resumable: Whether a run that is continued may have another value.
     """
 
     name: str
@@ -156,6 +167,7 @@ def _radii(given: Any) -> list[float]:
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "int": _whole,
     "int | None": _whole,
+    "float | None": _number,
     "float": _number,
     "bool": _truth,
     "str": _word,
@@ -199,6 +211,7 @@ def _reader(found: DeclaredField) -> Callable[[Any], Any]:
 # The fields of modes are options of their own, under these prefixes.
 DIFFERENCE: Final = "difference_"
 SECANT: Final = "secant_"
+ADVERSARIAL: Final = "adversarial_"
 _MODES: Final = "margin_ext.gradient_modes"
 # Not for a mean loss over a batch with one label a sample.
 _NOT_HERE: Final = ("weight", "ignore_index", "reduction", "aggregation", "validate")
@@ -224,15 +237,27 @@ _ALL: Final = (
         "module:callable",
         "small_cnn",
     ),
+    Option(
+        "recipe", "loss", _word,
+        "settings recommended for robustness at --radius, where others are not given",
+        choices=tuple(RECIPES),
+    ),
+    Option("radius", "loss", _number, "the radius that the recipe is for, in the norm p"),
     Option("loss", "loss", _word, "what to minimise", "average_margin", choices=LOSSES),
     *_declared("margin_ext.loss_options", "LossOptions", "loss", without=_NOT_HERE),
     *_declared(f"{_MODES}.finite_difference", "FiniteDifference", "loss", prefix=DIFFERENCE),
     *_declared(f"{_MODES}.secant", "Secant", "loss", prefix=SECANT, without=("data_range",)),
+    *_declared(
+        "margin_ext.training.adversarial_training", "AdversarialTraining", "loss",
+        prefix=ADVERSARIAL, without=("label_smoothing", "threat"),
+    ),
     Option("beta", "loss", _number, "weight of the orthogonality penalty, of either loss", 0.0),
     *_declared(
         "margin_ext.training.recipe", "Recipe",
         lambda name: "train" if name in _IN_TRAIN else "optimizer",
         defaults={"epochs": 10, "learning_rate": None},
+        # A training can become longer.
+        resumable=lambda name: name == "epochs",
     ),
     Option("device", "train", _word, "such as cpu or cuda (default: cuda if there is one)"),
     Option("threads", "train", _whole, "threads of PyTorch on the CPU (default: its own choice)"),

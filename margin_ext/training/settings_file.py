@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from margin_ext.data.data_source import find_data_source
 from margin_ext.output.regular_file import require_regular_file
-from margin_ext.training.setting_table import OPTIONS, SECTIONS, defaults
+from margin_ext.training.setting_table import OPTIONS, RECIPES, SECTIONS, defaults
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,7 +88,7 @@ def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    full = {**defaults(), **settings}
+    full = {**defaults(), **_recommended(settings), **settings}
     if full["data_dir"] is not None:
         full["data_dir"] = str(Path(full["data_dir"]).expanduser().resolve())
     if full["learning_rate"] is None:
@@ -105,6 +105,18 @@ def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         source, _ = find_data_source(full["data"])
         full["eps_attack"] = list(source.radii[full["measure_p"]])
     return full
+
+
+def _recommended(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the recipe."""
+    recipe, radius = settings.get("recipe"), settings.get("radius")
+    if (recipe is None) != (radius is None):
+        raise SettingsError("recipe and radius need each other: --recipe robust --radius 0.5")
+    if recipe is None or radius is None:
+        return {}
+    if not radius > 0:
+        raise SettingsError(f"radius must be above 0, got {radius}")
+    return RECIPES[recipe](radius)
 
 
 def settings_text(settings: Mapping[str, Any], head: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from margin_ext.models.model_digest import model_digest
 from margin_ext.training.ranks import ALONE, Ranks
 from margin_ext.training.training_state import read_state, write_state
+from margin_ext.training.weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,6 +49,7 @@ class TrainingLoop:
         planned: The number of epochs that were planned, and from which epoch on: more than one
             pair if a training was made longer.
         initial_weights: Digest of the weights before the first step.
+        average: The average of the weights, if the recipe asks for one.
     """
 
     def __init__(
@@ -101,6 +103,9 @@ class TrainingLoop:
         self.scaler = torch.amp.GradScaler(
             data[1].device.type, enabled=recipe.precision == "float16"
         )
+        self.average = (
+            WeightAverage(model, recipe.weight_average) if recipe.weight_average else None
+        )
         self.epoch = 0
         self.seconds: list[float] = []
         self.losses: list[float] = []
@@ -138,7 +143,9 @@ class TrainingLoop:
                 f"{self.checkpoint} holds {epoch} epochs, more than the {self.recipe.epochs} that "
                 "are wanted: a training can become longer, not shorter"
             )
-        self.model.load_state_dict(state["model_state_dict"])
+        self.result.load_state_dict(state["model_state_dict"])
+        if self.average is not None:
+            self.model.load_state_dict(state["trained_model_state_dict"])
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
         self.epoch = epoch
         self.seconds = list(state["seconds"])
@@ -157,6 +164,11 @@ class TrainingLoop:
             return self.ranks.wrapped(self.model)
         compiled: Any = torch.compile(self.model, backend=self.recipe.compile)
         return self.ranks.wrapped(compiled)
+
+    @property
+    def result(self) -> nn.Module:
+        """The trained model: that with the averaged weights if the recipe asks for an average."""
+        return self.model if self.average is None else self.average.model
 
     @property
     def steps_per_epoch(self) -> int:
@@ -190,6 +202,9 @@ class TrainingLoop:
             with self._randomness():
                 loss = self._one_epoch(after_step, start)
             self._partial = {}
+            if self.average is not None and self.ranks.is_main:
+                inputs = self.data[0]
+                self.average.recompute_statistics(self.model, inputs, self.recipe.batch_size)
             self.losses.append(loss)
             self.seconds.append(time.perf_counter() - start)
             self.epoch += 1
@@ -207,7 +222,7 @@ class TrainingLoop:
         start = time.monotonic()
         objective_state = getattr(self.objective, "state_dict", dict)
         state = {
-            "model_state_dict": self.model.state_dict(),
+            "model_state_dict": self.result.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scaler_state_dict": self.scaler.state_dict(),
             "objective_state_dict": objective_state(),
@@ -218,6 +233,8 @@ class TrainingLoop:
             "planned": self.planned,
             "partial": self._partial,
         }
+        if self.average is not None:
+            state["trained_model_state_dict"] = self.model.state_dict()
         write_state(self.checkpoint, state, self.settings)
         self._saved = time.monotonic()
         self._saving = self._saved - start
@@ -253,6 +270,8 @@ class TrainingLoop:
                 group["lr"] = rate
             part, weight = self.ranks.part(batch)
             losses.append(self._step(inputs[part], target[part], weight))
+            if self.average is not None:
+                self.average.update(self.model, self.epoch * self.steps_per_epoch + step)
             # Looking at a loss waits for a GPU; and a process that left alone would leave the
             # others waiting.
             if losses[-1].device.type == "cpu" and not self.ranks.joined:

@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     from margin_ext.training.recipe import Recipe
     from margin_ext.training.training_objective import TrainingObjective
 
-__all__ = ["CHECKPOINT", "FIGURE", "HISTORY", "MEASURED", "REPORT", "SETTINGS", "TABLE", "Trial"]
+__all__ = [
+    "CHECKPOINT",
+    "FIGURE",
+    "HISTORY",
+    "MEASURED",
+    "REPORT",
+    "SETTINGS",
+    "TABLE",
+    "Trial",
+    "kept_settings",
+]
 
 SETTINGS: Final = "settings.toml"
 CHECKPOINT: Final = "checkpoint.pt"
@@ -41,8 +51,10 @@ MEASURED: Final = "measured.json"
 REPORT: Final = "report.json"
 TABLE: Final = "report.txt"
 FIGURE: Final = "figure.png"
-# In the order in which an old run is removed: without settings nothing can be resumed by mistake.
-_FILES: Final = (SETTINGS, CHECKPOINT, HISTORY, MEASURED, REPORT, TABLE, FIGURE)
+# The checkpoint goes last: as long as it is there, settings.toml is not that of a new run.
+_FILES: Final = (SETTINGS, HISTORY, MEASURED, REPORT, TABLE, FIGURE, CHECKPOINT)
+# There while an old run is removed. A kill in between leaves it, and the removal goes on.
+_REMOVING: Final = ".removing"
 
 
 def _silent(_: str) -> None:
@@ -62,7 +74,7 @@ class Trial:
         data: What it is trained and measured on.
         train: Training images and labels, on the device.
         held_out: Images and labels that are reported on.
-        loop: Its epochs; ``loop.model`` is the network.
+        loop: Its epochs.
         monitor: The margins over the epochs.
         measured: What `Evaluation.measure` found at the end; None before.
 
@@ -140,7 +152,7 @@ class Trial:
         self.train = _on(device, data.train)
         self.held_out = _on(device, getattr(data, evaluation.part))
         self.measured: dict[str, Any] | None = None
-        if fresh:
+        if fresh or (self.folder / _REMOVING).exists():
             with self._claimed():
                 self._remove_old()
         self.loop = TrainingLoop(
@@ -185,8 +197,10 @@ class Trial:
     def _remove_old(self) -> None:
         """Only what a trial has written: the folder may hold other things."""
         if self.ranks.is_main:
+            (self.folder / _REMOVING).touch()
             for name in _FILES:
                 (self.folder / name).unlink(missing_ok=True)
+            (self.folder / _REMOVING).unlink()
         self.ranks.broadcast_from_rank0(None)
 
     def _stamp(self) -> tuple[int, ...]:
@@ -210,8 +224,13 @@ class Trial:
 
     def _measured_settings(self) -> Any:
         """How the values of measured.json were measured, and on what weights, as JSON has it."""
-        settings = {**self.evaluation.settings(), "weights": model_digest(self.loop.model)}
+        settings = {**self.evaluation.settings(), "weights": model_digest(self.model)}
         return json.loads(json.dumps(settings))
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained network."""
+        return self.loop.result
 
     @property
     def complete(self) -> bool:
@@ -263,7 +282,7 @@ class Trial:
 
     def _beginning(self) -> str:
         done, total = self.loop.epoch, self.loop.recipe.epochs
-        parameters = sum(p.numel() for p in self.loop.model.parameters())
+        parameters = sum(p.numel() for p in self.model.parameters())
         return (
             f"{self.title}: {self.data.name}, {len(self.train[1])} training images; {parameters} "
             f"parameters; {total} epochs" + (f", {done} done before" if done else "")
@@ -290,7 +309,10 @@ class Trial:
         """Add the margins of this epoch to the history, and other values of the training part."""
         further = {"train": values} if values else {}
         try:
-            self.monitor.epoch(self.loop.model, self.loop.epoch, further)
+            with warnings.catch_warnings():
+                # So may the small logits of a network that has not learned yet.
+                warnings.filterwarnings("ignore", ".*seems to return probabilities", UserWarning)
+                self.monitor.epoch(self.model, self.loop.epoch, further)
         except ValueError as error:
             # A network that is constant for the moment is no reason to stop.
             warnings.warn(f"margins after epoch {self.loop.epoch}: {error}", stacklevel=5)
@@ -303,9 +325,7 @@ class Trial:
 
     def _measure(self, progress: bool | None) -> None:
         """Measure the model, and keep the values in the folder."""
-        self.measured = self.evaluation.measure(
-            self.loop.model, self.train, self.held_out, progress
-        )
+        self.measured = self.evaluation.measure(self.model, self.train, self.held_out, progress)
         content = {"settings": self._measured_settings(), "values": self.measured}
         write_text(self.folder / MEASURED, json.dumps(content))
 
@@ -314,7 +334,7 @@ class Trial:
 
         None before the last epoch is done: weights in mid-epoch match no checkpoint.
         """
-        return clean_accuracy(self.loop.model, self.held_out) if self.loop.finished else None
+        return clean_accuracy(self.model, self.held_out) if self.loop.finished else None
 
     def to_dict(self, root: Path) -> dict[str, Any]:
         """Plain values, with the places of its files relative to ``root``."""
@@ -333,6 +353,13 @@ class Trial:
             "checkpoint": str(loop.checkpoint.relative_to(root)),
             "history": str((self.folder / HISTORY).relative_to(root)),
         }
+
+
+def kept_settings(folder: Path) -> Path | None:
+    """The settings file of the run in a folder; None where there is none that counts."""
+    path = folder / SETTINGS
+    being_removed = (folder / _REMOVING).exists() and (folder / CHECKPOINT).exists()
+    return path if path.exists() and not being_removed else None
 
 
 def _on(device: torch.device, part: Labelled) -> Labelled:

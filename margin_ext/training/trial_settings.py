@@ -14,11 +14,14 @@ from margin_ext.data.data_source import load_data
 from margin_ext.data.image_data import data_digest
 from margin_ext.gradient_modes import Auto, FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
+from margin_ext.threat import ThreatModel
+from margin_ext.training.adversarial_training import AdversarialTraining
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.image_model import image_model
 from margin_ext.training.ranks import ALONE
 from margin_ext.training.recipe import Recipe
 from margin_ext.training.setting_table import (
+    ADVERSARIAL,
     DIFFERENCE,
     OPTIONS,
     SECANT,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from margin_ext.training.ranks import Ranks
+    from margin_ext.training.training_objective import TrainingObjective
 
 __all__ = ["RunExistsError", "trial_from_settings"]
 
@@ -149,20 +153,50 @@ def _usable(device: torch.device) -> torch.device:
 def _title(settings: Mapping[str, Any]) -> str:
     if settings["loss"] == "cross_entropy":
         title = "cross-entropy"
+    elif settings["loss"] == "adversarial":
+        title = f"adversarial, eps {settings['adversarial_eps']:g}"
+        title += f", steps {settings['adversarial_steps']}"
     else:
-        margin = {
-            "first_order": "first-order margin",
-            "secant": "secant margin",
-            "logit_gap": "logit gap",
-        }
-        title = f"{margin[settings['margin']]}, mu {settings['mu']:g}, tau {settings['tau']:g}"
+        # The hyphen is that of an adjective: first-order margin.
+        margin = settings["margin"].replace("first_order", "first-order").replace("_", " ")
+        margin += " margin" * (settings["margin"] != "logit_gap")
+        title = f"{margin}, mu {settings['mu']:g}, tau {settings['tau']:g}"
     return title + (f", beta {settings['beta']:g}" if settings["beta"] else "")
 
 
-def _objective(settings: Mapping[str, Any], device: torch.device) -> Objective:
+def _objective(settings: Mapping[str, Any], device: torch.device) -> TrainingObjective:
+    if settings["loss"] == "adversarial":
+        return _adversarial(settings)
     if settings["loss"] == "cross_entropy":
         criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=settings["label_smoothing"])
-        return Objective(criterion, settings["beta"])
+    else:
+        criterion = _margin_loss(settings)
+    return Objective(criterion.to(device), settings["beta"])
+
+
+def _adversarial(settings: Mapping[str, Any]) -> AdversarialTraining:
+    given = {field: settings[name] for name, field in options_with(ADVERSARIAL).items()}
+    if given["eps"] is None:
+        raise SettingsError("loss adversarial needs adversarial_eps, the radius of the ball")
+    if settings["beta"]:
+        raise SettingsError("beta has no effect with loss adversarial: leave it out")
+    low, high = settings["data_range"]
+    threat = ThreatModel(
+        p=float(settings["p"]), data_range=(low, high), input_std=settings["input_std"]
+    )
+    return AdversarialTraining(**given, label_smoothing=settings["label_smoothing"], threat=threat)
+
+
+def _margin_loss(settings: Mapping[str, Any]) -> AverageMarginLoss:
+    if (
+        settings["compile"] not in ("off", "eager")
+        and settings["margin"] == "first_order"
+        and settings["gradient"] == "double_backward"
+    ):
+        raise SettingsError(
+            "compile needs gradient finite_difference, detached or auto: torch.compile has no "
+            "double backward"
+        )
     options = {name: settings[name] for name in loss_options()}
     difference, attack = (
         {field: settings[name] for name, field in options_with(prefix).items()}
@@ -175,17 +209,7 @@ def _objective(settings: Mapping[str, Any], device: torch.device) -> Objective:
         options["gradient"] = FiniteDifference(**difference)
     elif options["gradient"] == "auto":
         options["gradient"] = Auto(FiniteDifference(**difference))
-    criterion = AverageMarginLoss(**options)
-    if (
-        settings["compile"] not in ("off", "eager")
-        and settings["margin"] == "first_order"
-        and settings["gradient"] == "double_backward"
-    ):
-        raise SettingsError(
-            "compile needs gradient finite_difference, detached or auto: torch.compile has no "
-            "double backward"
-        )
-    return Objective(criterion.to(device), settings["beta"])
+    return AverageMarginLoss(**options)
 
 
 def _evaluation(settings: Mapping[str, Any]) -> Evaluation:

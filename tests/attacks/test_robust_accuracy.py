@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from measurement.networks import linear_model, relu_network
@@ -19,7 +20,8 @@ from margin_ext.attacks import (
     register_attack,
     resolve_attacks,
 )
-from margin_ext.measurement import robust_accuracy
+from margin_ext.bounds import MinimumDistance
+from margin_ext.measurement import measure, robust_accuracy
 from margin_ext.models.evaluation_mode import Model
 from margin_ext.reference import linear_margin
 from margin_ext.threat import ThreatModel
@@ -35,7 +37,7 @@ def several(**settings: int) -> list[PGD]:
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
-@pytest.mark.parametrize("loss", ["gap", "cross_entropy"])
+@pytest.mark.parametrize("loss", get_args(AttackLoss))
 def test_two_class_linear_models_exactly(p: float, loss: AttackLoss) -> None:
     model = linear_model(classes=2)
     x, y = samples(model, 60, 12)
@@ -92,7 +94,7 @@ def test_robust_accuracy_falls_with_the_radius_and_with_more_attacks() -> None:
     data = samples(model, 80, 8)
     result = robust_accuracy(model, data, [0.3, 0.05, 0.1], attacks=several(restarts=2))
     assert result.eps == (0.05, 0.1, 0.3)
-    for name in ("gap", "cross_entropy", "random", "worst"):
+    for name in ("gap", "cross_entropy", "dlr", "random", "worst"):
         curve = result.curve(name)
         assert list(curve) == sorted(curve, reverse=True)
         assert all(w <= c for w, c in zip(result.curve(), curve, strict=True))
@@ -106,9 +108,9 @@ def test_two_runs_are_equal_bit_for_bit_however_batched() -> None:
     torch.rand(3)
     again = robust_accuracy(model, data, [0.1, 0.2], attacks=attacks, seed=7)
     split = robust_accuracy(model, data, [0.1, 0.2], attacks=attacks, seed=7, batch_size=7)
-    for name in first.robust:
-        assert (first.robust[name] == again.robust[name]).all()
-        assert (first.robust[name] == split.robust[name]).all()
+    for name in first.distance:
+        assert (first.distance[name] == again.distance[name]).all()
+        assert (first.robust(name) == split.robust(name)).all()
     assert (first.random == again.random).all()
     assert first.diagnosis == again.diagnosis
 
@@ -166,12 +168,15 @@ def trained() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 def test_a_robust_model_is_not_suspected() -> None:
     model, data = trained()
-    result = robust_accuracy(model, data, [0.05, 0.15], data_range=(0.0, 1.0))
+    result = robust_accuracy(
+        model, data, [0.05, 0.15], attacks=["gap", "cross_entropy"], data_range=(0.0, 1.0)
+    )
     assert result.curve("gap")[0] > 0.9
     assert result.diagnosis is not None
     assert not result.diagnosis.gap_masked
     assert not result.diagnosis.cross_entropy_masked
-    assert result.diagnosis.at_large_eps == 0
+    assert result.diagnosis.line_excess == 0
+    assert result.diagnosis.moved == 0
     # Plain values: a report in JSON takes them as they are.
     assert type(result.diagnosis.random_excess) is float
     assert type(result.diagnosis.cross_entropy_excess) is float
@@ -180,8 +185,11 @@ def test_a_robust_model_is_not_suspected() -> None:
 
 def test_a_saturated_softmax_is_caught_and_the_gap_stands() -> None:
     model, data = trained()
-    plain = robust_accuracy(model, data, [0.05, 0.3], data_range=(0.0, 1.0))
-    masked = robust_accuracy(Scaled(model, 1e4), data, [0.05, 0.3], data_range=(0.0, 1.0))
+    losses = ["gap", "cross_entropy"]
+    plain = robust_accuracy(model, data, [0.05, 0.3], attacks=losses, data_range=(0.0, 1.0))
+    masked = robust_accuracy(
+        Scaled(model, 1e4), data, [0.05, 0.3], attacks=losses, data_range=(0.0, 1.0)
+    )
     assert masked.diagnosis is not None
     assert masked.diagnosis.cross_entropy_masked
     assert not masked.diagnosis.gap_masked
@@ -190,7 +198,7 @@ def test_a_saturated_softmax_is_caught_and_the_gap_stands() -> None:
     assert masked.curve("gap") == pytest.approx(plain.curve("gap"), abs=0.02)
     text = str(masked)
     assert "PGD on the cross-entropy (!)" in text
-    assert "the gap column stands" in text
+    assert "the figures of attacks on the gap stand" in text
 
 
 @pytest.mark.parametrize("hide", [Staircase, Trapped])
@@ -216,8 +224,8 @@ def test_saving(tmp_path: Path) -> None:
     [
         ({"eps": -1.0}, "eps must be"),
         ({"eps": []}, "at least one radius"),
-        ({"p": 1}, "p = 2 and p = inf"),
-        ({"attacks": ["hinge"]}, "attacks must be from cross_entropy, gap"),
+        ({"p": 3}, "p = 1, p = 2 and p = inf"),
+        ({"attacks": ["hinge"]}, "attacks must be from .*cross_entropy, dlr, gap, nearest"),
         ({"attacks": []}, "at least one attack"),
         ({"attacks": ["gap", PGD()]}, "different names"),
         ({"data_range": (0.2, 0.3)}, "outside the stated data range"),
@@ -235,7 +243,7 @@ def test_arguments_that_do_not_fit(change: dict[str, object], message: str) -> N
     [
         ({"steps": 0}, "steps and restarts"),
         ({"relative_step": 0.0}, "relative_step"),
-        ({"loss": "hinge"}, "loss must be from gap, cross_entropy"),
+        ({"loss": "hinge"}, "loss must be from gap, cross_entropy, dlr"),
     ],
 )
 def test_settings_that_make_no_sense(change: dict[str, Any], message: str) -> None:
@@ -282,3 +290,72 @@ def test_an_attack_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_seeds_of_attacks_by_name() -> None:
     assert resolve_attacks(["gap"], seed=3) == (PGD(seed=3),)
     assert resolve_attacks([PGD(steps=5)], seed=3) == (PGD(steps=5),)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_the_default_attack_on_linear_models_exactly(p: float) -> None:
+    model = linear_model(classes=4)
+    x, y = samples(model, 60, 12)
+    margin = linear_margin(model.weight, model.bias, x, y, p=p).detach()
+    radii = [float(margin.quantile(q)) for q in (0.2, 0.5, 0.9)]
+    result = robust_accuracy(model, (x, y), radii, p=p)
+    for eps, fraction in zip(radii, result.curve(), strict=True):
+        assert fraction == pytest.approx(
+            float((margin > eps * (1 + 1e-6)).double().mean()), abs=0.02
+        )
+    # What it found lies no nearer than the true distance.
+    found = torch.from_numpy(result.distance["nearest"])
+    assert (found >= margin * (1 - 1e-6)).all()
+
+
+def test_distances_of_measure_count_and_are_never_contradicted() -> None:
+    model, data = trained()
+    common: dict[str, Any] = {"data_range": (0.0, 1.0)}
+    report = measure(model, data, bounds=["minimum_distance"], **common)
+    weak = [PGD(steps=1, relative_step=0.1)]
+    radii = [0.1, 0.2, 0.3]
+    alone = robust_accuracy(model, data, radii, attacks=weak, diagnose_masking=False, **common)
+    shared = robust_accuracy(
+        model, data, radii, attacks=weak, diagnose_masking=False, report=report, **common
+    )
+    beyond = report.first.bounds["minimum_distance"][:, None] > np.array(radii)
+    expected = (alone.robust() & beyond).mean(axis=0)
+    assert shared.curve() == pytest.approx(tuple(expected))
+    assert shared.curve()[2] < alone.curve()[2] - 0.1
+    for change, message in (
+        ({"p": "inf"}, "report must be in linf"),
+        ({"data_range": None}, "report must be in l2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            robust_accuracy(model, data, 0.1, report=report, **{**common, **change})
+    other = (data[0][:100], data[1][:100])
+    with pytest.raises(ValueError, match="other samples"):
+        robust_accuracy(model, other, 0.1, report=report, **common)
+    outside = measure(model, data, bounds=[MinimumDistance(in_range=False)], **common)
+    with pytest.raises(ValueError, match="leave the data range"):
+        robust_accuracy(model, data, 0.1, report=outside, **common)
+
+
+def test_what_a_large_radius_finds_counts_at_smaller_ones() -> None:
+    class OnlyLarge(TowardTheMean):
+        """Finds nearby points where it is asked for a large radius."""
+
+        name = "only_large"
+
+        def __call__(
+            self,
+            model: Model,
+            inputs: Tensor,
+            target: Tensor,
+            eps: float,
+            *,
+            threat: ThreatModel,
+            indices: Sequence[int],
+        ) -> AttackResult:
+            if eps < 0.5:
+                return AttackResult(torch.ones_like(target, dtype=torch.bool), inputs)
+            return PGD()(model, inputs, target, 0.3, threat=threat, indices=indices)
+
+    model, data = trained()
+    result = robust_accuracy(model, data, [0.3, 1.0], attacks=[OnlyLarge()])
+    assert result.curve("only_large")[0] == result.curve("only_large")[1] < 0.9

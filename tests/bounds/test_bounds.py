@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from margin_ext.bounds import (
     resolve_bounds,
 )
 from margin_ext.bounds.first_order import first_order_margins
+from margin_ext.bounds.linear import is_linear
 from margin_ext.measurement import measure
 from margin_ext.models.evaluation_mode import Model
 from margin_ext.random_points import sample_generator, unit_ball
@@ -192,7 +194,6 @@ def test_nearest_classes_and_clipping() -> None:
 
 
 def test_the_extreme_value_score() -> None:
-    pytest.importorskip("scipy")
     model = relu_network((6, 16, 4), 2)
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     label = model(x).argmax(dim=1)
@@ -229,6 +230,70 @@ def test_certification_refuses_other_layers() -> None:
     x, label = sample_plane(model, 2)
     with pytest.raises(TypeError, match="GELU"):
         Certified()(model, x, label, threat=ThreatModel())
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_certification_refuses_narrow_types(narrow: torch.dtype) -> None:
+    model = relu_network((2, 5, 3)).to(narrow)
+    x = torch.randn(2, 2).to(narrow)
+    with pytest.raises(TypeError, match="float32 and float64"):
+        Certified()(model, x, torch.tensor([0, 1]), threat=ThreatModel())
+
+
+def _hook(model: nn.Module) -> None:
+    model[0].register_forward_hook(lambda *call: call[2] * 2)  # type: ignore[index, operator]
+
+
+def _hook_before(model: nn.Module) -> None:
+    model.register_forward_pre_hook(lambda module, call: (call[0] + 1,))
+
+
+def _patch(model: nn.Module) -> None:
+    model[2].forward = lambda h: h[:, :3]  # type: ignore[index, operator, assignment]
+
+
+def _drop(model: nn.Module) -> None:
+    model.append(nn.Dropout(0.5).train())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(_hook, "hooks"), (_hook_before, "hooks"), (_patch, "replaced"), (_drop, "training mode")],
+)
+def test_certification_refuses_what_it_cannot_see(
+    change: Callable[[nn.Module], None], message: str
+) -> None:
+    model = relu_network((2, 5, 3))
+    x, label = sample_plane(model, 2)
+    change(model)
+    with pytest.raises(TypeError, match=message):
+        Certified()(model, x, label, threat=ThreatModel())
+    linear = nn.Sequential(nn.Linear(2, 3), nn.Flatten(), nn.Linear(3, 3))
+    assert is_linear(linear)
+    change(linear)
+    assert not is_linear(linear)
+
+
+def test_certified_radii_of_float32_lie_below_those_of_float64() -> None:
+    """A first layer that normalises raw units loses digits in float32."""
+    torch.manual_seed(0)
+    mean, span = torch.tensor([19791.0, 0.0, 650.0]), torch.tensor([60261.0, 6.28, 1100.0])
+    scale = nn.Linear(3, 3)
+    with torch.no_grad():
+        scale.weight.copy_(torch.diag(1 / span))
+        scale.bias.copy_(-mean / span)
+    model = nn.Sequential(scale, nn.Linear(3, 20), nn.ReLU(), nn.Linear(20, 4))
+    x = mean + (torch.rand(20, 3) - 0.5) * span
+    wide = copy.deepcopy(model).double()
+    label = wide(x.double()).argmax(dim=1)
+    for p in (2.0, math.inf):
+        threat = ThreatModel(p=p)
+        narrow = Certified()(model, x, label, threat=threat).distance.double()
+        exact = Certified()(wide, x.double(), label, threat=threat).distance
+        attack = MinimumDistance()(wide, x.double(), label, threat=threat).distance
+        assert (narrow <= exact * (1 + 2e-3)).all()
+        assert (narrow <= attack).all()
+        assert float((narrow / exact).median()) > 0.99
 
 
 def test_certification_of_a_convolutional_network() -> None:

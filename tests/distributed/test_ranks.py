@@ -20,6 +20,10 @@ SCENARIOS = (
     "ddp find_unused_parameters",
     "ddp gradient_as_bucket_view",
     "ddp uneven",
+    "ddp in a module",
+    "ddp compiled",
+    "ddp of parts",
+    "ddp accumulated",
     "ddp batchnorm",
     "fsdp",
 )
@@ -56,6 +60,17 @@ def test_static_graph_is_refused(found, where):
     told = found[f"static graph, {where}"]
     assert "every rank would train alone, without an error" in told
     assert "find_unused_parameters=True is fine" in told
+
+
+@pytest.mark.parametrize("where", ["run double_backward", "run secant", "forward"])
+def test_fsdp1_is_refused_by_name(found, where):
+    told = found[f"fsdp1, {where}"]
+    assert "FullyShardedDataParallel (FSDP1)" in told
+    assert "fully_shard (FSDP2)" in told
+
+
+def test_fsdp1_serves_logit_gaps(found):
+    assert found["fsdp1, logit_gap"] > 0
 
 
 def test_check_refuses_what_it_cannot_copy(found):

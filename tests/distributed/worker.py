@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from margin_ext import Auto, AverageMarginLoss, FiniteDifference
@@ -23,6 +23,15 @@ DDP_SETTINGS = {
     "plain": {},
     "find_unused_parameters": {"find_unused_parameters": True},
     "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
+}
+
+
+WRAPPED = {
+    "ddp in a module": lambda model: nn.Sequential(DistributedDataParallel(model)),
+    "ddp compiled": lambda model: torch.compile(DistributedDataParallel(model), backend="eager"),
+    "ddp of parts": lambda model: nn.Sequential(
+        DistributedDataParallel(model[:2]), DistributedDataParallel(model[2:])
+    ),
 }
 
 
@@ -87,12 +96,57 @@ def deferred_error(settings: dict, x, y) -> float:
     return error(*gradients)
 
 
+def accumulated(loss: AverageMarginLoss, x, y) -> torch.Tensor:
+    """A batch of four in two halves, of which the first sends nothing."""
+    model = DistributedDataParallel(make_model())
+    with model.no_sync():
+        loss.run(model, x[:2], y[:2], normalizer=4.0).loss.backward()
+    loss.run(model, x[2:], y[2:], normalizer=4.0).loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def wrapped_errors(mode: str, wanted: torch.Tensor, mine: slice) -> dict[str, float]:
+    x, y = make_batch()
+    found = {}
+    for name, wrap in WRAPPED.items():
+        gradient = train(wrap(make_model()), make_loss(mode), x[mine], y[mine])
+        found[f"{name} {mode}"] = error(gradient, wanted)
+    single = make_model()
+    make_loss(mode).run(single, x, y).loss.backward()
+    once = torch.cat([p.grad.flatten() for p in single.parameters()])
+    gradient = accumulated(make_loss(mode), x[mine], y[mine])
+    found[f"ddp accumulated {mode}"] = error(gradient, once)
+    return found
+
+
 def shard(model: nn.Sequential) -> nn.Sequential:
     for layer in model:
         if isinstance(layer, nn.Linear):
             fully_shard(layer)
     fully_shard(model)
     return model
+
+
+def with_fsdp1(x: torch.Tensor, y: torch.Tensor) -> dict[str, str | float]:
+    """What FullyShardedDataParallel is told, and a loss that it serves."""
+    model = FullyShardedDataParallel(make_model().float(), device_id=torch.device("cpu"))
+    leaf = x.clone().requires_grad_()
+    secant = AverageMarginLoss(margin="secant")
+    calls = {
+        "run double_backward": lambda: AverageMarginLoss().run(model, x, y),
+        "run secant": lambda: secant.run(nn.Sequential(model), x, y),
+        "forward": lambda: AverageMarginLoss()(model(leaf), y, leaf),
+    }
+    told: dict[str, str | float] = {}
+    for name, call in calls.items():
+        try:
+            call()
+            told[f"fsdp1, {name}"] = "no error"
+        except RuntimeError as raised:
+            told[f"fsdp1, {name}"] = str(raised)
+    out = AverageMarginLoss(margin="logit_gap").run(model, x, y)
+    out.loss.backward()
+    return {**told, "fsdp1, logit_gap": float(out.loss.detach())}
 
 
 def main(path: Path) -> None:
@@ -112,6 +166,8 @@ def main(path: Path) -> None:
             found[f"ddp {name} {mode}"] = error(gradient, wanted)
         gradient = train(shard(make_model()), make_loss(mode), x[mine], y[mine])
         found[f"fsdp {mode}"] = error(gradient, wanted)
+
+        found |= wrapped_errors(mode, wanted, mine)
 
         uneven = slice(0, 3) if rank == 0 else slice(3, 8)
         model = DistributedDataParallel(make_model())
@@ -148,6 +204,7 @@ def main(path: Path) -> None:
     except ValueError as raised:
         found["fsdp, check"] = str(raised)
 
+    found |= with_fsdp1(x[mine].float(), y[mine])
     uneven = slice(0, 3) if rank == 0 else slice(3, 8)
     labels = y.clone()
     labels[:3] = -100 if rank == 0 else labels[:3]

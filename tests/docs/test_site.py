@@ -20,7 +20,7 @@ SNIPPETS = ["index.md", *(page for page in PAGES if page.startswith("tasks/"))]
 LIBRARIES = {
     "accelerate": "transformers",
     "cleanlab": "cleanlab",
-    "foolbox": "foolbox",
+    "foolbox": "attacks",
     "lightning": "lightning",
     "peft": "integrations",
     "pyautoattack": "autoattack",

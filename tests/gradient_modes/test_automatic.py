@@ -65,12 +65,15 @@ def test_it_falls_back_with_one_warning_that_names_the_cause():
     torch.testing.assert_close(found, torch.autograd.grad(wanted, list(model.parameters())))
 
 
-def test_double_backward_fails_in_words_of_torch():
+def test_double_backward_fails_in_words_of_torch_and_says_what_to_do():
     model = attention()
     x, y = torch.randn(4, 1, 3, 8).double(), torch.randint(0, CLASSES, (4,))
-    loss = AverageMarginLoss().run(model, x, y).loss
-    with pytest.raises(RuntimeError, match=r"flash_attention.*is not implemented"):
-        loss.backward()
+    words = r'flash_attention.*is not implemented\. Take gradient="finite_difference"'
+    with pytest.raises(RuntimeError, match=words):
+        AverageMarginLoss().run(model, x, y)
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match=words):
+        AverageMarginLoss()(model(x), y, x)
 
 
 @pytest.mark.parametrize("where", ["head", "middle"])
@@ -94,5 +97,6 @@ def test_the_fallback_moves_running_statistics_once():
 
 
 def test_other_errors_are_not_swallowed():
-    with pytest.raises(ValueError, match=r"logits must be \[B, C\]"):
-        AverageMarginLoss(gradient="auto").run(nn.Linear(3, 2), torch.randn(3), torch.tensor([0]))
+    model = nn.Sequential(nn.Linear(3, 2), nn.Unflatten(1, (2, 1, 1)))
+    with pytest.raises(ValueError, match=r"target must be \[B, d1, ...\] = \[1, 1, 1\]"):
+        AverageMarginLoss(gradient="auto").run(model, torch.randn(1, 3), torch.tensor([0]))

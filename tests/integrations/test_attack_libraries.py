@@ -96,7 +96,7 @@ def test_attack_distance_needs_a_word():
 
 
 def test_foolbox_both_ways():
-    foolbox = pytest.importorskip("foolbox", reason="needs foolbox: extra foolbox")
+    foolbox = pytest.importorskip("foolbox", reason="needs foolbox: extra attacks")
     from margin_ext.integrations.foolbox import from_foolbox, to_foolbox
 
     net, _, inputs, pixels, target = normalised_problem()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,11 +59,44 @@ def test_counts_of_any_kind(number: Any) -> None:
     assert type(report.settings["seed"]) is int
 
 
+@pytest.mark.parametrize("number", [np.int64(2), torch.tensor(2), np.float32(2)])
+def test_classes_and_seeds_of_any_kind(number: Any, tmp_path: Path) -> None:
+    file = tmp_path / "partial.npz"
+    right = measure(NET, data(), classes=2, seed=2, resume=file)
+    report = measure(NET, data(), classes=number, seed=number, signed=np.True_, resume=file)
+    assert report.settings == right.settings
+    assert json.loads(report.save(tmp_path / "report.json").read_text())["classes"] == 2
+
+
+def test_reports_with_ranges_of_any_kind_can_be_saved(tmp_path: Path) -> None:
+    std, low, high = np.full(4, np.float32(0.5)), np.full(4, -9.0), torch.full((4,), 9.0)
+    options: dict[str, Any] = {"input_std": std, "data_range": (low, high)}
+    report = measure(NET, data(), resume=tmp_path / "partial.npz", **options)
+    saved = json.loads(report.save(tmp_path / "report.json").read_text())
+    assert saved["settings"]["data_range"] == [[-9.0] * 4, [9.0] * 4]
+    assert len(measure(NET, data(), resume=tmp_path / "partial.npz", **options)) == 20
+    robust = robust_accuracy(NET, data(), np.float32(0.1), **options)
+    assert json.loads(robust.save(tmp_path / "robust.json").read_text())["count"] == 20
+
+
 @pytest.mark.parametrize("name", ["batch_size", "limit"])
 @pytest.mark.parametrize("number", [0, -1, 2.5, math.nan, math.inf, "ten", True, None.__class__])
 def test_what_is_no_count_is_told(name: str, number: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
         measure(NET, data(), **{name: number})
+
+
+@pytest.mark.parametrize("number", [None, True, [True], [None], {}, object(), 1j, "x", [[1.0]]])
+def test_what_is_no_number_is_told(number: Any) -> None:
+    with pytest.raises(ValueError, match=r"^p must "):
+        measure(NET, data(), p=number)
+    with pytest.raises(ValueError, match=r"^p must "):
+        MarginMonitor(data(), p=number)
+    if number is not None:
+        with pytest.raises(ValueError, match="norm_bound must "):
+            measure(NET, data(), norm_bound=number)
+    with pytest.raises(ValueError, match="eps must "):
+        robust_accuracy(NET, data(), number)
 
 
 @pytest.mark.parametrize("std", [0.0, -0.5, math.nan, math.inf, [0.5, 0.5, 0.5, 0.0], np.zeros(4)])

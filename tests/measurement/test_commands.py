@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 from margin_ext.command_line import main
 from margin_ext.models.authors_models import AUTHORS_MODELS, linear_classifier
 from margin_ext.models.checkpoint import load_checkpoint
+from margin_ext.output.exclusive import exclusive
 
 MODULE = """
 import torch
@@ -42,6 +45,19 @@ def nan():
 
 def no_module():
     return 3
+
+def raising():
+    raise RuntimeError("no weights")
+
+class Failing(nn.Module):
+    def forward(self, x):
+        return {}["logits"]
+
+def failing():
+    return Failing()
+
+def halves():
+    return torch.rand(40, 1, 4, 4), torch.arange(40) + 0.5
 
 def data():
     torch.manual_seed(1)
@@ -114,13 +130,29 @@ def test_checkpoints_and_npz_data(here: Path, capsys: pytest.CaptureFixture[str]
         (["--checkpoint", "bad.npz"], "no checkpoint of tensors"),
         (["--classes", "most"], "classes must be"),
         (["--p", "0.3"], "p must be"),
-        (["--bounds", "minimum_distance", "--p", "1"], "p = 2 and p = inf"),
+        (["--bounds", "minimum_distance", "--p", "3"], "p = 1, p = 2 and p = inf"),
+        (["--threads", "0"], "threads must be"),
+        (["--device", "gpu"], "device gpu cannot be used here"),
+        (["--device", "meta"], "device meta cannot be used here"),
+        (["--model", "my_models:raising"], "could not be built: RuntimeError: no weights"),
+        (["--model", "my_models:failing"], "fails on inputs [32, 1, 4, 4]"),
+        (["--model", "broken:f"], "cannot import broken: SyntaxError"),
+        (["--data", "my_models:halves"], "whole numbers, class indices, got 0.5 at sample 0"),
+        (["--data", "cut.npz"], "cut.npz is no whole npz file"),
+        (["--checkpoint", "pipe.pt"], "pipe.pt is a pipe, not a checkpoint"),
+        (["--out", "bad.npz"], "bad.npz"),
+        (["--seed", "-1"], "seed must be"),
+        (["--input-std", "0"], "input_std must be"),
     ],
 )
 def test_bad_input_gives_one_clear_line(
     here: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     (here / "bad.npz").write_bytes(b"nonsense")
+    (here / "broken.py").write_text("def f(:")
+    np.savez(here / "whole.npz", inputs=np.zeros((3, 1, 4, 4)), target=np.arange(3))
+    (here / "cut.npz").write_bytes((here / "whole.npz").read_bytes()[:-40])
+    os.mkfifo(here / "pipe.pt")
     torch.save(linear_classifier(16, 3).state_dict(), here / "other.pt")
     defaults = {"--model": "my_models:good", "--data": "my_models:data"}
     for name, value in defaults.items():
@@ -131,6 +163,60 @@ def test_bad_input_gives_one_clear_line(
     assert captured.out == ""
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_named_models_get_shape_and_classes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).random((20, 8, 8, 3)).astype("f4")
+    np.savez(here / "nhwc.npz", inputs=x, target=np.arange(20) % 4)
+    assert measure("--model", "small_cnn", "--data", "nhwc.npz", "--limit", "20") == 0
+    captured = capsys.readouterr()
+    assert "20 samples" in captured.out
+    assert "small_cnn has random weights" in captured.err
+
+
+def test_the_working_folder_hides_no_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('the wrong one')")
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    assert measure("--model", "colorsys:rgb_to_hsv", "--data", "digits") == 2
+    assert "wrong one" not in capsys.readouterr().err
+
+
+def test_a_second_run_in_a_folder_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--model", "my_models:good", "--data", "my_models:data", "--out", "results"
+    (here / "results").mkdir()
+    with exclusive(here / "results"):
+        assert measure(*words) == 2
+    assert "another run is writing to results" in capsys.readouterr().err
+    assert measure(*words) == 0
+
+
+def test_changed_code_is_no_old_result(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(16, 3)
+    def forward(self, x):
+        return self.layer(SCALE * x.flatten(1))
+"""
+    words = "--data", "my_models:data", "--out", "results"
+    (here / "first_version.py").write_text(code.replace("SCALE", "1.0"))
+    (here / "second_version.py").write_text(code.replace("SCALE", "2.0"))
+    assert measure("--model", "first_version:Net", *words) == 0
+    capsys.readouterr()
+    assert measure("--model", "second_version:Net", *words) == 2
+    assert "holds results of another model" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:

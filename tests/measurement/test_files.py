@@ -127,6 +127,18 @@ def test_every_bit_of_the_weights_counts(tmp_path: Path) -> None:
             read_checkpoint(path)
 
 
+def test_checkpoints_without_checksums_and_of_the_old_format_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(linear().state_dict(), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_checkpoint(nn.Linear(6, 4), path) == {}
+    torch.save(linear().state_dict(), path, _use_new_zipfile_serialization=False)
+    assert load_checkpoint(nn.Linear(6, 4), path) == {}
+
+
 def test_damaged_histories_are_told(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     monitor = MarginMonitor({"train": DATA, "test": DATA}, path=path)

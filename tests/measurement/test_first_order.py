@@ -237,7 +237,7 @@ def test_models_that_do_not_fit(output: object, error: type[Exception], message:
         ({"limit": 0}, ValueError, "limit"),
         ({"norm_bound": -1.0}, ValueError, "norm_bound"),
         ({"bounds": ["magic"]}, ValueError, "bounds must be"),
-        ({"bounds": ["minimum_distance"], "p": 1}, ValueError, "p = 2 and p = inf"),
+        ({"bounds": ["minimum_distance"], "p": 3}, ValueError, "p = 1, p = 2 and p = inf"),
     ],
 )
 def test_arguments_that_do_not_fit(

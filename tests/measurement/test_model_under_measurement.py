@@ -8,6 +8,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from margin_ext import MarginMonitor, measure, robust_accuracy
 from margin_ext.bounds import Certified, Sampled
 from margin_ext.bounds.linear import is_linear
 from margin_ext.models.evaluation_mode import evaluation_mode
-from margin_ext.models.modules_behind import modules_behind
+from margin_ext.modules_behind import modules_behind
 from margin_ext.reference import linear_margin
 from margin_ext.threat import ThreatModel
 
@@ -396,10 +397,20 @@ def test_inference_tensors(inside: bool) -> None:
     with torch.inference_mode(inside):
         report = measure(net, (x, y), bounds=["minimum_distance", Sampled(points=4)])
         assert robust_accuracy(net, (x, y), 1e-4).accuracy == report.accuracy == 1.0
+
+
+def test_parameters_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    data = torch.rand(3, DIMS), torch.zeros(3, dtype=torch.int64)
     with torch.inference_mode():
-        made = nn.Linear(DIMS, CLASSES).double()
-    with pytest.raises(ValueError, match="is an inference tensor"):
-        measure(made, (torch.rand(3, DIMS).double(), torch.zeros(3, dtype=torch.int64)))
+        made = nn.Linear(DIMS, CLASSES)
+    for model, message in (
+        (made, "is an inference tensor"),
+        (nn.LazyLinear(CLASSES), "has no values yet"),
+        (nn.Linear(DIMS, CLASSES, device="meta"), "is on the meta device"),
+    ):
+        for file in (None, tmp_path / "partial.npz"):
+            with pytest.raises(ValueError, match=f"the parameter weight of .* {message}"):
+                measure(model, data, resume=file)
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
@@ -420,6 +431,24 @@ def test_a_default_device_changes_nothing(device: str) -> None:
         assert (report.columns()[name] == column).all(), name
     assert again.curve() == robust.curve()
     assert again.diagnosis == robust.diagnosis
+
+
+def test_a_default_type_changes_nothing() -> None:
+    net = nn.Sequential(nn.Linear(DIMS, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    data = torch.randn(12, DIMS), torch.arange(12) % CLASSES
+    bounds = ["minimum_distance", "certified", Sampled(points=4)]
+    right = measure(net, data, bounds=bounds, p=[2, "inf"])
+    robust = robust_accuracy(net, data, [0.1, 0.5], data_range=(-9, 9))
+    torch.set_default_dtype(torch.float64)
+    try:
+        report = measure(net, data, bounds=bounds, p=[2, "inf"])
+        again = robust_accuracy(net, data, [0.1, 0.5], data_range=(-9, 9))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, column in right.columns().items():
+        assert (report.columns()[name] == column).all(), name
+        assert report.columns()[name].dtype == column.dtype
+    assert again.curve() == robust.curve()
 
 
 @pytest.mark.parametrize("model", [torch.float32, torch.float64])
@@ -506,6 +535,105 @@ def test_buffers_that_move_in_evaluation_mode_are_put_back() -> None:
     measure(model, (torch.rand(4, DIMS).double(), torch.zeros(4, dtype=torch.int64)))
     assert float(model.seen) == 0
     assert float(model.other) == 0
+
+
+class Merging(nn.Module):
+    """Adds a correction to its weight in evaluation mode, as low-rank adapters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.layer = nn.Linear(DIMS, CLASSES)
+        self.correction = nn.Parameter(torch.randn(CLASSES, DIMS) / 3)
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if self.merged == mode:
+            self.layer.weight.data += -self.correction if mode else self.correction
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.merged:
+            raise RuntimeError("runs in evaluation mode only")
+        z: Tensor = self.layer(x)
+        return z
+
+
+def test_modules_with_an_evaluation_mode_of_their_own() -> None:
+    net = nn.Sequential(Merging()).train()
+    x, y = torch.randn(12, DIMS), torch.arange(12) % CLASSES
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    weight = net[0].layer.weight + net[0].correction  # type: ignore[operator, union-attr]
+    expected = linear_margin(weight.detach(), net[0].layer.bias.detach(), x, y, p=2)  # type: ignore[union-attr]
+    report = measure(net, (x, y))
+    torch.testing.assert_close(torch.from_numpy(report.margin), expected, rtol=1e-4, atol=1e-5)
+    assert net.training
+    assert net[0].training
+    assert not net[0].merged
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_autocast_of_the_caller_is_off() -> None:
+    net = nn.Sequential(nn.Linear(DIMS, 16), nn.GELU(), nn.Linear(16, CLASSES))
+    data = torch.randn(12, DIMS), torch.arange(12) % CLASSES
+    right = measure(net, data, bounds=["minimum_distance"])
+    robust = robust_accuracy(net, data, [0.1, 0.5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = measure(net, data, bounds=["minimum_distance"])
+        assert robust_accuracy(net, data, [0.1, 0.5]).curve() == robust.curve()
+    for name, column in right.columns().items():
+        assert (report.columns()[name] == column).all(), name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_statistics_that_move_inside_an_exported_module_are_put_back() -> None:
+    net = normalised_linear()
+    x, y = labelled(net)
+    before = net[0].running_mean.clone()  # type: ignore[union-attr, operator]
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(net, (x,), dynamic_shapes=shapes).module()
+    with pytest.raises(ValueError, match="other samples are in its batch"):
+        measure(exported, (x, y))
+    assert torch.equal(net[0].running_mean, before)  # type: ignore[arg-type]
+    exported = torch.export.export(net.eval(), (x,), dynamic_shapes=shapes).module()
+    report = measure(exported, (x, y))
+    torch.testing.assert_close(torch.from_numpy(report.margin), exact_margins(net, x, y))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_model_traced_in_training_mode_is_refused_and_left_as_it_was() -> None:
+    net = normalised_linear()
+    x, y = labelled(net)
+    traced = torch.jit.trace(net, x, check_trace=False)
+    before = {name: tensor.clone() for name, tensor in traced.state_dict().items()}
+    with pytest.raises(ValueError, match="other samples are in its batch"):
+        measure(traced, (x, y))
+    for name, tensor in traced.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1, 7])
+def test_half_precision_is_no_dependence_between_samples(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 64), nn.GELU()] * 6
+    net = nn.Sequential(nn.Linear(DIMS, 64), *layers, nn.Linear(64, CLASSES)).to(dtype)
+    x, y = torch.randn(14, DIMS).to(dtype), torch.arange(14) % CLASSES
+    assert len(measure(net, (x, y), batch_size=size)) == 14
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_models_in_training_mode() -> None:
+    net = normalised_linear()
+    x, y = labelled(net)
+    scripted = torch.jit.script(net)
+    report = measure(scripted, (x, y))
+    torch.testing.assert_close(torch.from_numpy(report.margin), exact_margins(net, x, y))
+    assert scripted.training
 
 
 def test_the_gradient_mode_of_the_caller_does_not_matter() -> None:

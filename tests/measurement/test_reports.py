@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.attacks import PGD
-from margin_ext.bounds import Sampled
-from margin_ext.measurement import MarginMonitor, measure
+from margin_ext.bounds import BoundResult, Sampled
+from margin_ext.measurement import MarginMonitor, MarginReport, MarginSummary, measure
 from margin_ext.output.atomic_write import write_atomically
+from margin_ext.threat import ThreatModel
 from measurement.networks import relu_network
 
 MODEL = (6, 12, 4)
@@ -168,6 +171,96 @@ def test_summaries() -> None:
         report[1]
 
 
+class Found:
+    """A bound whose search finds what it is told to find."""
+
+    name, title, kind = "found", "what was found", "upper"
+
+    def __init__(self, distances: list[float]) -> None:
+        self.distances = torch.tensor(distances, dtype=torch.float64)
+
+    def check(self, threat: ThreatModel) -> None:
+        pass
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    def __call__(self, model: object, inputs: Tensor, label: Tensor, **rest: Any) -> BoundResult:
+        return BoundResult(self.distances[rest["indices"]])
+
+
+def found_report() -> MarginReport:
+    """Ten samples: two misclassified, three of the others not broken."""
+    model = nn.Linear(1, 2).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        model.bias.zero_()
+    x = torch.tensor([[1.0]] * 8 + [[-1.0]] * 2).double()
+    distances = [0.1, 0.2, 0.3, 0.4, 0.5, math.inf, math.inf, math.inf, 7.0, 7.0]
+    return measure(model, (x, torch.zeros(10, dtype=torch.int64)), bounds=[Found(distances)])
+
+
+def test_averages_stand_with_what_they_leave_out(tmp_path: Path) -> None:
+    report = found_report()
+    total = report.summary(quantity="found")
+    assert (total.count, total.infinite, total.misclassified) == (7, 3, 2)
+    assert total.average == pytest.approx(1.5 / 7)
+    assert total.average_correct == pytest.approx(0.3)
+    # 0, 0, .1, .2, .3, .4, .5, inf, inf, inf
+    assert total.median == pytest.approx(0.35)
+    assert total.quantiles[0.75] == math.inf
+    assert total.quantiles[0.05] == 0.0
+    table = str(report)
+    assert "2 misclassified" in table
+    header, row = (next(s for s in table.splitlines() if w in s) for w in ("avg correct", "what"))
+    assert "not found" in header
+    assert row.split()[-1] == "3"
+    assert "3 samples left out of the averages (no adversarial example found)" in table
+    assert "the 2 misclassified samples have distance 0" in table
+    saved = json.loads(report.save(tmp_path / "r.json").read_text())["norms"]["l2"]["found"]
+    assert (saved["infinite"], saved["misclassified"]) == (3, 2)
+    assert saved["quantiles"]["0.75"] == "inf"
+
+
+def test_a_more_robust_network_has_the_larger_median() -> None:
+    weak = MarginSummary.of(np.array([1.0, 2.0, 3.0]), np.ones(3, dtype=bool))
+    strong = MarginSummary.of(np.array([1.0, np.inf, np.inf]), np.ones(3, dtype=bool))
+    assert strong.average < weak.average
+    assert strong.median > weak.median
+
+
+@pytest.mark.parametrize("values", [[], [math.inf], [-math.inf, 1.0], [-math.inf, math.inf]])
+def test_summaries_of_few_values(values: list[float]) -> None:
+    total = MarginSummary.of(np.array(values), np.zeros(len(values), dtype=bool))
+    assert total.count + total.infinite == len(values)
+    for q, value in total.quantiles.items():
+        if not values:
+            assert math.isnan(value)
+        else:
+            place = q * (len(values) - 1)
+            ends = sorted(values)[math.floor(place)], sorted(values)[math.ceil(place)]
+            assert ends[0] <= value <= ends[1]
+
+
+def test_the_robustness_curve() -> None:
+    report = found_report()
+    curve = report.robustness_curve([0.0, 0.1, 0.25, 0.5, 100.0])
+    assert curve.fraction.tolist() == [0.8, 0.7, 0.6, 0.3, 0.3]
+    assert (curve.low <= curve.fraction).all()
+    assert (curve.fraction <= curve.high).all()
+    # Wilson's interval of 3 of 10.
+    assert (curve.low[-1], curve.high[-1]) == pytest.approx((0.1078, 0.6032), abs=1e-4)
+    whole = report.robustness_curve()
+    assert len(whole.radii) == 101
+    assert whole.radii[-1] == 0.5
+    assert (np.diff(whole.fraction) <= 0).all()
+    assert report.robustness_curve([0.1], quantity="found").fraction.tolist() == [0.7]
+    with pytest.raises(KeyError, match="was not measured"):
+        report.robustness_curve(quantity="certified")
+    with pytest.raises(KeyError, match="no upper bound was measured"):
+        measure(relu_network(MODEL), data()).robustness_curve()
+
+
 def test_the_monitor_keeps_history_and_continues_it(tmp_path: Path) -> None:
     model = relu_network(MODEL)
     path = tmp_path / "history.jsonl"
@@ -243,6 +336,8 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
     figures = {
         "histogram": report.histogram("inf"),
         "scatter": report.scatter(),
+        "robustness": found_report().plot(),
+        "estimate": measure(model, data()).plot("2"),
         "history": monitor.figure(),
         "several": margin_history({"a": monitor, "b": monitor}),
         "robust": robust_accuracy(model, data(), [0.1, 0.5], attacks=[PGD(steps=3)]).plot(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext import measure
+from margin_ext.bounds import Sampled
 from margin_ext.output.exclusive import InUseError, exclusive
 
 DIMS, CLASSES = 4, 3
@@ -175,3 +177,44 @@ def test_what_is_no_file_of_results_is_told(
         measure(Net(), data(), resume=file)
     assert "partial.npz" in str(told.value)
     assert "\n" not in str(told.value)
+
+
+KILLED = """
+import os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from margin_ext import measure
+from margin_ext.bounds import Sampled
+from margin_ext.bounds import Sampled
+from measurement.test_resume import Net, data
+
+draw = random.Random(0)
+killed = 0
+for _ in range(30):
+    process = os.fork()
+    if process == 0:
+        bounds = [Sampled(points=3), "minimum_distance"]
+        measure(Net(), data(60), resume="partial.npz", save_every=0.0, batch_size=2, bounds=bounds)
+        os._exit(0)
+    time.sleep(draw.uniform(0.01, 0.12))
+    os.kill(process, signal.SIGKILL)
+    killed += os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+print(killed)
+"""
+
+
+def test_a_run_that_is_killed_thirty_times_ends_like_one_that_is_not(tmp_path: Path) -> None:
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED],
+        cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert int(done.stdout) > 3
+    bounds = [Sampled(points=3), "minimum_distance"]
+    whole = measure(Net(), data(60), bounds=bounds, batch_size=2)
+    file = tmp_path / "partial.npz"
+    resumed = measure(Net(), data(60), resume=file, bounds=bounds, batch_size=2)
+    for name, column in whole.columns().items():
+        assert (resumed.columns()[name] == column).all(), name
+    assert not list(tmp_path.glob(".*.tmp"))

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "cuda/ops.h"
@@ -36,7 +37,10 @@ void bind_parts(py::module_& m) {
   py::class_<NormOptions> norm(m, "NormOptions");
   norm.def_property(
       "q", [](const NormOptions& options) { return options.q; },
-      [](NormOptions& options, double q) { options = {norm_from_q(q), q}; });
+      [](NormOptions& options, double q) {
+        if (q == 0) q = std::numeric_limits<double>::infinity();  // as the ops take it
+        options = {norm_from_q(q), q};
+      });
 
   py::class_<ChannelScale> channels(m, "ChannelScale");
   address(channels, "scale", &ChannelScale::scale);

@@ -117,3 +117,16 @@ def test_what_is_not_given_follows_from_the_rest(tmp_path: Path) -> None:
     # Complete: nothing more follows from what is written.
     assert complete_settings(read_settings(written(tmp_path, settings_text(full, "")))) == full
     assert complete_settings({"p": 3.0})["measure_p"] == 2
+
+
+def test_a_recipe_gives_what_is_not_given() -> None:
+    full = complete_settings({"recipe": "robust", "radius": 2.0, "adversarial_steps": 7})
+    assert full["loss"] == "adversarial"
+    assert full["adversarial_eps"] == 2.5
+    assert full["adversarial_steps"] == 7
+    assert full["eps_attack"] == [1.0, 2.0]
+    for alone in ({"recipe": "robust"}, {"radius": 1.0}):
+        with pytest.raises(SettingsError, match="recipe and radius need each other"):
+            complete_settings(alone)
+    with pytest.raises(SettingsError, match="radius must be above 0, got -1"):
+        complete_settings({"recipe": "robust", "radius": -1.0})

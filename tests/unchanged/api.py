@@ -188,6 +188,12 @@ def measured(
         "sampled": (Sampled, given.pop("sampling", {}), {"seed": seed}),
         "certified": (Certified, given.pop("certification", {}), {}),
     }
+    if "attack" in given["bounds"]:
+        # The search of 0.1.0 had no random starts; its radius_change and first step are constants
+        # now, and searches toward classes start from what was found. Both have 25 steps here.
+        words = kinds["attack"][1]
+        kept = {k: v for k, v in words.items() if k not in {"radius_change", "step"}}
+        kinds["attack"] = (MinimumDistance, kept, {"seed": seed})
     bounds = []
     for name in given.pop("bounds"):
         kind, words, further = kinds[name]
@@ -231,13 +237,22 @@ def robustness(
         model, (inputs, target), progress=False, attacks=attacks, seed=seed, **given
     )
     found = {k: v for k, v in report.to_dict().items() if k != "settings"}
+    # Columns of other instruments are new, and "worst" counts what the diagnosis found.
     if found["diagnosis"] is not None:
-        findings = found["diagnosis"].pop("findings")
-        found["diagnosis"]["findings"] = len(findings)
+        # The other signs of 0.1.0 had units, or depended on the first batch: the diagnosis rests on
+        # others now.
+        judged = found["diagnosis"]
+        found["diagnosis"] = {
+            "cross_entropy_excess": judged["cross_entropy_excess"],
+            "random_excess": judged["random_excess"],
+            "cross_entropy_masked": judged["cross_entropy_masked"],
+            "gap_masked": judged["gap_masked"],
+            "findings": len(judged["findings"]),
+        }
     found["samples"] = {
         "correct": report.correct,
         "random": report.random,
-        **report.robust,
+        **{name: report.robust(name) for name in report.distance},
     }
     return found
 
@@ -286,4 +301,5 @@ def monitor_history(
     for epoch in range(epochs):
         train(model, lambda criterion: monitor.step(criterion.loss.statistics))
         monitor.epoch(model, epoch + 1, {"train": {"loss": 0.5}})
-    return monitor.history
+    new = {"without_gradient", "misclassified"}
+    return [{k: v for k, v in record.items() if k not in new} for record in monitor.history]

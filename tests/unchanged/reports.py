@@ -110,7 +110,6 @@ def _margins() -> dict[str, tuple[str, dict[str, Any]]]:
         "gelu, input_std": ("gelu", {"input_std": 0.25}),
         "convolution, input_std by channel": ("convolution", {"input_std": [0.25, 0.5]}),
         "gelu, batches of 3, 7 samples": ("gelu", {"batch_size": 3, "limit": 7}),
-        "linear, norm bound": ("linear", {"norm_bound": 2.0}),
         "linear, attack": ("linear", {**attack, "p": (2, math.inf)}),
         "gelu, attack": ("gelu", {**attack, "p": (2, math.inf)}),
         "gelu, attack in a box": ("gelu", {**attack, "p": (2, math.inf), "data_range": (-2, 2)}),

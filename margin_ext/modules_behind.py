@@ -1,16 +1,17 @@
-"""The modules that a function runs, found without running it."""
+"""The modules, and other objects, that a function uses, found without running it."""
 
 from __future__ import annotations
 
 import functools
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-__all__ = ["modules_behind"]
+__all__ = ["modules_behind", "objects_behind"]
 
 # Their functions use no modules of the user, and have thousands of globals.
 _LIBRARIES = ("torch", "numpy", "margin_ext", "builtins", "functools", "importlib", "typing")
@@ -21,7 +22,7 @@ _PLAIN = (str, bytes, int, float, complex, type(None), type)
 
 
 def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
-    """Modules that a callable is, holds or names, outermost first and without repetition.
+    """Modules that a callable is, holds or names, nearest first and without repetition.
 
     Looked through are methods, partial functions, closures, default values, decorators, containers,
     objects' attributes, and the global names that a function's code uses.
@@ -31,29 +32,38 @@ def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
         >>> modules_behind(functools.partial(net.forward))
         [Linear(in_features=2, out_features=2, bias=True)]
     """
-    found: dict[int, nn.Module] = {}
+    found = objects_behind([function], (nn.Module,))
+    inner = {id(m) for module in found for m in module.modules() if m is not module}
+    return [module for module in found if id(module) not in inner]
+
+
+def objects_behind(things: Iterable[Any], kinds: tuple[type, ...]) -> list[Any]:
+    """Objects of some kinds among things and what they hold or name; not what is inside of those.
+
+    Example:
+        >>> objects_behind([lambda: nn.ReLU()], (types.ModuleType,))
+        []
+    """
+    found: dict[int, Any] = {}
     seen: dict[int, Any] = {}
-    waiting: list[Any] = [function]
+    waiting = deque(things)
     while waiting:
-        thing = waiting.pop()
+        thing = waiting.popleft()
         if isinstance(thing, _PLAIN) or id(thing) in seen:
             continue
         # Kept, because the id of an object that is gone can come back.
         seen[id(thing)] = thing
-        if isinstance(thing, nn.Module):
+        if isinstance(thing, kinds):
             found.setdefault(id(thing), thing)
-            # Modules that are not registered, such as those in a list.
-            waiting.extend(v for m in thing.modules() for v in vars(m).values())
-        elif len(seen) < _MOST:
+        else:
             waiting.extend(_held_by(thing))
-    inner = {id(m) for module in found.values() for m in module.modules() if m is not module}
-    return [module for key, module in found.items() if key not in inner]
+    return list(found.values())
 
 
 def _held_by(thing: Any) -> Iterator[Any]:
-    if isinstance(thing, types.MethodType):
+    if isinstance(thing, (types.MethodType, types.BuiltinMethodType)):
         yield thing.__self__
-        yield thing.__func__
+        yield getattr(thing, "__func__", None)
     elif isinstance(thing, functools.partial):
         yield from (thing.func, *thing.args, *thing.keywords.values())
     elif isinstance(thing, types.FunctionType):
@@ -83,13 +93,14 @@ def _held_by_function(function: types.FunctionType) -> Iterator[Any]:
     if _top_package(function) in _LIBRARIES:
         return
     names = set(_names(function.__code__))
-    for name in names & function.__globals__.keys():
+    # In an order that does not change from one process to the next.
+    for name in sorted(names & function.__globals__.keys()):
         value = function.__globals__[name]
         if not isinstance(value, types.ModuleType):
             yield value
         elif value.__name__.partition(".")[0] not in _LIBRARIES:
             # Of a Python module only what the code names.
-            yield from (vars(value)[inner] for inner in names & vars(value).keys())
+            yield from (vars(value)[inner] for inner in sorted(names & vars(value).keys()))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

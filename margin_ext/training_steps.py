@@ -1,0 +1,115 @@
+"""What a training step is: all calls up to an optimizer's step, or what the user says.
+
+``every`` and ``warmup`` count steps. A step may have several calls: two for sharpness-aware
+minimisation, as many as the line search takes for LBFGS, one a part for gradient accumulation. All
+of them have to see the same loss, or the optimizer compares two functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import floor
+from typing import Any, Final
+
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+__all__ = ["StepCounter"]
+
+_GOLDEN: Final = 0.6180339887498949
+
+
+@dataclass
+class _OptimizerSteps:
+    """Steps of all of torch's optimizers in this process."""
+
+    begun: int = 0
+    ended: int = 0
+    watching: bool = False
+
+    def watch(self) -> None:
+        """Count from now on."""
+        if not self.watching:
+            self.watching = True
+            register_optimizer_step_pre_hook(self._begin)
+            register_optimizer_step_post_hook(self._end)
+
+    def _begin(self, *_: Any) -> None:
+        self.begun += 1
+
+    def _end(self, *_: Any) -> None:
+        self.ended += 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether this is a closure that an optimizer calls."""
+        return self.begun > self.ended
+
+
+_OPTIMIZERS: Final = _OptimizerSteps()
+
+
+class StepCounter:
+    """Counts the training steps of one criterion.
+
+    Calls belong to one step up to the next ``optimizer.step()`` of any optimizer of torch, and all
+    calls inside of ``optimizer.step(closure)`` do. Until one has been seen, each call counts as a
+    step; those before the first optimizer's step become one when it comes. :meth:`one_step` says it
+    without an optimizer.
+
+    Attributes:
+        steps: How many have begun.
+    """
+
+    def __init__(self) -> None:
+        _OPTIMIZERS.watch()
+        self.steps = 0
+        self._ended: int | None = None  # what the optimizers had done at the last call
+        self._guessed = 0  # steps that are calls, for want of an optimizer
+        self._known = False
+        self._said = False
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """All calls inside belong to one step."""
+        if self._said:
+            yield
+            return
+        self._said = self._known = True
+        self.steps += 1
+        try:
+            yield
+        finally:
+            self._said = False
+            self._ended = _OPTIMIZERS.ended
+
+    def next_call(self) -> int:
+        """The number of the step that this call belongs to, from 0."""
+        if not self._said:
+            before, self._ended = self._ended, _OPTIMIZERS.ended
+            stepped = before is not None and before != self._ended
+            if not self._known and (stepped or _OPTIMIZERS.inside):
+                self._known = True
+                self.steps -= max(self._guessed - 1, 0)
+            if not self._known:
+                self._guessed += 1
+            if before is None or stepped or not self._known:
+                self.steps += 1
+        return self.steps - 1
+
+    def has_turn(self, step: int, every: int) -> bool:
+        """Whether a step is the one among ``every`` that has margins.
+
+        That is the first one. But where calls count as steps, for want of an optimizer, its place
+        changes from group to group after the second group: otherwise a loop with two calls a step
+        would have all margins in the same one of them, and possibly never in the one whose gradient
+        it steps by.
+        """
+        group, place = divmod(step, every)
+        if self._known or group < 2:
+            return place == 0
+        return place == floor(every * (group * _GOLDEN % 1))

@@ -1,0 +1,129 @@
+"""Adversarial training: its points, its settings, and the command."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from margin_ext.threat import ThreatModel
+from margin_ext.training import AdversarialTraining
+from training.small_images import SMALL, same_weights, train, weights
+
+BOX = ThreatModel(p=2, data_range=(0.0, 1.0))
+
+
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 16), nn.BatchNorm1d(16), nn.GELU(), nn.Linear(16, 3)
+    )
+    return model, torch.rand(20, 3, 2, 2), torch.randint(3, (20,))
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, float("inf")])
+@pytest.mark.parametrize("attack_loss", ["cross_entropy", "gap"])
+def test_points_are_worse_and_stay_in_ball_and_range(p: float, attack_loss: Any) -> None:
+    model, x, y = problem()
+    threat = ThreatModel(p=p, data_range=(0.0, 1.0))
+    eps = {1.0: 0.8, 2.0: 0.4}.get(p, 0.1)
+    objective = AdversarialTraining(eps, 3, attack_loss=attack_loss, threat=threat)
+    point = objective.points(model, x, y)
+    assert not point.requires_grad
+    assert float(threat.distance(point, x).max()) <= eps * (1 + 1e-5)
+    assert float(point.min()) >= 0
+    assert float(point.max()) <= 1
+    assert cross_entropy(model(point), y) > cross_entropy(model(x), y) * 1.02
+
+
+def test_one_step_is_along_the_gradient() -> None:
+    model, x, y = problem()
+    model.eval()
+    inside = 0.3 + 0.4 * x
+    point = AdversarialTraining(0.1, 1, threat=BOX).points(model, inside, y)
+    twin = inside.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(cross_entropy(model(twin), y, reduction="sum"), twin)
+    unit = grad / grad.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(point, inside + 0.1 * unit)
+
+
+def test_one_step_from_noise_is_not_brought_back() -> None:
+    model, x, y = problem()
+    free = ThreatModel(p=2)
+    point = AdversarialTraining(0.1, 1, noise=2.0, threat=free).points(model, x, y)
+    distance = free.distance(point, x)
+    assert float(distance.max()) > 0.11
+    assert float(distance.max()) <= 0.3 * (1 + 1e-5)
+
+
+def test_every_sample_can_have_a_radius_of_its_own() -> None:
+    model, x, y = problem()
+    radius = torch.linspace(0.01, 0.2, 20)
+    inside = 0.3 + 0.4 * x
+    point = AdversarialTraining(9.0, 1, threat=BOX).points(model, inside, y, radius=radius)
+    torch.testing.assert_close(BOX.distance(point, inside), radius, rtol=1e-4, atol=1e-6)
+
+
+def test_the_attack_leaves_running_statistics_alone() -> None:
+    model, x, y = problem()
+    before = copy.deepcopy(model.state_dict())
+    AdversarialTraining(0.3, 3).points(model, x, y)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    AdversarialTraining(0.3, 3).loss(model, x, y).backward()
+    assert int(model[2].num_batches_tracked) == 1
+
+
+def test_the_clean_part_is_weighted() -> None:
+    model, x, y = problem()
+    model.eval()
+    plain = cross_entropy(model(x), y, label_smoothing=0.1)
+    one = AdversarialTraining(0.3, 1, label_smoothing=0.1)
+    worse = one.loss(model, x, y)
+    mixed = AdversarialTraining(0.3, 1, clean=0.25, label_smoothing=0.1).loss(model, x, y)
+    torch.testing.assert_close(mixed, 0.25 * plain + 0.75 * worse)
+    only = AdversarialTraining(0.3, 1, clean=1.0, label_smoothing=0.1).loss(model, x, y)
+    torch.testing.assert_close(only, plain)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"eps": 0.0}, "eps must be above 0"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"noise": -1.0}, "noise must be at least 0"),
+        ({"step": 0.0}, "step must be above 0"),
+        ({"clean": 1.5}, r"clean must lie in \[0, 1\]"),
+        ({"attack_loss": "hinge"}, "attack_loss must be one of cross_entropy, gap"),
+    ],
+)
+def test_settings_that_cannot_be(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdversarialTraining(**{"eps": 1.0, **wrong})
+
+
+def test_the_command_trains_and_goes_on(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*SMALL, "--loss", "adversarial", "--adversarial-eps", "0.5", "--no-report")
+    assert train(tmp_path / "whole", *words) == 0
+    assert "adversarial, eps 0.5, steps 2" in capsys.readouterr().out
+    assert train(tmp_path / "longer", *words, "--epochs", "2", "--schedule", "constant") == 0
+    assert train(tmp_path / "longer", "--resume", "--epochs", "4") == 0
+    assert train(tmp_path / "constant", *words, "--schedule", "constant") == 0
+    assert same_weights(tmp_path / "longer", tmp_path / "constant")
+    more = ("--adversarial-noise", "2", "--adversarial-steps", "1", "--adversarial-clean", "0.2")
+    assert train(tmp_path / "other", *words, *more, "--label-smoothing", "0.1") == 0
+    assert not torch.equal(
+        weights(tmp_path / "other")["1.weight"], weights(tmp_path / "whole")["1.weight"]
+    )
+    recipe = ("--recipe", "robust", "--radius", "0.4", "--no-report")
+    assert train(tmp_path / "recipe", *SMALL, *recipe) == 0
+    assert same_weights(tmp_path / "recipe", tmp_path / "whole")
+    assert train(tmp_path / "none", *SMALL, "--loss", "adversarial") == 2
+    assert "needs adversarial_eps" in capsys.readouterr().err
