@@ -7,12 +7,14 @@ of them have to see the same loss, or the optimizer compares two functions.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import floor
 from typing import Any, Final
 
+import torch
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -44,10 +46,17 @@ class _OptimizerSteps:
     def _end(self, *_: Any) -> None:
         self.ended += 1
 
-    @property
     def inside(self) -> bool:
-        """Whether this is a closure that an optimizer calls."""
-        return self.begun > self.ended
+        """Whether this is called by a closure that an optimizer calls."""
+        if self.begun <= self.ended:
+            return False
+        frame = inspect.currentframe()
+        while frame is not None:
+            if frame.f_code.co_filename == torch.optim.optimizer.__file__:
+                return True
+            frame = frame.f_back
+        self.begun = self.ended  # a step that an error has left
+        return False
 
 
 _OPTIMIZERS: Final = _OptimizerSteps()
@@ -92,7 +101,7 @@ class StepCounter:
         if not self._said:
             before, self._ended = self._ended, _OPTIMIZERS.ended
             stepped = before is not None and before != self._ended
-            if not self._known and (stepped or _OPTIMIZERS.inside):
+            if not self._known and (stepped or _OPTIMIZERS.inside()):
                 self._known = True
                 self.steps -= max(self._guessed - 1, 0)
             if not self._known:

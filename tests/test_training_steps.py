@@ -123,6 +123,18 @@ def test_all_calls_of_lbfgs_in_a_step_see_the_same_loss(search):
     assert calls.criterion.steps == 4
 
 
+def test_a_step_that_an_error_has_left_is_over():
+    def fails():
+        raise ValueError("no loss")
+
+    calls = Calls(every=2)
+    with pytest.raises(ValueError, match="no loss"):
+        torch.optim.LBFGS(calls.model.parameters()).step(fails)
+    for _ in range(4):
+        calls()
+    assert calls.margins == [True, False, True, False]
+
+
 def test_the_parts_of_an_accumulated_batch_are_one_step():
     calls = Calls(every=2)
     optimizer = torch.optim.AdamW(calls.model.parameters())

@@ -9,7 +9,8 @@ before and keeps its graph meanwhile.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +25,43 @@ from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
 from margin_ext.gradient_modes.snapshot import Snapshot
 
-__all__ = ["DeferredPasses", "deferred_passes"]
+__all__ = ["DeferredPasses", "Source", "deferred_passes"]
+
+
+class Source:
+    """Inputs that have a graph: moved inputs move with them."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+        self._end = inputs
+
+    def move(self, moved: Tensor) -> Tensor:
+        """Moved inputs with a graph that leads to the inputs; how far they were moved is fixed."""
+        return moved + (self._end - self._end.detach())
+
+    @contextmanager
+    def ending(self) -> Iterator[Tensor]:
+        """Let graphs end at a leaf in place of the inputs.
+
+        What lies behind the inputs may hold parameters of the model, and may have been used up.
+        """
+        self._end = self.inputs.detach().requires_grad_()
+        try:
+            yield self._end
+        finally:
+            self._end = self.inputs
 
 
 @dataclass
 class _Work:
     """What a node has to do; nothing in it holds the graph that it waits for.
 
-    ``parameters`` are what it finds gradients for: the model's, and inputs that have a graph.
+    ``parameters`` are what it finds gradients for: the model's, and at the end the inputs, where
+    they have a ``source``.
     """
 
     parameters: list[Tensor]
+    source: Source | None = None
     job: Callable[[], Tensor] | None = None
     snapshot: Snapshot | None = None
     refuses_nan: bool = False
@@ -48,12 +75,17 @@ class _Work:
         found: list[Tensor | None] = [None] * len(self.parameters)
         # One that was frozen since has no gradient.
         wanted = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
-        # Checkpointed parts are computed again while gradients are taken, and need it all too.
-        with self.snapshot.restored(), kept_for_two_gradients():
+        ends = self.parameters
+        with ExitStack() as contexts:
+            if self.source is not None:
+                ends = [*ends[:-1], contexts.enter_context(self.source.ending())]
+            # Checkpointed parts are computed again while gradients are taken, and need it all too.
+            contexts.enter_context(self.snapshot.restored())
+            contexts.enter_context(kept_for_two_gradients())
             with torch.enable_grad():
                 value = self.job()
             if value.requires_grad and wanted:
-                gradients = self._through(value, [self.parameters[i] for i in wanted], upstream)
+                gradients = self._through(value, [ends[i] for i in wanted], upstream)
                 if self.refuses_nan:
                     refuse_nan_gradients(gradients, upstream)
                 for i, gradient in zip(wanted, gradients, strict=True):
@@ -111,7 +143,7 @@ class DeferredPasses:
     batchnorm: str
     works: list[_Work]
     terms: list[Tensor]
-    source: Tensor | None = None
+    source: Source | None = None
 
     def serves(self, logits: Tensor) -> bool:
         """Whether the model's parameters are all that a pass like that of the logits moves.
@@ -121,7 +153,8 @@ class DeferredPasses:
         """
         known = {id(parameter) for parameter in self.works[0].parameters}
         known.add(id(self.inputs))
-        return all(id(leaf) in known for leaf in graph_leaves(logits, self.source))
+        stop = None if self.source is None else self.source.inputs
+        return all(id(leaf) in known for leaf in graph_leaves(logits, stop))
 
     def add(self, jobs: Sequence[Callable[[], Tensor]], *, refuse_nan: bool = False) -> Tensor:
         """Zeros with the gradient of the sum of the jobs' values.
@@ -143,7 +176,7 @@ def deferred_passes(
     shape: tuple[int, ...],
     count: int,
     *,
-    source: Tensor | None = None,
+    source: Source | None = None,
 ) -> DeferredPasses | None:
     """Places for passes, or None where passes have to be made at once.
 
@@ -153,7 +186,7 @@ def deferred_passes(
         batchnorm: As in :class:`margin_ext.AverageMarginLoss`.
         shape: Of the jobs' values.
         count: How many jobs there will be.
-        source: The inputs, where what computed them gets a gradient of these passes too.
+        source: Of inputs that have a graph.
     """
     # A function's parameters are not known. fully_shard gathers and reduces parameters at hooks
     # that expect one backward. With find_unused_parameters DistributedDataParallel knows which
@@ -177,7 +210,7 @@ def deferred_passes(
     if any(is_lazy(parameter) for parameter in parameters):
         return None
     if source is not None:
-        parameters.append(source)
-    works = [_Work(parameters) for _ in range(count)]
+        parameters.append(source.inputs)
+    works = [_Work(parameters, source) for _ in range(count)]
     terms = [_Node.apply(work, shape, inputs, *parameters) for work in works]  # type: ignore[no-untyped-call]
     return DeferredPasses(inner, inputs, batchnorm, works, terms, source)

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.compiled import kept_for_two_gradients
-from margin_ext.gradient_modes.deferred_passes import deferred_passes
+from margin_ext.gradient_modes.deferred_passes import Source, deferred_passes
 from margin_ext.gradient_modes.inputs_in_place import changes_refused
 from margin_ext.gradient_modes.layer_state import (
     LayerState,
@@ -149,8 +149,8 @@ class Passes:
                 statistics and goes through the model's DistributedDataParallel wrapper.
         """
         lazy, facts = self._is_lazy, self.facts(mode, inputs)
-        source = inputs if inputs.requires_grad else None
-        inputs = inputs.detach().requires_grad_() if source is None else source
+        source = Source(inputs) if inputs.requires_grad else None
+        inputs = inputs.detach().requires_grad_() if source is None else inputs
         inner = without_ddp(self.model)
         moving = [(self.modules[index], name) for index, name in facts.moving]
         layers = LayerState(self.modules, self.batchnorm, moving)
@@ -184,8 +184,7 @@ class Passes:
 
         def rerun(moved: Tensor) -> Tensor:
             if source is not None and not moved.requires_grad:
-                # How far it was moved counts as a constant.
-                moved = moved + (source - source.detach())
+                moved = source.move(moved)
             with state.replayed(alike=facts.random):
                 return again(moved).class_logits
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -127,6 +128,14 @@ def shard(model: nn.Sequential) -> nn.Sequential:
     return model
 
 
+def error_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except RuntimeError as raised:
+        return str(raised)
+    return "no error"
+
+
 def with_fsdp1(x: torch.Tensor, y: torch.Tensor) -> dict[str, str | float]:
     """What FullyShardedDataParallel is told, and a loss that it serves."""
     model = FullyShardedDataParallel(make_model().float(), device_id=torch.device("cpu"))
@@ -137,13 +146,7 @@ def with_fsdp1(x: torch.Tensor, y: torch.Tensor) -> dict[str, str | float]:
         "run secant": lambda: secant.run(nn.Sequential(model), x, y),
         "forward": lambda: AverageMarginLoss()(model(leaf), y, leaf),
     }
-    told: dict[str, str | float] = {}
-    for name, call in calls.items():
-        try:
-            call()
-            told[f"fsdp1, {name}"] = "no error"
-        except RuntimeError as raised:
-            told[f"fsdp1, {name}"] = str(raised)
+    told = {f"fsdp1, {name}": error_of(call) for name, call in calls.items()}
     out = AverageMarginLoss(margin="logit_gap").run(model, x, y)
     out.loss.backward()
     return {**told, "fsdp1, logit_gap": float(out.loss.detach())}

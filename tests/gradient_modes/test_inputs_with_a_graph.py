@@ -140,6 +140,33 @@ def test_two_losses_on_one_encoder_add_up():
     torch.testing.assert_close(parameter.grad, both)
 
 
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_layer_of_the_model_that_computes_its_inputs_too(deferred):
+    """Tied weights: both uses add up, and none counts twice."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+        def forward(self, x):
+            return self.head(self.body(x).tanh())
+
+    torch.manual_seed(0)
+    model, y = Tied().double(), torch.arange(8) % CLASSES
+    x = torch.randn(8, 6, dtype=torch.float64)
+    found = []
+    for gradient in (
+        "double_backward",
+        FiniteDifference("central", 1e-4, "absolute", deferred=deferred),
+    ):
+        model.zero_grad()
+        loss = AverageMarginLoss(regularizer="softplus", gradient=gradient)
+        loss.run(model, model.body(x), y).loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
+
+
 def test_inputs_without_a_graph_get_no_gradient():
     x, y = torch.randn(8, 6).double(), torch.arange(8) % CLASSES
     AverageMarginLoss().run(head(), x, y).loss.backward()
