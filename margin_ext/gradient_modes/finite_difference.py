@@ -149,8 +149,8 @@ class FiniteDifference(GradientMode):
             if self.data_range is not None:
                 raise ValueError(
                     "FiniteDifference(data_range=...) shortens the steps of single samples, which "
-                    "changes the direction of the whole batch while samples depend on each other by "
-                    'BatchNorm or other layers: take unit="margin" or batchnorm="running"'
+                    "changes the direction of the whole batch while samples depend on each other "
+                    'by BatchNorm or other layers: take unit="margin" or batchnorm="running"'
                 )
             shift, weight = _joint(slope, length)
         else:
