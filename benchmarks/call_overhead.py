@@ -24,7 +24,7 @@ from benchmarks.samples import Measured, ratios_to
 from benchmarks.shapes import Shape
 from benchmarks.timing import QUICK, Contender, Effort, time_on_cpu
 from margin_ext import functional
-from margin_ext.norms import dual_exponent
+from margin_ext.norms import op_exponent
 
 WHOLE = "loss, forward and backward"
 CROSS_ENTROPY = "cross_entropy, forward and backward"
@@ -60,7 +60,7 @@ def ways() -> dict[str, Contender]:
             return loss(x)
 
     def op(x: Inputs) -> object:
-        settings = (dual_exponent(2), 1e-6, 1.0, phi.code, phi.lo, phi.hi, 0.0, -100, 1, True, True)
+        settings = (op_exponent(2), 1e-6, 1.0, phi.code, phi.lo, phi.hi, 0.0, -100, 1, True, True)
         with torch.no_grad():
             return torch.ops.margin_ext.average_margin_loss(
                 x.logits, x.target, x.grad, None, None, None, *settings

@@ -65,6 +65,21 @@ def _dual_direction(
     return _empty_like_samples(grad)
 
 
+def _attack_step(
+    x: Tensor,
+    grad: Tensor,
+    length: Tensor,
+    center: Tensor,
+    radius: Tensor,
+    q: float,
+    low: Tensor | None,
+    high: Tensor | None,
+    input_scale: Tensor | None,
+) -> Tensor:
+    check_grad(grad, grad.shape[0])
+    return _empty_like_samples(grad)
+
+
 def _gradients(
     logits: Tensor, grad: Tensor | None, need_grad_logits: bool, need_grad_grad: bool
 ) -> tuple[Tensor, Tensor]:
@@ -145,6 +160,7 @@ def register_fake_kernels() -> None:
         "logit_gap": _logit_gap,
         "first_order_margin": _first_order_margin,
         "dual_direction": _dual_direction,
+        "attack_step": _attack_step,
         "average_margin_loss": _average_margin_loss,
         "average_margin_loss_backward": _average_margin_loss_backward,
         "scale_gradients_": _scale_gradients_,

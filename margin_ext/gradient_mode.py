@@ -42,6 +42,11 @@ class GradientMode(Protocol):
         return False
 
     @property
+    def asks_dependence(self) -> bool:
+        """Whether its gradient depends on whether samples depend on each other."""
+        return False
+
+    @property
     def advice(self) -> str:
         """What to do where the model cannot be differentiated so; for ``criterion.check``."""
         return ""

@@ -234,8 +234,8 @@ class AverageMarginLoss(nn.Module):
 
         Args:
             model: Maps inputs to logits [B, C] or [B, C, d1, ...]. A module (also wrapped by
-                torch.compile, DistributedDataParallel or fully_shard), or a function, whose
-                BatchNorm layers and second device, if any, are not seen then.
+                torch.compile, DistributedDataParallel or fully_shard), or a function; the
+                modules that it holds or names are found.
             inputs: [B, ...].
             target: As in :meth:`forward`.
             call: Maps the model and inputs to what the model returns, for models that take more

@@ -99,8 +99,6 @@ class LossOptions(LossSettings):
         if not (isinstance(self.warmup, int) and self.warmup >= 0):
             raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
         check_classes(self.classes)
-        if not math.isfinite(self.tau):
-            raise ValueError(f"tau must be finite, got {self.tau}")
         resolve_regularizer(self.regularizer, self.tau)
         # A word becomes its mode once, so that a mode can remember what it found.
         for name, resolve in (("margin", margin), ("gradient", gradient_mode)):

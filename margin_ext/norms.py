@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["dual_exponent", "norm_name"]
+__all__ = ["dual_exponent", "norm_name", "op_exponent"]
 
 
 def dual_exponent(p: float | str) -> float:
@@ -28,6 +28,19 @@ def dual_exponent(p: float | str) -> float:
     if math.isinf(value):
         return 1.0
     return value / (value - 1)
+
+
+def op_exponent(p: float | str) -> float:
+    """The dual exponent q as the compiled ops take it, 0 for infinity.
+
+    An exported program is stored as JSON, which has no infinity.
+
+    Example:
+        >>> op_exponent(1), op_exponent(2)
+        (0.0, 2.0)
+    """
+    q = dual_exponent(p)
+    return 0.0 if math.isinf(q) else q
 
 
 def norm_name(p: float) -> str:

@@ -216,6 +216,8 @@ def resolve_regularizer(regularizer: str | Regularizer, tau: float) -> Regulariz
             f"regularizer must be a Regularizer or one of {', '.join(_PRESETS)}, "
             f"got {regularizer!r}"
         ) from None
+    if not math.isfinite(tau):
+        raise ValueError(f"tau must be finite, got {tau}")
     try:
         return preset(float(tau))
     except ValueError as error:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from margin_ext import reference
 from margin_ext.loss_settings import Reduction
+from margin_ext.reference.attack_step import attack_step
 from margin_ext.regularizers import Regularizer
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "everything is there")
@@ -468,6 +469,52 @@ def test_dual_direction(dtype: torch.dtype, p: float) -> None:
             for cast in (torch.Tensor.double, torch.Tensor.clone)
         )
         assert_close("direction", out, exact, same)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, INF])
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_attack_step(dtype: torch.dtype, p: float) -> None:
+    acc = F64 if dtype == F64 else F32
+    ways = [(AUTO, 0), (BLOCK, 1), (BLOCK, 3)] + ([(WARP, 0)] if dtype != F64 else [])
+    for number, (variant, cluster) in enumerate(ways):
+        for size in (96, 101):  # whole packs, and not
+            shape = (4, 3, size)
+            x, grad, center = (torch.randn(shape, dtype=F64).to(dtype) for _ in range(3))
+            grad[1] = 0
+            length, radius = torch.rand(4, dtype=acc), 3 * torch.rand(4, dtype=acc)
+            scaled = number % 2 == 1
+            low = torch.tensor([-0.5, -1.0, -0.2], dtype=acc) if scaled else None
+            high = torch.tensor([0.5, 0.9, 2.0], dtype=acc) if scaled else None
+            scale = torch.tensor([0.5, 1.0, 2.0], dtype=acc) if scaled else None
+            guarded = Guarded(number // 2)
+            simt = Simt(variant, cluster, SCHEDULES[number], POISONS[number % 2], guarded)
+            out = simt.attack_step(x, grad, length, center, radius, dual(p), low, high, scale)
+            guarded.check()
+            exact, same = (
+                attack_step(
+                    cast(x),
+                    cast(grad),
+                    cast(length),
+                    cast(center),
+                    cast(radius),
+                    p=p,
+                    data_range=None if low is None or high is None else (cast(low), cast(high)),
+                    input_std=None if scale is None else 1 / cast(scale),
+                )
+                for cast in (torch.Tensor.double, torch.Tensor.clone)
+            )
+            assert_close(f"attack step, size {size}", out, exact, same)
+
+
+def test_attack_step_on_a_broken_gradient() -> None:
+    x, grad = torch.randn(3, 40), torch.randn(3, 40)
+    grad[1, 7] = math.nan
+    for p in (1.0, 2.0, INF):
+        out = Simt().attack_step(
+            x, grad, torch.ones(3), x, torch.ones(3), dual(p), None, None, None
+        )
+        assert out.isnan().all(1).tolist() == [False, True, False]
+        assert not bool(out[[0, 2]].isnan().any())
 
 
 @pytest.mark.parametrize("dtypes", [(F16, BF16), (F32, F32), (F64, F64)])

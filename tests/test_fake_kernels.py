@@ -37,6 +37,10 @@ def sample_calls():
         yield f"margin-{layout}", "first_order_margin", (gap, grad, 2.0, 1e-6, scale)
         yield f"direction-{layout}", "dual_direction", (grad, gap, None, 1.0, scale)
         yield f"direction-base-{layout}", "dual_direction", (grad, gap, problem.grad, 2.0, None)
+        ends = (torch.zeros(2), torch.ones(2))
+        step = (problem.grad, grad, gap.abs(), problem.grad, gap.abs())
+        yield f"attack-step-{layout}", "attack_step", (*step, 2.0, *ends, scale)
+        yield f"attack-step-free-{layout}", "attack_step", (*step, 1.0, None, None, None)
         optional = (grad, critical, weight, scale)
         for reduction in range(3):
             yield (

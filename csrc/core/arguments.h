@@ -78,6 +78,24 @@ struct DirectionArguments {
   int64_t out_stride = 0;
 };
 
+// out [B, D]: x after one step of an attack (core/attack.h). x, center and out have the dtype and
+// the element order of grad.
+struct AttackArguments {
+  int64_t batch = 0;
+  NormOptions norm;  // the dual of the threat norm
+  GradientRows grad;
+  const void* x = nullptr;
+  int64_t x_stride = 0;
+  const void* center = nullptr;
+  int64_t center_stride = 0;
+  const void* length = nullptr;  // Acc [B]
+  const void* radius = nullptr;  // Acc [B]
+  ChannelScale low;              // of the data range, by channel; null: no range
+  ChannelScale high;
+  void* out = nullptr;
+  int64_t out_stride = 0;
+};
+
 struct LossArguments {
   int64_t batch = 0;
   LogitRows logits;

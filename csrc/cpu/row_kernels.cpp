@@ -148,8 +148,10 @@ void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t
   // With scales the unit comes first here too.
   constexpr bool kUnitFirst = kScaled && may_need_second_pass(norm);
   const auto row = [&] {
-    if constexpr (kUnitFirst) return MultipliedRow<kScaled, T>{x, scale, direction.unit};
-    else return PlainRow<kScaled, T>{x, scale};
+    if constexpr (kUnitFirst)
+      return MultipliedRow<kScaled, T>{x, scale, direction.unit};
+    else
+      return PlainRow<kScaled, T>{x, scale};
   }();
   Direction<Acc<T>> along = direction;
   if constexpr (kUnitFirst) along.unit = Acc<T>(1);
@@ -192,6 +194,118 @@ void write_direction(Norm norm, const T* x, const Acc<T>* scale, const T* base, 
         },
         scale != nullptr, base != nullptr, non_temporal);
   });
+}
+
+// whole(j) for every vector of a row of n elements, then rest(j, count) for what is left.
+template <typename V, typename Whole, typename Rest>
+MARGIN_HD void for_lanes(int64_t n, const Whole& whole, const Rest& rest) {
+  int64_t j = 0;
+  for (; j + V::kLanes <= n; j += V::kLanes) whole(j);
+  if (j < n) rest(j, n - j);
+}
+
+template <Norm norm, bool kScaled, typename T>
+void move_row(const T* x, const T* center, const T* grad, const Acc<T>* scale, int64_t n,
+              const Direction<Acc<T>>& direction, Acc<T>* moved) {
+  using V = Vector<Acc<T>>;
+  const auto moved_of = [&](V from, V middle, V g, V s) {
+    V offset = from - middle;
+    if constexpr (kScaled) offset = offset / s;
+    offset += direction_lanes<norm>(direction, kScaled ? g * s : g);
+    return offset;
+  };
+  for_lanes<V>(
+      n,
+      [&](int64_t j) {
+        const V s = kScaled ? load_lanes(scale + j) : V(Acc<T>(1));
+        store_lanes(moved + j,
+                    moved_of(load_lanes(x + j), load_lanes(center + j), load_lanes(grad + j), s));
+      },
+      [&](int64_t j, int64_t rest) {
+        const V s = kScaled ? load_tail(scale + j, rest) : V(Acc<T>(1));
+        store_tail(moved + j,
+                   moved_of(load_tail(x + j, rest), load_tail(center + j, rest),
+                            load_tail(grad + j, rest), s),
+                   rest);
+      });
+}
+
+template <typename T>
+void move(Norm norm, const T* x, const T* center, const T* grad, const Acc<T>* scale, int64_t n,
+          const Direction<Acc<T>>& direction, Acc<T>* moved) {
+  visit_norm(norm, [&](auto which) {
+    if constexpr (is_attackable(which.value)) {
+      with_flags(
+          [&](auto scaled) {
+            move_row<which.value, scaled.value>(x, center, grad, scale, n, direction, moved);
+          },
+          scale != nullptr);
+    }
+  });
+}
+
+template <Norm norm, bool kScaled, bool kBounded, typename T>
+void project_row(const Acc<T>* moved, const T* center, const Acc<T>* scale, const Acc<T>* low,
+                 const Acc<T>* high, int64_t n, const Projection<Acc<T>>& projection, T* out) {
+  using V = Vector<Acc<T>>;
+  const Projection<V> lanes{V(projection.radius), V(projection.factor), V(projection.threshold)};
+  const auto placed = [&](V d, V middle, V s) {
+    const V offset = project_at<norm>(lanes, d);
+    return middle + (kScaled ? offset * s : offset);
+  };
+  for_lanes<V>(
+      n,
+      [&](int64_t j) {
+        const V s = kScaled ? load_lanes(scale + j) : V(Acc<T>(1));
+        V v = placed(load_lanes(moved + j), load_lanes(center + j), s);
+        if constexpr (kBounded) v = clamp_to(v, load_lanes(low + j), load_lanes(high + j));
+        store_lanes(out + j, v);
+      },
+      [&](int64_t j, int64_t rest) {
+        const V s = kScaled ? load_tail(scale + j, rest) : V(Acc<T>(1));
+        V v = placed(load_tail(moved + j, rest), load_tail(center + j, rest), s);
+        if constexpr (kBounded)
+          v = clamp_to(v, load_tail(low + j, rest), load_tail(high + j, rest));
+        store_tail(out + j, v, rest);
+      });
+}
+
+template <typename T>
+void project(Norm norm, const Acc<T>* moved, const T* center, const Acc<T>* scale,
+             const Acc<T>* low, const Acc<T>* high, int64_t n, const Projection<Acc<T>>& projection,
+             T* out) {
+  visit_norm(norm, [&](auto which) {
+    if constexpr (is_attackable(which.value)) {
+      with_flags(
+          [&](auto scaled, auto bounded) {
+            project_row<which.value, scaled.value, bounded.value>(moved, center, scale, low, high,
+                                                                  n, projection, out);
+          },
+          scale != nullptr, low != nullptr);
+    }
+  });
+}
+
+template <typename T>
+SumAbove<Acc<T>> sum_above(const Acc<T>* moved, int64_t n, Acc<T> threshold) {
+  using V = Vector<Acc<T>>;
+  V sum(Acc<T>(0)), count(Acc<T>(0));
+  const auto add = [&](V d) {
+    const V size = absolute(d);
+    // A NaN counts, so that the sum shows it.
+    const auto counts = (size > V(threshold)) | is_nan(size);
+    sum += select(counts, size, V(Acc<T>(0)));
+    count += select(counts, V(Acc<T>(1)), V(Acc<T>(0)));
+  };
+  for_lanes<V>(
+      n, [&](int64_t j) { add(load_lanes(moved + j)); },
+      [&](int64_t j, int64_t rest) { add(load_tail(moved + j, rest)); });
+  SumAbove<Acc<T>> total;
+  for (int l = 0; l < V::kLanes; ++l) {
+    total.sum += sum[l];
+    total.count += count[l];
+  }
+  return total;
 }
 
 template <typename T>
@@ -299,7 +413,8 @@ void write_logit_gradient(const Acc<T>* e, const Acc<T>* class_weight, int64_t c
 
 template <typename T>
 constexpr RowKernels<T> kRowKernels = {
-    accumulate<T>, write_direction<T>, load_logits<T>, write_logit_gradient<T>, scale_row<T>,
+    accumulate<T>,  write_direction<T>,      move<T>,      project<T>, sum_above<T>,
+    load_logits<T>, write_logit_gradient<T>, scale_row<T>,
 };
 
 template <typename A>

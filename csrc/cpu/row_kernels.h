@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/arguments.h"
+#include "core/attack.h"
 #include "cpu/types.h"
 
 namespace margin::cpu {
@@ -12,13 +13,22 @@ template <typename T>
 struct RowKernels {
   using A = Acc<T>;
 
-  // Adds x [n] times factor, times scale [n] unless that is null, to the norm's state. The factor is
-  // 1, or that of a second pass (second_pass_factor).
+  // Adds x [n] times factor, times scale [n] unless that is null, to the norm's state. The factor
+  // is 1, or that of a second pass (second_pass_factor).
   void (*accumulate)(Norm norm, const T* x, const A* scale, int64_t n, A q, A factor,
                      NormState<A>& state);
   // out [n] = base [n] (0 where null) + direction_at(x [n]), by non-temporal stores where asked.
   void (*write_direction)(Norm norm, const T* x, const A* scale, const T* base, int64_t n,
                           const Direction<A>& direction, T* out, bool non_temporal);
+
+  // moved [n] = (x - center) / scale + direction_at(scale * grad); scale null: 1.
+  void (*move)(Norm norm, const T* x, const T* center, const T* grad, const A* scale, int64_t n,
+               const Direction<A>& direction, A* moved);
+  // out [n] = clamp(center + scale * project_at(moved), low, high); low and high null: no range.
+  void (*project)(Norm norm, const A* moved, const T* center, const A* scale, const A* low,
+                  const A* high, int64_t n, const Projection<A>& projection, T* out);
+  // Of moved [n], in a fixed order.
+  SumAbove<A> (*sum_above)(const A* moved, int64_t n, A threshold);
 
   // Copies z [C] to the buffer, which has room for padded_classes(C).
   void (*load_logits)(const T* z, int64_t classes, A* buffer);

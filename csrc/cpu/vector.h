@@ -76,6 +76,10 @@ MARGIN_HD Vector<T> operator*(Vector<T> a, Vector<T> b) {
   return Vector<T>(a.raw * b.raw);
 }
 template <typename T>
+MARGIN_HD Vector<T> operator/(Vector<T> a, Vector<T> b) {
+  return Vector<T>(a.raw / b.raw);
+}
+template <typename T>
 MARGIN_HD Mask<T> operator<(Vector<T> a, Vector<T> b) {
   return {a.raw < b.raw};
 }

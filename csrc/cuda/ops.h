@@ -41,6 +41,9 @@ cudaError_t first_order_margin(const MarginArguments& arguments, const LaunchOpt
 cudaError_t dual_direction(const DirectionArguments& arguments, const LaunchOptions& options,
                            cudaStream_t stream);
 
+cudaError_t attack_step(const AttackArguments& arguments, const LaunchOptions& options,
+                        cudaStream_t stream);
+
 // The device memory that average_margin_loss needs where statistics or a summed loss are wanted. It
 // needs no initial value and holds nothing of use afterwards.
 size_t average_margin_loss_partials(int64_t batch);

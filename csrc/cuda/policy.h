@@ -74,10 +74,10 @@ struct Limits {
   static constexpr int kWarpRegisters = 80;
   static constexpr int kBlockRegisters = 80;
   static constexpr int kBlockRegisters16Bit = 128;
-  // What a warp issues for each byte that is moved, for rows from 784 elements on, and the bytes that
-  // a multiprocessor has requested at most: what an H100 can hide. tests/test_kernel_model.py holds
-  // them, by following the machine code. For 784 elements of 16 bits the goal is .22; a sample's
-  // scalars alone take .15.
+  // What a warp issues for each byte that is moved, for rows from 784 elements on, and the bytes
+  // that a multiprocessor has requested at most: what an H100 can hide. tests/test_kernel_model.py
+  // holds them, by following the machine code. For 784 elements of 16 bits the goal is .22; a
+  // sample's scalars alone take .15.
   static constexpr double kInstructionsPerByte = 0.15;
   static constexpr double kInstructionsPerByte16Bit = 0.22;
   static constexpr double kInstructionsPerByteShort16Bit = 0.29;

@@ -11,8 +11,10 @@ namespace margin::binding {
 
 using MaybeTensor = std::optional<Tensor>;
 
+// The ops take 0 for an infinite q: exported programs are stored as JSON, which has no infinity.
 inline NormOptions norm_options(double q) {
-  check(q >= 1, "q must be at least 1, got ", q);
+  check(q >= 1 || q == 0, "q must be at least 1, or 0 for infinity, got ", q);
+  if (q == 0) q = std::numeric_limits<double>::infinity();
   NormOptions options;
   options.q = q;
   options.norm = norm_from_q(q);
@@ -27,7 +29,8 @@ inline ScalarType accumulation_dtype(const Tensor& tensor) {
 // The floor of the norm, and its inverse, must be normal numbers of the type that they are used in.
 inline double checked_eps(double eps, ScalarType type) {
   const bool wide = type == ScalarType::Double;
-  const double least = wide ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+  const double least =
+      wide ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
   const double most = wide ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
   check(eps >= least && eps <= most, "eps must lie in ", least, "..", most, " for ",
         type_name(type), ", got ", eps);

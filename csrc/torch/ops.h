@@ -11,6 +11,7 @@
 
 #include <tuple>
 
+#include "core/attack.h"
 #include "torch/arguments_from_tensors.h"
 
 namespace margin::binding {
@@ -23,6 +24,8 @@ inline constexpr const char* kSchemas[] = {
     "(Tensor margin, Tensor norm)",
     "dual_direction(Tensor grad, Tensor factor, Tensor? base, float q, Tensor? input_scale) "
     "-> Tensor",
+    "attack_step(Tensor x, Tensor grad, Tensor length, Tensor center, Tensor radius, float q, "
+    "Tensor? low, Tensor? high, Tensor? input_scale) -> Tensor",
     "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? critical, "
     "Tensor? class_weight, Tensor? input_scale, float q, float eps, float mu, int "
     "regularizer, float lo, float hi, float label_smoothing, int ignore_index, int "
@@ -74,6 +77,31 @@ std::tuple<Tensor, Tensor> first_order_margin(const Tensor& gap, const Tensor& g
   return {margin, norm};
 }
 
+// A tensor of the shape and type of grad, whose samples are dense and have its layout.
+inline Tensor with_layout_of(const char* name, const Tensor& tensor, const Tensor& grad) {
+  check(tensor.scalar_type() == grad.scalar_type() && same_shape(tensor, grad), name,
+        " must have the shape and type of grad, ", shape(grad), " ", type_name(grad.scalar_type()),
+        ", got ", shape(tensor), " ", type_name(tensor.scalar_type()));
+  check_same_device(name, tensor, grad);
+  if (sample_is_dense(tensor) && same_sample_layout(tensor, grad)) return tensor;
+  Tensor copy = empty_like_samples(grad);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+// One value, or one for each channel of grad. The tensor returned owns their memory.
+inline Tensor channel_values(const char* name, const Tensor& values, const Tensor& grad,
+                             ChannelScale& channels) {
+  const int64_t count = values.numel();
+  check(values.dim() == 1 && (count == 1 || count == grad.size(1)), name,
+        " must be [1] or one value a channel, [", grad.size(1), "], got ", shape(values));
+  check_vector(name, values, accumulation_dtype(grad), count);
+  check_same_device(name, values, grad);
+  Tensor dense = contiguous_vector(values);
+  channels = {dense.const_data_ptr(), count, channel_stride(grad)};
+  return dense;
+}
+
 template <typename Backend>
 Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTensor& base, double q,
                       const MaybeTensor& input_scale) {
@@ -91,22 +119,51 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   arguments.factor = dense_factor.const_data_ptr();
   MaybeTensor dense_base;
   if (base.has_value()) {
-    check(base->scalar_type() == grad.scalar_type() && same_shape(*base, grad),
-          "base must have the shape and type of grad, ", shape(grad), " ",
-          type_name(grad.scalar_type()), ", got ", shape(*base), " ",
-          type_name(base->scalar_type()));
-    check_same_device("base", *base, grad);
-    dense_base = *base;
-    if (!sample_is_dense(*base) || !same_sample_layout(*base, input.grad)) {
-      dense_base = empty_like_samples(input.grad);
-      torch::stable::copy_(*dense_base, *base);
-    }
+    dense_base = with_layout_of("base", *base, input.grad);
     arguments.base = dense_base->const_data_ptr();
     arguments.base_stride = dense_base->stride(0);
   }
   arguments.out = out.mutable_data_ptr();
   arguments.out_stride = out.stride(0);
   if (batch > 0) Backend(grad).dual_direction(arguments);
+  return out;
+}
+
+template <typename Backend>
+Tensor attack_step(const Tensor& x, const Tensor& grad, const Tensor& length, const Tensor& center,
+                   const Tensor& radius, double q, const MaybeTensor& low, const MaybeTensor& high,
+                   const MaybeTensor& input_scale) {
+  check(grad.dim() >= 1, "grad must be [B, ...], got ", shape(grad));
+  const int64_t batch = grad.size(0);
+  const GradInput input = grad_input(grad, input_scale, batch);
+  AttackArguments arguments;
+  arguments.batch = batch;
+  arguments.norm = norm_options(q);
+  check(is_attackable(arguments.norm.norm), "attack_step is for p = 1, 2 and inf, got q = ", q);
+  check(low.has_value() == high.has_value(), "low and high must be given together");
+  arguments.grad = input.rows;
+  const Tensor from = with_layout_of("x", x, input.grad);
+  const Tensor middle = with_layout_of("center", center, input.grad);
+  arguments.x = from.const_data_ptr();
+  arguments.x_stride = from.stride(0);
+  arguments.center = middle.const_data_ptr();
+  arguments.center_stride = middle.stride(0);
+  for (const auto& [name, vector] : {std::pair{"length", &length}, std::pair{"radius", &radius}}) {
+    check_vector(name, *vector, accumulation_dtype(grad), batch);
+    check_same_device(name, *vector, grad);
+  }
+  const Tensor dense_length = contiguous_vector(length), dense_radius = contiguous_vector(radius);
+  arguments.length = dense_length.const_data_ptr();
+  arguments.radius = dense_radius.const_data_ptr();
+  Tensor lowest, highest;
+  if (low.has_value()) {
+    lowest = channel_values("low", *low, input.grad, arguments.low);
+    highest = channel_values("high", *high, input.grad, arguments.high);
+  }
+  Tensor out = empty_like_samples(input.grad);
+  arguments.out = out.mutable_data_ptr();
+  arguments.out_stride = out.stride(0);
+  if (batch > 0) Backend(grad).attack_step(arguments);
   return out;
 }
 
@@ -233,6 +290,7 @@ void scale_gradients_(Tensor grad_logits, Tensor grad_grad, const Tensor& upstre
   m.impl("logit_gap", TORCH_BOX(&margin::binding::logit_gap<Backend>));                     \
   m.impl("first_order_margin", TORCH_BOX(&margin::binding::first_order_margin<Backend>));   \
   m.impl("dual_direction", TORCH_BOX(&margin::binding::dual_direction<Backend>));           \
+  m.impl("attack_step", TORCH_BOX(&margin::binding::attack_step<Backend>));                 \
   m.impl("average_margin_loss", TORCH_BOX(&margin::binding::average_margin_loss<Backend>)); \
   m.impl("average_margin_loss_backward",                                                    \
          TORCH_BOX(&margin::binding::average_margin_loss_backward<Backend>));               \

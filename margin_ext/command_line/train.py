@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margin_ext.command_line.messages import INTERRUPTED, complain, plain_warnings, tell
+from margin_ext.command_line.messages import FAILED, INTERRUPTED, complain, plain_warnings, tell
 from margin_ext.training.setting_table import OPTIONS, SECTIONS
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(trial: Trial, progress: bool | None) -> int:
+    from margin_ext.output.exclusive import InUseError
     from margin_ext.training import DivergedError
 
     main = trial.ranks.is_main
@@ -127,6 +128,8 @@ def _train(trial: Trial, progress: bool | None) -> int:
         if main:
             tell("stopped: the same command with --resume goes on from the last checkpoint")
         status = INTERRUPTED
+    except InUseError as error:
+        return complain("train", error) if main else FAILED
     except (DivergedError, ValueError) as error:
         what = "the trained model was not measured: " if trial.loop.finished else ""
         status = complain("train", f"{what}{error}")

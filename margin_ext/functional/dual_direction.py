@@ -9,7 +9,7 @@ from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_same_device
 from margin_ext.functional.dispatch import compiled_for, fallback, flat_channel_scale
 from margin_ext.input_std import InputStd
-from margin_ext.norms import dual_exponent
+from margin_ext.norms import op_exponent
 
 __all__ = ["dual_direction"]
 
@@ -52,5 +52,5 @@ def dual_direction(
     dtype = accumulation_dtype(grad)
     factor = grad.new_ones(grad.shape[:1], dtype=dtype) if factor is None else factor.to(dtype)
     scale = flat_channel_scale(input_std, grad)
-    step: Tensor = torch.ops.margin_ext.dual_direction(grad, factor, base, dual_exponent(p), scale)
+    step: Tensor = torch.ops.margin_ext.dual_direction(grad, factor, base, op_exponent(p), scale)
     return step

@@ -16,7 +16,7 @@ from margin_ext.functional.dispatch import (
     match_accumulation,
 )
 from margin_ext.input_std import InputStd
-from margin_ext.norms import dual_exponent
+from margin_ext.norms import op_exponent
 from margin_ext.op_results import FirstOrderMargin
 
 __all__ = ["first_order_margin"]
@@ -29,7 +29,7 @@ class _FirstOrderMargin(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         scale = flat_channel_scale(input_std, grad)
         margin, norm = torch.ops.margin_ext.first_order_margin(
-            gap, grad, dual_exponent(p), eps, scale
+            gap, grad, op_exponent(p), eps, scale
         )
         ctx.save_for_backward(gap, grad, norm)
         ctx.p, ctx.eps, ctx.input_std = p, eps, input_std
@@ -61,7 +61,7 @@ class _FirstOrderMargin(torch.autograd.Function):
         else:
             scale = flat_channel_scale(ctx.input_std, grad)
             direction = torch.ops.margin_ext.dual_direction(
-                grad, factor, None, dual_exponent(ctx.p), scale
+                grad, factor, None, op_exponent(ctx.p), scale
             )
         return grad_gap, direction, None, None, None
 

@@ -19,7 +19,7 @@ from margin_ext.functional.dispatch import (
     match_accumulation,
 )
 from margin_ext.loss_settings import LossSettings, Reduction
-from margin_ext.norms import dual_exponent
+from margin_ext.norms import op_exponent
 from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
 
@@ -35,7 +35,7 @@ def _op_settings(
     phi = settings.phi
     assert phi.code is not None
     return (
-        dual_exponent(settings.p),
+        op_exponent(settings.p),
         settings.eps,
         settings.mu,
         phi.code,

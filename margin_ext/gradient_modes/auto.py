@@ -67,6 +67,11 @@ class Auto(GradientMode):
         """See :class:`GradientMode`."""
         return self.fallback.deferred
 
+    @property
+    def asks_dependence(self) -> bool:
+        """See :class:`GradientMode`."""
+        return self.fallback.asks_dependence
+
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""
         self.fallback.check(options)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from margin_ext.accumulation import accumulation_dtype
+from margin_ext.gradient_modes.compiled import kept_for_two_gradients
 from margin_ext.gradient_modes.domain import refuse_nan_gradients
 from margin_ext.gradient_modes.graph_leaves import graph_leaves
 from margin_ext.gradient_modes.parallel import finds_unused_parameters, is_sharded, without_ddp
@@ -71,22 +72,24 @@ class _Work:
             raise RuntimeError(
                 "this loss has been differentiated before: the first time needs retain_graph=True"
             )
+        found: list[Tensor | None] = [None] * len(self.parameters)
+        # One that was frozen since has no gradient.
+        wanted = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
         ends = self.parameters
         with ExitStack() as contexts:
             if self.source is not None:
                 ends = [*ends[:-1], contexts.enter_context(self.source.ending())]
+            # Checkpointed parts are computed again while gradients are taken, and need it all too.
             contexts.enter_context(self.snapshot.restored())
-            contexts.enter_context(torch.enable_grad())
-            value = self.job()
-        found: list[Tensor | None] = [None] * len(self.parameters)
-        # One that was frozen since has no gradient.
-        wanted = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
-        if value.requires_grad and wanted:
-            gradients = self._through(value, [ends[i] for i in wanted], upstream)
-            if self.refuses_nan:
-                refuse_nan_gradients(gradients, upstream)
-            for i, gradient in zip(wanted, gradients, strict=True):
-                found[i] = gradient
+            contexts.enter_context(kept_for_two_gradients())
+            with torch.enable_grad():
+                value = self.job()
+            if value.requires_grad and wanted:
+                gradients = self._through(value, [ends[i] for i in wanted], upstream)
+                if self.refuses_nan:
+                    refuse_nan_gradients(gradients, upstream)
+                for i, gradient in zip(wanted, gradients, strict=True):
+                    found[i] = gradient
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             # As autograd frees what it has saved: the loss may be kept for a long time.
             self.job = self.snapshot = None

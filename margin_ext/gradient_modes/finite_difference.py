@@ -109,6 +109,11 @@ class FiniteDifference(GradientMode):
         """See :class:`GradientMode`."""
         return len(_PASSES[self.scheme])
 
+    @property
+    def asks_dependence(self) -> bool:
+        """See :class:`GradientMode`."""
+        return self.unit != "margin"
+
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""
         if self.unit in ("margin", "tau"):
@@ -136,16 +141,16 @@ class FiniteDifference(GradientMode):
         if step.batch_dependent and self.unit != "margin":
             if objective.per_sample:
                 raise ValueError(
-                    'gradient="finite_difference" cannot serve reduction="none" while BatchNorm '
-                    "makes samples depend on each other: the weights of the samples must be known "
-                    'before the second pass. Use reduction="mean" or "sum", batchnorm="running", '
-                    'or steps of FiniteDifference(unit="margin")'
+                    'gradient="finite_difference" cannot serve reduction="none" while BatchNorm, '
+                    "or another layer, makes samples depend on each other: the weights of the "
+                    'samples must be known before the second pass. Use reduction="mean" or "sum", '
+                    'batchnorm="running", or steps of FiniteDifference(unit="margin")'
                 )
             if self.data_range is not None:
                 raise ValueError(
                     "FiniteDifference(data_range=...) shortens the steps of single samples, which "
-                    "changes the direction of the whole batch while BatchNorm makes samples depend "
-                    'on each other: take unit="margin" or batchnorm="running"'
+                    "changes the direction of the whole batch while samples depend on each other "
+                    'by BatchNorm or other layers: take unit="margin" or batchnorm="running"'
                 )
             shift, weight = _joint(slope, length)
         else:

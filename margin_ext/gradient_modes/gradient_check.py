@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.check_report import GradientCheck, Measured, conclude
@@ -25,6 +26,7 @@ from margin_ext.gradient_modes.layer_state import training_batchnorms
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import is_sharded, refuse_static_graph, without_ddp
+from margin_ext.gradient_modes.sample_dependence import first_dependence
 from margin_ext.op_results import MarginLoss
 
 __all__ = ["check_gradient"]
@@ -86,7 +88,7 @@ class _Subject:
         model = _bare(self.passes.model)
         buffers = [(b, b.detach().clone()) for b in model.buffers()]
         # Running statistics are constants to every mode, but move with the parameters: kept still.
-        layers = training_batchnorms(model)
+        layers = [m for m in training_batchnorms(model.modules()) if isinstance(m, _BatchNorm)]
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.momentum = 0.0
@@ -165,6 +167,13 @@ def check_gradient(
             "The loss is not the same when the model is run twice from the same random state: "
             "it draws random numbers elsewhere, or keeps a state. What follows is not reliable."
         )
+    bare = _bare(subject.passes.model)
+    if where := first_dependence(bare, replace(subject.passes, model=bare).trial(subject.inputs)):
+        findings.append(
+            f"The samples of a batch depend on each other, first in {where}: a row of the input "
+            "gradient also holds its sample's effect on the gaps of the others. Finite differences "
+            'fold this in, except with unit="margin", which keeps the samples\' own steps.'
+        )
     margin, plain, size = _errors(judge, whole, cross_entropy, directions)
     double = judge.inputs.dtype == torch.float64
     measured = Measured(
@@ -191,7 +200,7 @@ def _judge(subject: _Subject, findings: list[str]) -> _Subject:
     same = replace(subject, passes=replace(subject.passes, model=model))
     wanted = sum(subject.value())
     try:
-        twin = copy.deepcopy(model).double()
+        twin = _double_copy(model)
         judge = replace(
             same,
             passes=replace(subject.passes, model=twin),
@@ -239,13 +248,14 @@ def _errors(
         for _ in range(directions):
             moves = {}
             for name, p in parameters.items():
-                size = float(p.detach().square().mean().sqrt()) or 1e-2
-                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                size = float(p.detach().abs().square().mean().sqrt()) or 1e-2
+                dtype = torch.complex128 if p.is_complex() else torch.float64
+                noise = torch.randn(p.shape, generator=generator, dtype=dtype)
                 moves[name] = (size * noise).to(p.device)
             up, down = (_moved(judge, moves, sign * step) for sign in (1, -1))
             numeric = [(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
             along = [
-                sum(float((g[n].double() * move).sum()) for n, move in moves.items())
+                sum(_derivative(g[name], move) for name, move in moves.items())
                 for g in (whole, cross_entropy)
             ]
             found = [along[0] - along[1], along[1]]
@@ -259,12 +269,32 @@ def _errors(
     return margin / max(of_margin, _TINY), ce / max(of_ce, _TINY), size
 
 
+def _double_copy(model: nn.Module) -> nn.Module:
+    twin: nn.Module = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        if not parameter.is_leaf:  # as those of a scripted module's copy
+            parameter.detach_().requires_grad_()
+    twin._apply(_double)
+    return twin
+
+
+def _double(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _derivative(gradient: Tensor, move: Tensor) -> float:
+    """Along a move of a parameter, whose real and imaginary part move by themselves."""
+    return float((_double(gradient).conj() * move).sum().real)
+
+
 def _moved(judge: _Subject, moves: dict[str, Tensor], factor: float) -> tuple[float, float]:
     parameters = judge.parameters()
     before = {name: p.detach().clone() for name, p in parameters.items()}
     with torch.no_grad():
         for name, p in parameters.items():
-            p.data.copy_(before[name].double() + factor * moves[name])
+            p.data.copy_(_double(before[name]) + factor * moves[name])
     try:
         return judge.value()
     finally:

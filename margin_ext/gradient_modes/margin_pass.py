@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from margin_ext.gradient_mode import GradientMode
 from margin_ext.gradient_modes.compiled import kept_for_two_gradients
 from margin_ext.gradient_modes.deferred_passes import Source, deferred_passes
 from margin_ext.gradient_modes.inputs_in_place import changes_refused
-from margin_ext.gradient_modes.layer_state import state_kept, training_batchnorms
+from margin_ext.gradient_modes.layer_state import (
+    LayerState,
+    batchnorms_in_use,
+    inner_modules,
+    training_batchnorms,
+)
 from margin_ext.gradient_modes.model_call import ModelCall, PassOutput
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.parallel import (
@@ -21,7 +28,9 @@ from margin_ext.gradient_modes.parallel import (
     refuse_static_graph,
     without_ddp,
 )
+from margin_ext.gradient_modes.pass_facts import PassFacts, Trial, pass_facts
 from margin_ext.gradient_modes.randomness import RandomState
+from margin_ext.gradient_modes.recomputation import recomputed_under
 from margin_ext.gradient_modes.side_channels import side_channels_kept
 from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import BatchNormPolicy
@@ -30,6 +39,13 @@ from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import MARGIN_STATISTICS, STATISTIC_NAMES, BatchStatistics
 
 __all__ = ["Passes", "run_step"]
+
+_NO_RUNNING_STATISTICS = (
+    'batchnorm="running" takes margins with running statistics, but in this model samples depend '
+    "on each other by something that has none that could be used: a layer of its own, an exported "
+    "or traced module in training, or a function of the whole batch. Put it into eval mode before "
+    'it is exported or traced, or take batchnorm="batch"'
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +68,15 @@ class Passes:
     reruns: int = 0
     deferred: bool = False
 
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """All modules of the model, or those that a function runs."""
+        return inner_modules(without_ddp(self.model))
+
     @property
     def separate(self) -> bool:
         """Whether margins need a pass of their own, in addition to that of the cross-entropy."""
-        running = self.batchnorm == "running" and bool(training_batchnorms(self.model))
+        running = self.batchnorm == "running" and bool(training_batchnorms(self.modules))
         return running or self.fraction < 1
 
     @property
@@ -63,33 +84,88 @@ class Passes:
         """The model, where it is a module."""
         return self.model if isinstance(self.model, nn.Module) else None
 
+    @property
+    def _known_dependent(self) -> bool:
+        """Whether BatchNorm makes samples depend on each other where margins are concerned."""
+        return bool(batchnorms_in_use(self.modules, self.batchnorm))
+
+    @property
+    def _is_lazy(self) -> bool:
+        """Whether layers take their shape in the first pass."""
+        parameters = (p for module in self.modules for p in module._parameters.values())
+        return any(is_lazy(p) for p in parameters if p is not None)
+
+    def facts(self, mode: GradientMode, inputs: Tensor) -> PassFacts:
+        """What has to be known of the model's passes on inputs [B, ...] of which margins are taken.
+
+        Raises:
+            ValueError: Margins are those of running statistics, and the model has others.
+        """
+        running = self.batchnorm == "running"
+        needed = self.reruns or self.separate or running
+        if not needed or torch.compiler.is_compiling() or self._is_lazy:
+            return PassFacts()
+        dependence = running or mode.asks_dependence
+        facts = pass_facts(self.model, self.trial(inputs), self.call, dependence=dependence)
+        if running and facts.batch_dependent and not self._known_dependent:
+            raise ValueError(_NO_RUNNING_STATISTICS)
+        return facts
+
+    def trial(self, inputs: Tensor) -> Trial:
+        """The passes on inputs [B, ...], to be tried out."""
+        inner = without_ddp(self.model)
+
+        def run(given: Tensor) -> Tensor:
+            with changes_refused(given, further_passes=False):
+                logits = self.call(inner, given)
+            require_same_batch(given, logits)
+            return logits
+
+        return Trial(inner, run, self.modules, self.batchnorm, inputs)
+
     def whole(self, inputs: Tensor) -> PassOutput:
         """A pass over the whole batch whose margins, if any, are taken in passes of their own."""
-        return self.call.output(self.model, inputs)
+        layers = LayerState(self.modules, self.batchnorm)
+        with kept_for_two_gradients(), recomputed_under(layers.first_again):
+            return self.call.output(self.model, inputs)
 
     def margin_step(
-        self, objective: Objective, inputs: Tensor, target: Tensor, *, first: bool
+        self,
+        objective: Objective,
+        mode: GradientMode,
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        first: bool,
     ) -> tuple[Step, PassOutput]:
         """Run the model on the inputs of which margins are taken.
 
         Args:
             objective: The loss.
+            mode: What may ask for further passes.
             inputs: [B, ...]. Where they require grad, what computed them gets its gradient.
             target: Labels of the inputs.
             first: Whether this is the step's first pass, which moves BatchNorm's running
                 statistics and goes through the model's DistributedDataParallel wrapper.
         """
+        lazy, facts = self._is_lazy, self.facts(mode, inputs)
         source = Source(inputs) if inputs.requires_grad else None
         inputs = inputs.detach().requires_grad_() if source is None else inputs
         inner = without_ddp(self.model)
+        moving = [(self.modules[index], name) for index, name in facts.moving]
+        layers = LayerState(self.modules, self.batchnorm, moving)
 
         def again(moved: Tensor) -> PassOutput:
-            with state_kept(inner, self.batchnorm), side_channels_kept(inner):
+            with layers.kept(), recomputed_under(layers.again), side_channels_kept(inner):
                 return self.call.output(inner, moved)
 
         def run() -> tuple[PassOutput, Tensor]:
             with changes_refused(inputs, further_passes=self.reruns > 0):
-                out = self.call.output(self.model, inputs) if first else again(inputs)
+                if first:
+                    with recomputed_under(layers.first_again):
+                        out = self.call.output(self.model, inputs)
+                else:
+                    out = again(inputs)
             logits = out.class_logits
             require_same_batch(inputs, logits)
             return out, logits
@@ -104,20 +180,29 @@ class Passes:
             deferred = deferred_passes(
                 self.model, inputs, self.batchnorm, shape, self.reruns, source=source
             )
-        state = RandomState(inputs, self.model)
+        state = RandomState(inputs, self.modules, facts.generators)
 
         def rerun(moved: Tensor) -> Tensor:
             if source is not None and not moved.requires_grad:
                 moved = source.move(moved)
-            with state.replayed():
+            with state.replayed(alike=facts.random):
                 return again(moved).class_logits
 
         out, logits = run()
-        batchnorms = training_batchnorms(inner)
-        if self.batchnorm == "running":
-            batchnorms = [layer for layer in batchnorms if layer.running_mean is None]
-        labels, dependent = objective.labels(logits, target), bool(batchnorms)
-        step = Step(objective, inputs, logits, labels, self.module, rerun, dependent, deferred)
+        state.first_pass_ends()
+        if lazy:
+            facts = self.facts(mode, inputs)
+        step = Step(
+            objective,
+            inputs,
+            logits,
+            objective.labels(logits, target),
+            self.module,
+            rerun,
+            self._known_dependent or bool(facts.batch_dependent),
+            deferred,
+            facts.repeatable,
+        )
         return step, out
 
 
@@ -137,8 +222,8 @@ def run_step(
     refuse_fsdp1(passes.model)
     require_movable(inputs)
     if not passes.separate:
-        with kept_for_two_gradients(passes.model):
-            step, out = passes.margin_step(objective, inputs, target, first=True)
+        with kept_for_two_gradients():
+            step, out = passes.margin_step(objective, mode, inputs, target, first=True)
             return out, mode(step)
     with changes_refused(inputs, further_passes=True):
         out = passes.whole(inputs)
@@ -148,8 +233,8 @@ def run_step(
     plain = objective.plain(logits, labels)
     counted = labels.counted()
     chosen = _choose(counted, passes.fraction)
-    with kept_for_two_gradients(passes.model):
-        part, _ = passes.margin_step(objective, inputs[chosen], target[chosen], first=False)
+    with kept_for_two_gradients():
+        part, _ = passes.margin_step(objective, mode, inputs[chosen], target[chosen], first=False)
         regularized = mode(part)
     term = regularized.loss - objective.cross_entropy(part.logits, part.labels)
     # How many samples one chosen sample stands for.

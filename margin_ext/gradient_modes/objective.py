@@ -114,5 +114,7 @@ class Objective:
         if self.normalizer is not None:
             return slope / self.normalizer
         if o.reduction == "mean":
-            return slope / labels.total(labels.weight(slope.dtype))
+            # Where no sample counts the total is 0.
+            total = labels.total(labels.weight(slope.dtype))
+            return torch.where(valid, slope / total, 0.0)
         return slope

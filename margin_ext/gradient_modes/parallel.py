@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "expects_backward",
     "finds_unused_parameters",
     "is_sharded",
     "refuse_fsdp1",
@@ -85,6 +86,13 @@ def refuse_fsdp1_behind(logits: Tensor) -> None:
 def finds_unused_parameters(model: object) -> bool:
     """Whether a wrapper in it is DistributedDataParallel(find_unused_parameters=True)."""
     return any(wrapper.find_unused_parameters for wrapper in _ddp_wrappers(model))
+
+
+def expects_backward(modules: Sequence[nn.Module]) -> bool:
+    """Whether there are wrappers that expect a backward after each pass with a graph."""
+    return _is_distributed() and any(
+        _is_ddp(module) or hasattr(module, "_get_fsdp_state") for module in modules
+    )
 
 
 def _ddp_wrappers(model: object) -> list[Any]:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-__all__ = ["side_channels_kept"]
+__all__ = ["nothing_kept", "side_channels_kept"]
 
 # The attributes that every module has: parameters, buffers, hooks and flags.
 _OF_MODULES: Final = frozenset(vars(nn.Module()))
@@ -46,6 +46,25 @@ def side_channels_kept(model: object) -> Iterator[None]:
         for cell, contents in zip(cells, held, strict=True):
             if _has_moved(contents, cell.cell_contents):
                 cell.cell_contents = contents
+
+
+@contextmanager
+def nothing_kept(model: object) -> Iterator[None]:
+    """Run the model outside of a step, and put back all that its layers and hooks have stored."""
+    stores, cells = _stores(model)
+    before = [store.copy() for store in stores]
+    held = [cell.cell_contents for cell in cells]
+    try:
+        yield
+    finally:
+        for store, contents in zip(stores, before, strict=True):
+            store.clear()
+            if isinstance(store, list):
+                store.extend(contents)
+            else:
+                store.update(contents)
+        for cell, contents in zip(cells, held, strict=True):
+            cell.cell_contents = contents
 
 
 def _put_back_list(store: list[Any], before: list[Any]) -> None:

@@ -29,8 +29,9 @@ class Step:
         rerun: Logits of other inputs [B, ...] under the same randomness and without touching the
             running statistics; None where only the logits are known, or the mode needs none.
         batch_dependent: Whether a sample's logits depend on the other samples (BatchNorm in
-            training); known where rerun is.
+            training, or found out where the mode ``asks_dependence``); known where rerun is.
         deferred: Where reruns can be put off to the backward.
+        repeatable: Whether a rerun on the same inputs gives the same logits.
     """
 
     objective: Objective
@@ -41,6 +42,7 @@ class Step:
     rerun: Callable[[Tensor], Tensor] | None = None
     batch_dependent: bool = False
     deferred: DeferredPasses | None = None
+    repeatable: bool = True
 
     def nearest(self) -> Any:
         """What the gap of each sample is measured to."""
@@ -61,10 +63,20 @@ class Step:
 
         Raises:
             ValueError: Only the logits are known.
+            RuntimeError: The model is not the same in a further pass.
         """
         if self.rerun is None:
             raise ValueError(
                 f"{setting} runs the model at {use} inputs: call criterion.run(model, inputs, "
                 "target) in place of criterion(logits, target, inputs)"
+            )
+        if not self.repeatable:
+            raise RuntimeError(
+                f"{setting} compares passes at {use} inputs, but the model gives other logits "
+                "when it runs again on the same inputs, although the random states of torch, "
+                "random, numpy and the layers' own generators were restored: it draws random "
+                "numbers elsewhere (a generator that no layer holds, another thread, the time), or "
+                "changes a state that is not in buffers. Draw from torch, keep the state in "
+                'buffers, or take gradient="double_backward" or "detached"'
             )
         return self.rerun

@@ -7,7 +7,8 @@ from margin_ext.measurement.masking import MaskingDiagnosis
 from margin_ext.measurement.measure import measure
 from margin_ext.measurement.monitor import MarginMonitor
 from margin_ext.measurement.report import MarginReport, NormMargins
-from margin_ext.measurement.robust_accuracy import RobustAccuracy, robust_accuracy
+from margin_ext.measurement.robust_accuracy import robust_accuracy
+from margin_ext.measurement.robust_accuracy_result import RobustAccuracy
 from margin_ext.measurement.robustness_curve import RobustnessCurve
 
 __all__ = [

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from margin_ext.measurement.monitor import MarginMonitor
     from margin_ext.measurement.report import MarginReport
-    from margin_ext.measurement.robust_accuracy import RobustAccuracy
+    from margin_ext.measurement.robust_accuracy_result import RobustAccuracy
 
 __all__ = [
     "gap_against_margin",

@@ -43,7 +43,6 @@ class MaskingDiagnosis:
         fall: By how much the gap falls along its own gradient over what the gradient says: the
             largest median over several lengths.
         jump: Median jump of the gap at the boundary, over the gap at the sample.
-        random_model: The same input gave different logits.
         transfer_excess: Largest amount by which points made on another model leave less robust
             than the attacks; NaN where none was given.
         moved: Largest fall of robust accuracy, on these samples, by a second search with twice
@@ -62,7 +61,6 @@ class MaskingDiagnosis:
     line_excess: float
     fall: float
     jump: float
-    random_model: bool
     transfer_excess: float
     moved: float
     findings: tuple[str, ...]
@@ -129,7 +127,6 @@ def diagnose(
         line_excess=evidence.line_excess,
         fall=evidence.fall,
         jump=evidence.jump,
-        random_model=evidence.random_model,
         transfer_excess=evidence.transfer_excess,
         moved=evidence.moved,
         findings=tuple(findings),
@@ -198,12 +195,6 @@ def _hidden(evidence: MaskingEvidence, random_excess: float, tolerance: float) -
             evidence.transfer_excess > _tolerance(len(evidence.indices)),
             f"points made on the other model break {evidence.transfer_excess:.3f} more than the "
             "attacks do",
-        ),
-        (
-            evidence.random_model,
-            "the same input gives different logits: a sample counts as broken after one unlucky "
-            "draw, and gradients are those of other draws; average the logits over draws, or fix "
-            "the random state",
         ),
     )
     return [words for seen, words in signs if seen]

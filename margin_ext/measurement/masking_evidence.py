@@ -17,7 +17,7 @@ from margin_ext.attacks.pgd import PGD, attack_gradient
 from margin_ext.bounds import MinimumDistance
 from margin_ext.functional import logit_gap
 from margin_ext.models.checked_logits import checked_logits
-from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.evaluation_mode import Model, evaluation_mode
 from margin_ext.threat import ThreatModel
 
 __all__ = ["EvidenceSamples", "MaskingEvidence", "gather_evidence"]
@@ -47,7 +47,6 @@ class MaskingEvidence:
     line_excess: float
     fall: float
     jump: float
-    random_model: bool
     transfer_excess: float
     moved: float
     not_looked_at: tuple[str, ...]
@@ -145,7 +144,6 @@ def gather_evidence(
         line_excess=_mean(excess[along]),
         fall=_fall(model, x, y, gap, gap_grad, gap_norm, length, moving, threat),
         jump=jump,
-        random_model=_differs(model, x),
         transfer_excess=transfer_excess,
         moved=float(moved),
         not_looked_at=tuple(not_looked_at),
@@ -160,13 +158,6 @@ def _gap(model: Model, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         gap: Tensor = logit_gap(checked_logits(model, x), y).gap
     return gap
-
-
-def _differs(model: Model, x: Tensor) -> bool:
-    """Whether a second pass gives other logits than the first, beyond rounding."""
-    with torch.no_grad():
-        one, two = checked_logits(model, x).double(), checked_logits(model, x).double()
-    return bool(((one - two).abs() > 1e-3 * (one - one.mean(1, keepdim=True)).abs().amax()).any())
 
 
 def _rows(values: Tensor, like: Tensor) -> Tensor:
@@ -257,9 +248,10 @@ def _transfer(
     """Largest amount by which points made on another model break more than the attacks did."""
     largest = 0.0
     for column, eps in enumerate(radii):
-        found = PGD(steps=20, relative_step=5.0)(
-            other, x, y, eps, threat=threat, indices=indices
-        ).point
+        with evaluation_mode(other):
+            found = PGD(steps=20, relative_step=5.0)(
+                other, x, y, eps, threat=threat, indices=indices
+            ).point
         # An attack ends at the other model's boundary; this one's may lie farther on.
         length = threat.distance(found, x)
         stretch = torch.where(length > 0, eps / length, 0.0)

@@ -35,7 +35,7 @@ from margin_ext.models.evaluation_mode import Model
 from margin_ext.models.in_parts import InParts
 from margin_ext.models.logits_function import logits_function
 from margin_ext.models.model_digest import model_digest
-from margin_ext.models.modules_behind import modules_behind
+from margin_ext.modules_behind import modules_behind
 from margin_ext.norms import dual_exponent
 from margin_ext.output.exclusive import exclusive
 from margin_ext.plain_numbers import real_numbers, whole_number
@@ -156,6 +156,7 @@ def measure(
         partial = PartialResults(path, identity, save_every)
         try:
             with measuring(function, batches, device=device, progress=progress) as samples:
+                measurement.linear = is_linear(function)
                 for whole in samples:
                     if path is not None and whole.first == 0:
                         first = whole.part(0, FINGERPRINTED)
@@ -183,6 +184,8 @@ class _Measurement:
     norm_bound: Sequence[float] | None
     bounds: Sequence[Bound]
     seed: int
+    # Known once the model is in evaluation mode.
+    linear: bool = False
 
     def check(self) -> None:
         """Raise where a bound does not exist for a threat model."""
@@ -281,7 +284,7 @@ class _Measurement:
             signed=self.signed,
             classes=self.classes,
             titles={bound.name: bound.title for bound in self.bounds},
-            exact=is_linear(self.model) and self.classes == "all",
+            exact=self.linear and self.classes == "all",
             settings=self.settings(),
             seconds=partial.elapsed(),
         )

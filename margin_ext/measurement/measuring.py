@@ -9,8 +9,8 @@ import torch
 
 from margin_ext.models.evaluation_mode import evaluation_mode, model_device, model_dtype
 from margin_ext.models.model_probe import require_measurable
-from margin_ext.models.random_states import kept_generators
 from margin_ext.output.progress_bar import progress_bar
+from margin_ext.random_states import kept_generators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from margin_ext.models.modules_behind import modules_behind
 from margin_ext.models.parameter_values import require_values
-from margin_ext.models.random_states import keep_random_states
+from margin_ext.modules_behind import modules_behind
+from margin_ext.random_states import keep_random_states
 
 __all__ = ["Model", "evaluation_mode", "model_device", "model_dtype"]
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from margin_ext.checks import shape_text
+from margin_ext.logits_differ import differ
 from margin_ext.models.checked_logits import checked_logits
-from margin_ext.models.modules_behind import modules_behind
+from margin_ext.modules_behind import modules_behind
 
 if TYPE_CHECKING:
     from margin_ext.models.evaluation_mode import Model
 
-__all__ = ["differ", "require_measurable"]
+__all__ = ["require_measurable"]
 
 # Samples that are looked at.
 PROBED = 32
@@ -60,23 +61,6 @@ def require_measurable(model: Model, inputs: Tensor) -> None:
             )
         _require_independent_samples(model, x, logits)
     _warn_of_probabilities(logits)
-
-
-def differ(one: Tensor, other: Tensor, slack: float = 1.0) -> bool:
-    """Whether logits [B, C] differ by more than rounding explains.
-
-    Example:
-        >>> z = torch.tensor([[1.0, 2.0]])
-        >>> differ(z, z * (1 + 1e-6)), differ(z, z * 1.01)
-        (False, True)
-    """
-    if one.shape != other.shape:
-        return True
-    # Roundings grow through a deep network.
-    relative = slack * max(5e-4, 4 * torch.finfo(one.dtype).eps)
-    one, other = one.detach().double(), other.detach().double()
-    limit = relative * max(float(one.abs().max()), float(other.abs().max()))
-    return float((one - other).abs().max()) > limit
 
 
 class _TrainingModeError(ValueError):

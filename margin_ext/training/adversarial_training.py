@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from margin_ext.attacks.pgd import attack_gradient
-from margin_ext.gradient_modes.layer_state import state_kept
+from margin_ext.gradient_modes.layer_state import inner_modules, state_kept
 from margin_ext.random_points import unit_ball
 from margin_ext.threat import ThreatModel
 from margin_ext.training.words import check_words
@@ -110,7 +110,7 @@ class AdversarialTraining:
         noise = float(several) if self.noise is None else self.noise
         length = (2.5 / self.steps if several else 1.0) if self.step is None else self.step
         x = self._noisy(center, radius * noise) if noise else center
-        with state_kept(inner, "batch"):
+        with state_kept(inner_modules(inner), "batch"):
             for _ in range(self.steps):
                 _, grad = attack_gradient(inner, x, target, self.attack_loss)
                 x = self.threat.step(grad, radius * length, x)

@@ -157,6 +157,33 @@ class Simt:
         self._launch("dual_direction", a)
         return out
 
+    def attack_step(
+        self,
+        x: Tensor,
+        grad: Tensor,
+        length: Tensor,
+        center: Tensor,
+        radius: Tensor,
+        q: float,
+        low: Tensor | None,
+        high: Tensor | None,
+        input_scale: Tensor | None,
+    ) -> Tensor:
+        out = self._like_samples(grad)
+        a = kernels().AttackArguments()
+        a.batch, a.length, a.radius = grad.shape[0], length.data_ptr(), radius.data_ptr()
+        a.norm.q = q
+        _grad(a.grad, grad, input_scale)
+        a.x, a.x_stride = x.data_ptr(), x.stride(0)
+        a.center, a.center_stride = center.data_ptr(), center.stride(0)
+        for channels, values in ((a.low, low), (a.high, high)):
+            if values is not None:
+                channels.scale, channels.count = values.data_ptr(), values.numel()
+                channels.stride = grad.stride(1) if grad.dim() > 2 else 1
+        a.out, a.out_stride = out.data_ptr(), out.stride(0)
+        self._launch("attack_step", a)
+        return out
+
     def average_margin_loss(
         self,
         logits: Tensor,

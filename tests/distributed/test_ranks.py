@@ -20,6 +20,10 @@ SCENARIOS = (
     "ddp find_unused_parameters",
     "ddp gradient_as_bucket_view",
     "ddp uneven",
+    "ddp in a module",
+    "ddp compiled",
+    "ddp of parts",
+    "ddp accumulated",
     "ddp batchnorm",
     "fsdp",
 )

@@ -27,6 +27,15 @@ DDP_SETTINGS = {
 }
 
 
+WRAPPED = {
+    "ddp in a module": lambda model: nn.Sequential(DistributedDataParallel(model)),
+    "ddp compiled": lambda model: torch.compile(DistributedDataParallel(model), backend="eager"),
+    "ddp of parts": lambda model: nn.Sequential(
+        DistributedDataParallel(model[:2]), DistributedDataParallel(model[2:])
+    ),
+}
+
+
 def make_model(norm: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
     between = [nn.BatchNorm1d(8)] if norm else []
@@ -88,6 +97,29 @@ def deferred_error(settings: dict, x, y) -> float:
     return error(*gradients)
 
 
+def accumulated(loss: AverageMarginLoss, x, y) -> torch.Tensor:
+    """A batch of four in two halves, of which the first sends nothing."""
+    model = DistributedDataParallel(make_model())
+    with model.no_sync():
+        loss.run(model, x[:2], y[:2], normalizer=4.0).loss.backward()
+    loss.run(model, x[2:], y[2:], normalizer=4.0).loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def wrapped_errors(mode: str, wanted: torch.Tensor, mine: slice) -> dict[str, float]:
+    x, y = make_batch()
+    found = {}
+    for name, wrap in WRAPPED.items():
+        gradient = train(wrap(make_model()), make_loss(mode), x[mine], y[mine])
+        found[f"{name} {mode}"] = error(gradient, wanted)
+    single = make_model()
+    make_loss(mode).run(single, x, y).loss.backward()
+    once = torch.cat([p.grad.flatten() for p in single.parameters()])
+    gradient = accumulated(make_loss(mode), x[mine], y[mine])
+    found[f"ddp accumulated {mode}"] = error(gradient, once)
+    return found
+
+
 def shard(model: nn.Sequential) -> nn.Sequential:
     for layer in model:
         if isinstance(layer, nn.Linear):
@@ -137,6 +169,8 @@ def main(path: Path) -> None:
             found[f"ddp {name} {mode}"] = error(gradient, wanted)
         gradient = train(shard(make_model()), make_loss(mode), x[mine], y[mine])
         found[f"fsdp {mode}"] = error(gradient, wanted)
+
+        found |= wrapped_errors(mode, wanted, mine)
 
         uneven = slice(0, 3) if rank == 0 else slice(3, 8)
         model = DistributedDataParallel(make_model())

@@ -23,7 +23,7 @@ LIBRARIES = {
     "foolbox": "attacks",
     "lightning": "lightning",
     "peft": "integrations",
-    "pyautoattack": "autoattack",
+    "pyautoattack": "attacks",
     "sklearn": "demo",
     "torchmetrics": "torchmetrics",
     "transformers": "transformers",

@@ -1,4 +1,4 @@
-"""Class weights of any sign as torch's cross_entropy takes them, and label smoothing over many classes."""
+"""Class weights of any sign, as torch's cross_entropy takes them; smoothing over many classes."""
 
 from __future__ import annotations
 

@@ -168,3 +168,42 @@ def test_what_cannot_be_checked_is_refused():
         AverageMarginLoss().check(smooth_cnn().forward, x, y)
     with pytest.raises(ValueError, match='margin="logit_gap" has none'):
         AverageMarginLoss(margin="logit_gap").check(smooth_cnn(), x, y)
+
+
+class Fourier(nn.Module):
+    def __init__(self, dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(7, dtype=dtype))
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x):
+        return self.head(
+            torch.fft.irfft(torch.fft.rfft(x, dim=1) * self.weight, n=12, dim=1).tanh()
+        )
+
+
+class ComplexLinear(nn.Module):
+    """A complex layer, and the size of what it returns."""
+
+    def __init__(self, dtype) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(12, 8, dtype=dtype), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.layer(torch.complex(x, torch.zeros_like(x))).abs())
+
+
+@pytest.mark.parametrize("make", [Fourier, ComplexLinear])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_parameters(make, dtype):
+    model = make(dtype)
+    x, y = torch.randn(8, 12), torch.randint(0, CLASSES, (8,))
+    if dtype == torch.complex128:
+        model, x = model.double(), x.double()
+    before = copy.deepcopy(model.state_dict())
+    found = AverageMarginLoss(regularizer="softplus").check(model, x, y)
+    assert found.agrees, str(found)
+    assert found.margin_error < 1e-3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    wrong = AverageMarginLoss(regularizer="softplus", gradient="detached").check(model, x, y)
+    assert wrong.margin_error > 0.1

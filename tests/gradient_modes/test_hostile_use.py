@@ -163,3 +163,33 @@ def test_a_fraction_is_taken_of_the_samples_that_count(reduction):
         part = AverageMarginLoss(reduction=reduction, fraction=0.25).run(model, x, y)
         torch.testing.assert_close(part.loss, whole.loss)
         torch.testing.assert_close(part.margin, whole.margin, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gradient": "detached"},
+        {"gradient": "finite_difference"},
+        {"gradient": FiniteDifference("central", 0.3, "absolute", deferred=False)},
+        {"gradient": "auto"},
+        {"margin": "secant"},
+        {"gradient": "finite_difference", "reduction": "sum"},
+        {"gradient": "finite_difference", "reduction": "none"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ignored", ["all", "some"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_anomaly_mode_finds_nothing_where_labels_are_ignored(settings, ignored, norm):
+    x, y = vectors()
+    y[: 6 if ignored == "all" else 4] = -100
+    layers = [nn.Linear(12, 8), nn.BatchNorm1d(8) if norm else nn.Tanh(), nn.Linear(8, CLASSES)]
+    model = nn.Sequential(*layers).double()
+    with torch.autograd.set_detect_anomaly(True):
+        out = AverageMarginLoss(regularizer="softplus", **settings).run(model, x, y)
+        out.loss.sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(bool(g.isfinite().all()) for g in gradients)
+    if ignored == "all":
+        assert not any(bool(g.any()) for g in gradients)

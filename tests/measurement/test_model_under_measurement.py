@@ -22,7 +22,7 @@ from margin_ext import MarginMonitor, measure, robust_accuracy
 from margin_ext.bounds import Certified, Sampled
 from margin_ext.bounds.linear import is_linear
 from margin_ext.models.evaluation_mode import evaluation_mode
-from margin_ext.models.modules_behind import modules_behind
+from margin_ext.modules_behind import modules_behind
 from margin_ext.reference import linear_margin
 from margin_ext.threat import ThreatModel
 
@@ -643,3 +643,11 @@ def test_the_gradient_mode_of_the_caller_does_not_matter() -> None:
     with torch.no_grad():
         assert measure(net, data).average_margin == right
     assert math.isfinite(right)
+
+
+def test_an_affine_model_in_training_mode_is_exact() -> None:
+    net = nn.Sequential(nn.Dropout(0.5), *normalised_linear()).train()
+    report = measure(net, labelled(net))
+    assert report.exact
+    assert not is_linear(net)
+    assert is_linear(net.eval())

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "cuda/ops.h"
@@ -36,7 +37,10 @@ void bind_parts(py::module_& m) {
   py::class_<NormOptions> norm(m, "NormOptions");
   norm.def_property(
       "q", [](const NormOptions& options) { return options.q; },
-      [](NormOptions& options, double q) { options = {norm_from_q(q), q}; });
+      [](NormOptions& options, double q) {
+        if (q == 0) q = std::numeric_limits<double>::infinity();  // as the ops take it
+        options = {norm_from_q(q), q};
+      });
 
   py::class_<ChannelScale> channels(m, "ChannelScale");
   address(channels, "scale", &ChannelScale::scale);
@@ -93,6 +97,22 @@ void bind_arguments(py::module_& m) {
   direction.def_readwrite("base_stride", &DirectionArguments::base_stride);
   address(direction, "out", &DirectionArguments::out);
   direction.def_readwrite("out_stride", &DirectionArguments::out_stride);
+
+  py::class_<AttackArguments> attack(m, "AttackArguments");
+  attack.def(py::init());
+  attack.def_readwrite("batch", &AttackArguments::batch);
+  attack.def_readwrite("norm", &AttackArguments::norm);
+  attack.def_readwrite("grad", &AttackArguments::grad);
+  address(attack, "x", &AttackArguments::x);
+  attack.def_readwrite("x_stride", &AttackArguments::x_stride);
+  address(attack, "center", &AttackArguments::center);
+  attack.def_readwrite("center_stride", &AttackArguments::center_stride);
+  address(attack, "length", &AttackArguments::length);
+  address(attack, "radius", &AttackArguments::radius);
+  attack.def_readwrite("low", &AttackArguments::low);
+  attack.def_readwrite("high", &AttackArguments::high);
+  address(attack, "out", &AttackArguments::out);
+  attack.def_readwrite("out_stride", &AttackArguments::out_stride);
 
   py::class_<LossArguments> loss(m, "LossArguments");
   loss.def(py::init());
@@ -171,6 +191,11 @@ void bind_launches(py::module_& m) {
   m.def("dual_direction", [=](const DirectionArguments& a, int variant, unsigned cluster_size) {
     cuda::LaunchReport report;
     succeed(cuda::dual_direction(a, options(variant, cluster_size, report), nullptr));
+    return report;
+  });
+  m.def("attack_step", [=](const AttackArguments& a, int variant, unsigned cluster_size) {
+    cuda::LaunchReport report;
+    succeed(cuda::attack_step(a, options(variant, cluster_size, report), nullptr));
     return report;
   });
   m.def("average_margin_loss",

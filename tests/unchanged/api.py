@@ -190,10 +190,10 @@ def measured(
     }
     if "attack" in given["bounds"]:
         # The search of 0.1.0 had no random starts; its radius_change and first step are constants
-        # now, and searches toward classes start from what was found.
+        # now, and searches toward classes start from what was found. Both have 25 steps here.
         words = kinds["attack"][1]
         kept = {k: v for k, v in words.items() if k not in {"radius_change", "step"}}
-        kinds["attack"] = (MinimumDistance, kept, {"restarts": 0})
+        kinds["attack"] = (MinimumDistance, kept, {"seed": seed})
     bounds = []
     for name in given.pop("bounds"):
         kind, words, further = kinds[name]

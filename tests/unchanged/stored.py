@@ -25,6 +25,7 @@ __all__ = [
     "difference",
     "environment",
     "flattened",
+    "numbers",
     "read",
     "tolerance",
     "write",
@@ -149,6 +150,14 @@ def difference(stored: str, found: str, allowed: float) -> str | None:
         f"[{names[worst]}] was {before[worst]!s}, is {after[worst]!s}: off by {off[worst]:.3g} "
         f"of the largest magnitude, allowed {allowed:.3g}"
     )
+
+
+def numbers(text: str) -> NDArray[Any]:
+    """The values of a text that holds them all or some, and then their two sums."""
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"expected a type, shape and values, got {text!r}")
+    return _numbers(match)
 
 
 def _numbers(text: re.Match[str]) -> NDArray[Any]:

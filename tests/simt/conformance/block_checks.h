@@ -150,7 +150,41 @@ inline void check_types() {
   expect(copy[0].y == 4.0f && copy[1].x == 3.0f + 1.0f + 0.5f + 2.0f, "built-in functions");
 }
 
+// An asynchronous copy arrives when its thread waits, and not before: a kernel that does not wait
+// reads what fresh shared memory holds, and so does a thread that reads what another has not waited
+// for.
+template <bool kWaits, bool kOfOthers>
+__global__ void copies(const uint4* from, unsigned* out) {
+  SIMT_DYN_SHARED(uint4, stage);
+  const unsigned thread = threadIdx.x;
+  simt::copy_async(stage + thread, from + thread);
+  if (kWaits) simt::wait_for_copies();
+  out[thread] = stage[kOfOthers ? (thread + 1) % blockDim.x : thread].x;
+  if (!kWaits) simt::wait_for_copies();
+}
+
+inline void check_copies() {
+  constexpr unsigned kThreads = 64;
+  std::vector<uint4> from(kThreads);
+  for (unsigned i = 0; i < kThreads; ++i) from[i] = uint4{i + 1, 0, 0, 0};
+  std::vector<unsigned> out(kThreads);
+  const auto arrived = [&](void (*kernel)(const uint4*, unsigned*)) {
+    const simt::Config config{dim3(1), dim3(kThreads), kThreads * sizeof(uint4)};
+    simt::launch(kernel, config, from.data(), out.data());
+    unsigned right = 0;
+    for (unsigned i = 0; i < kThreads; ++i) right += out[i] == i + 1;
+    return right;
+  };
+  expect(arrived(copies<true, false>) == kThreads, "asynchronous copies");
+  expect(arrived(copies<false, false>) == 0, "a copy that nobody waited for");
+  arrived(copies<true, true>);
+  unsigned neighbours = 0;
+  for (unsigned i = 0; i < kThreads; ++i) neighbours += out[i] == (i + 1) % kThreads + 1;
+  expect(neighbours < kThreads, "a copy that only its own thread waited for");
+}
+
 inline void check_blocks() {
+  check_copies();
   check_indices();
   check_barriers();
   check_shared_memory();

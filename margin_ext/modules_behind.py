@@ -1,4 +1,4 @@
-"""The modules that a function runs, found without running it."""
+"""The modules, and other objects, that a function uses, found without running it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import functools
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-__all__ = ["modules_behind"]
+__all__ = ["modules_behind", "objects_behind"]
 
 # Their functions use no modules of the user, and have thousands of globals.
 _LIBRARIES = ("torch", "numpy", "margin_ext", "builtins", "functools", "importlib", "typing")
@@ -32,29 +32,41 @@ def modules_behind(function: Callable[..., Any]) -> list[nn.Module]:
         >>> modules_behind(functools.partial(net.forward))
         [Linear(in_features=2, out_features=2, bias=True)]
     """
-    found: dict[int, nn.Module] = {}
+    found = objects_behind([function], (nn.Module,))
+    inner = {id(m) for module in found for m in module.modules() if m is not module}
+    return [module for module in found if id(module) not in inner]
+
+
+def objects_behind(things: Iterable[Any], kinds: tuple[type, ...]) -> list[Any]:
+    """Objects of some kinds among things and what they hold or name; not what these hold.
+
+    Example:
+        >>> objects_behind([lambda: nn.ReLU()], (types.ModuleType,))
+        []
+    """
+    found: dict[int, Any] = {}
     seen: dict[int, Any] = {}
-    waiting: deque[Any] = deque([function])
+    waiting = deque(things)
     while waiting:
         thing = waiting.popleft()
         if isinstance(thing, _PLAIN) or id(thing) in seen:
             continue
         # Kept, because the id of an object that is gone can come back.
         seen[id(thing)] = thing
-        if isinstance(thing, nn.Module):
+        if isinstance(thing, kinds):
             found.setdefault(id(thing), thing)
+        if isinstance(thing, nn.Module):
             # Modules that are not registered, such as those in a list.
             waiting.extend(v for m in thing.modules() for v in vars(m).values())
-        elif len(seen) < _MOST:
+        elif not isinstance(thing, kinds) and len(seen) < _MOST:
             waiting.extend(_held_by(thing))
-    inner = {id(m) for module in found.values() for m in module.modules() if m is not module}
-    return [module for key, module in found.items() if key not in inner]
+    return list(found.values())
 
 
 def _held_by(thing: Any) -> Iterator[Any]:
-    if isinstance(thing, types.MethodType):
+    if isinstance(thing, (types.MethodType, types.BuiltinMethodType)):
         yield thing.__self__
-        yield thing.__func__
+        yield getattr(thing, "__func__", None)
     elif isinstance(thing, functools.partial):
         yield from (thing.func, *thing.args, *thing.keywords.values())
     elif isinstance(thing, types.FunctionType):
