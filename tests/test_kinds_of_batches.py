@@ -46,8 +46,8 @@ def parts() -> list[torch.Tensor]:
 # Made in the test: tests that look at all tensors that are alive cannot look at some of these.
 INPUTS = {
     "token ids": (lambda: IDS, r"torch\.int64: token ids have no distances.*inputs_embeds=x"),
-    "int32": (lambda: IDS.int(), r"torch\.int32: token ids"),
-    "uint8": (lambda: IDS.byte(), r"torch\.uint8: pass images as inputs\.float\(\) / 255"),
+    "int32": (IDS.int, r"torch\.int32: token ids"),
+    "uint8": (IDS.byte, r"torch\.uint8: pass images as inputs\.float\(\) / 255"),
     "bool": (lambda: IDS > 3, r"torch\.bool: pass inputs\.float\(\)"),
     "complex": (lambda: torch.randn(8, 5) + 0j, r"real, got torch\.complex64.*view_as_real"),
     "sparse": (lambda: torch.randn(8, 5).to_sparse(), r"dense.*torch\.sparse_coo.*to_dense\(\)"),
