@@ -57,8 +57,16 @@ void attack_step_typed(const AttackArguments& arguments, const Parallel& paralle
                  reader.direction(state, norm_of_grad, length), moved);
     Projection<A> projection{static_cast<const A*>(arguments.radius)[i], A(1), A(0)};
     if (norm == Norm::kTwo) {
-      NormState<A> of_moved;
-      row_kernels<A>().accumulate(norm, moved, nullptr, size, A(2), of_moved);
+      const auto pass = [&](A factor) {
+        NormState<A> state;
+        row_kernels<A>().accumulate(norm, moved, nullptr, size, A(2), factor, state);
+        return state;
+      };
+      NormState<A> of_moved = pass(A(1));
+      if (const A factor = second_pass_factor<Norm::kTwo>(of_moved); factor != 1) {
+        of_moved = pass(factor);
+        of_moved.extra = factor;
+      }
       const A length_moved = norm_value<Norm::kTwo>(of_moved, A(2));
       if (length_moved > projection.radius) projection.factor = projection.radius / length_moved;
     } else if (norm == Norm::kMax) {

@@ -208,10 +208,15 @@ template <Norm norm, bool kScaled, typename T>
 void move_row(const T* x, const T* center, const T* grad, const Acc<T>* scale, int64_t n,
               const Direction<Acc<T>>& direction, Acc<T>* moved) {
   using V = Vector<Acc<T>>;
+  // As in write_direction_row, the unit comes before the scale.
+  constexpr bool kUnitFirst = kScaled && may_need_second_pass(norm);
+  Direction<Acc<T>> along = direction;
+  if constexpr (kUnitFirst) along.unit = Acc<T>(1);
   const auto moved_of = [&](V from, V middle, V g, V s) {
     V offset = from - middle;
     if constexpr (kScaled) offset = offset / s;
-    offset += direction_lanes<norm>(direction, kScaled ? g * s : g);
+    if constexpr (kUnitFirst) g = g * V(direction.unit);
+    offset += direction_lanes<norm>(along, kScaled ? g * s : g);
     return offset;
   };
   for_lanes<V>(
