@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from margin_ext.measurement.monitor import MarginMonitor
     from margin_ext.measurement.robust_accuracy import robust_accuracy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Auto",
