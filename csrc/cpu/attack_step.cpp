@@ -28,6 +28,23 @@ const A* data_of(const std::vector<A>& values) {
   return values.empty() ? nullptr : values.data();
 }
 
+// The l2 norm of x [n].
+template <typename A>
+A norm_of(const A* x, int64_t n) {
+  const auto accumulate = [&](A factor) {
+    NormState<A> state;
+    row_kernels<A>().accumulate(Norm::kTwo, x, nullptr, n, A(2), factor, state);
+    return state;
+  };
+  NormState<A> state = accumulate(A(1));
+  const A factor = second_pass_factor<Norm::kTwo>(state);
+  if (factor != 1) {
+    state = accumulate(factor);
+    state.extra = factor;
+  }
+  return norm_value<Norm::kTwo>(state, A(2));
+}
+
 template <typename T>
 void attack_step_typed(const AttackArguments& arguments, const Parallel& parallel) {
   using A = Acc<T>;
@@ -57,17 +74,7 @@ void attack_step_typed(const AttackArguments& arguments, const Parallel& paralle
                  reader.direction(state, norm_of_grad, length), moved);
     Projection<A> projection{static_cast<const A*>(arguments.radius)[i], A(1), A(0)};
     if (norm == Norm::kTwo) {
-      const auto pass = [&](A factor) {
-        NormState<A> state;
-        row_kernels<A>().accumulate(norm, moved, nullptr, size, A(2), factor, state);
-        return state;
-      };
-      NormState<A> of_moved = pass(A(1));
-      if (const A factor = second_pass_factor<Norm::kTwo>(of_moved); factor != 1) {
-        of_moved = pass(factor);
-        of_moved.extra = factor;
-      }
-      const A length_moved = norm_value<Norm::kTwo>(of_moved, A(2));
+      const A length_moved = norm_of(moved, size);
       if (length_moved > projection.radius) projection.factor = projection.radius / length_moved;
     } else if (norm == Norm::kMax) {
       projection.threshold = l1_threshold(projection.radius, [&](A threshold) {
