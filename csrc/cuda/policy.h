@@ -80,7 +80,7 @@ struct Limits {
   // sample's scalars alone take .15.
   static constexpr double kInstructionsPerByte = 0.15;
   static constexpr double kInstructionsPerByte16Bit = 0.22;
-  static constexpr double kInstructionsPerByteShort16Bit = 0.29;
+  static constexpr double kInstructionsPerByteShort16Bit = 0.30;
   static constexpr int64_t kBytesInFlight = 48 << 10;
   // The most blocks of a launch. It bounds the buffer of partial totals.
   static constexpr int64_t kGroups = 4096;

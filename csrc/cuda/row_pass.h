@@ -195,8 +195,11 @@ class RowPass {
                                        const Path& path) {
     Acc x[kPack];
     expand(pack, path, x);
+    Direction<Acc> along = direction;
+    // Rows are accumulated once here, so the unit of such a norm is 1. Known, it costs nothing.
+    if constexpr (may_need_second_pass(norm)) along.unit = Acc(1);
 #pragma unroll
-    for (int k = 0; k < kPack; ++k) x[k] = direction_at<norm>(direction, x[k]);
+    for (int k = 0; k < kPack; ++k) x[k] = direction_at<norm>(along, x[k]);
     path.scale(x);
     output.template store_pack<Path>(i, x, fetched);
   }
