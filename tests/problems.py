@@ -11,10 +11,12 @@ from torch import Tensor
 
 from margin_ext.regularizers import Regularizer
 
-__all__ = ["NORMS", "REGULARIZERS", "Problem", "random_problem", "smooth_problem"]
+__all__ = ["NORMS", "REGULARIZERS", "SCALAR_NORMS", "Problem", "random_problem", "smooth_problem"]
 
 # The threat norms with kernels of their own, and two general ones: 1.5 -> q = 3, 3 -> q = 1.5.
 NORMS = (1, 2, float("inf"), 1.5, 3)
+# Those whose kernels work on one number at a time: `takes_scalars` in csrc/core/dual_norm.h.
+SCALAR_NORMS = (1.5, 3)
 
 REGULARIZERS = {
     "ramp": Regularizer.ramp(-0.4, 0.8),

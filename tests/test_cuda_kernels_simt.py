@@ -17,7 +17,8 @@ from backends.simt import AUTO, BLOCK, REREAD, WARP, RefusedError, Simt, kernels
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import DENSE, lay_out
-from problems import REGULARIZERS
+from problems import NORMS as ALL_NORMS
+from problems import REGULARIZERS, SCALAR_NORMS
 from torch import Tensor
 
 from margin_ext import reference
@@ -30,7 +31,8 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "ever
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 INF = math.inf
 # The threat norms with code of their own, and a general one.
-NORMS = (1, 2, INF, 3)
+# The emulator is slow, and 1.5 and 3 take the same kernels.
+NORMS = tuple(p for p in ALL_NORMS if p != 1.5)
 SCHEDULES = (0, 1, 2, 5)
 POISONS = (0xFF, 0x7E)
 GRADIENT_SCALE = 8
@@ -187,7 +189,7 @@ class Loss:
 
 def ways(p: float, dtype: torch.dtype) -> list[tuple[int, int]]:
     """Every variant and cluster size that a norm and type has kernels for."""
-    if p == 3:
+    if p in SCALAR_NORMS:
         return [(AUTO, 0), (REREAD, 1), (REREAD, 2), (REREAD, 4)]
     found = [(AUTO, 0), (BLOCK, 1), (BLOCK, 2), (BLOCK, 3), (BLOCK, 8)]
     return found if dtype == F64 else [*found, (WARP, 0)]
@@ -305,7 +307,7 @@ def test_channel_factors(p: float) -> None:
         (F32, "contiguous", AUTO),
         (F32, "channels_last", BLOCK if p != 3 else AUTO),
         (BF16, "gaps_between_samples", BLOCK if p != 3 else REREAD),
-        (F64, "offset", REREAD if p == 3 else BLOCK),
+        (F64, "offset", REREAD if p in SCALAR_NORMS else BLOCK),
     ):
         loss = Loss(3, 4, p=p, dtype=dtype, shape=(5, 11, 13), scaled=True, layout=layout)
         loss.check(Simt(variant, 2 if dtype in (BF16, F64) and variant != AUTO else 0))
@@ -373,7 +375,7 @@ def test_bad_labels_show_as_nan(variant: int, cluster: int) -> None:
 @pytest.mark.parametrize("p", NORMS)
 def test_infinite_and_nan_rows(p: float) -> None:
     """As the reference has them, sample by sample; zero rows have margin gap / eps."""
-    for variant in (AUTO, REREAD if p == 3 else BLOCK):
+    for variant in (AUTO, REREAD if p in SCALAR_NORMS else BLOCK):
         loss = Loss(5, 4, 70, p, reduction="none")
         loss.grad[0] = 0
         loss.grad[1, 3] = math.nan

@@ -24,7 +24,8 @@ enum class Norm : int32_t {
   kGeneral = 3,  // any other real p > 1
 };
 
-// The norm of a dual exponent q >= 1.
+// The norm of a dual exponent q >= 1. The compiler does not ask for a new norm here; compare its q
+// with a tolerance, because q is computed from p.
 inline Norm norm_from_q(double q) {
   if (q == 1) return Norm::kOne;
   if (q == 2) return Norm::kTwo;
@@ -70,9 +71,10 @@ MARGIN_HD constexpr DirectionNeeds direction_needs(Norm norm) {
   __builtin_unreachable();
 }
 
-// Whether the formulas of a norm compute powers of single elements. They are then bound by
-// arithmetic, not by memory, and they branch, so they take one number at a time and no vectors.
-MARGIN_HD constexpr bool takes_powers(Norm norm) {
+// Whether the formulas of a norm take one number at a time and no vectors: because they compute
+// powers, which makes them bound by arithmetic and not by memory, or because they branch or divide,
+// which the CPU's vectors cannot.
+MARGIN_HD constexpr bool takes_scalars(Norm norm) {
   switch (norm) {
     case Norm::kOne:
     case Norm::kTwo:
@@ -195,11 +197,11 @@ struct Range<double> {
   MARGIN_HD static double infinity() { return HUGE_VAL; }
 };
 
-// 1 where the state of a row stands, as it nearly always does. Otherwise the squares of the row
-// have over- or underflowed: the row has to be accumulated once more, with every element multiplied
-// by this factor before anything else, and the factor goes into the new state's `extra`. (The three
-// ranges are those of Blue, ACM TOMS 4 (1978).) A row of zeros, or one that holds an infinity, is
-// accumulated twice too, and stays what it is.
+// 1 if the state of a row is right, as it nearly always is. Otherwise the squares of the row have
+// over- or underflowed. The caller then accumulates the row once more, with every element
+// multiplied by this factor before anything else, and writes the factor into `extra` of the new
+// state. (The three ranges are those of Blue, ACM TOMS 4 (1978).) A row of zeros, or one that holds
+// an infinity, is accumulated twice too, and stays what it is.
 template <Norm norm, typename Acc>
 MARGIN_HD Acc second_pass_factor(const NormState<Acc>& state) {
   if constexpr (may_need_second_pass(norm)) {

@@ -70,7 +70,7 @@ struct MultipliedRow {
 
 template <Norm norm, typename V, typename A>
 MARGIN_HD void add_lanes(NormState<V>& lanes, V x, A q) {
-  if constexpr (takes_powers(norm)) {
+  if constexpr (takes_scalars(norm)) {
     for (int l = 0; l < V::kLanes; ++l) {
       NormState<A> one{lanes.sum[l], lanes.extra[l]};
       norm_add<norm>(one, x[l], q);
@@ -85,10 +85,10 @@ MARGIN_HD void add_lanes(NormState<V>& lanes, V x, A q) {
 // Combines the lanes' states into one, in a fixed order.
 template <Norm norm, typename V, typename A>
 MARGIN_HD void fold_lanes(NormState<V> (&lanes)[kUnroll], A q, NormState<A>& state) {
-  if constexpr (!takes_powers(norm)) {
+  if constexpr (!takes_scalars(norm)) {
     for (int u = 1; u < kUnroll; ++u) norm_combine<norm>(lanes[0], lanes[u], V(q));
   }
-  for (int u = 0; u < (takes_powers(norm) ? kUnroll : 1); ++u) {
+  for (int u = 0; u < (takes_scalars(norm) ? kUnroll : 1); ++u) {
     for (int l = 0; l < V::kLanes; ++l) {
       norm_combine<norm>(state, NormState<A>{lanes[u].sum[l], lanes[u].extra[l]}, q);
     }
@@ -131,7 +131,7 @@ void accumulate(Norm norm, const T* x, const Acc<T>* scale, int64_t n, Acc<T> q,
 
 template <Norm norm, typename A>
 MARGIN_HD Vector<A> direction_lanes(const Direction<A>& direction, Vector<A> x) {
-  if constexpr (takes_powers(norm)) {
+  if constexpr (takes_scalars(norm)) {
     for (int l = 0; l < Vector<A>::kLanes; ++l) x.raw[l] = direction_at<norm>(direction, x[l]);
     return x;
   } else {

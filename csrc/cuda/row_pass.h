@@ -124,9 +124,9 @@ class RowPass {
   static constexpr int kPack = kPackSize<T>;
   // The number of packs in flight at a time, where they go through registers.
   template <Norm norm, typename Path>
-  static constexpr int kUnroll = takes_powers(norm) ? 1
-                                 : Path::kPlain     ? 4
-                                                    : 2;
+  static constexpr int kUnroll = takes_scalars(norm) ? 1
+                                 : Path::kPlain      ? 4
+                                                     : 2;
 
   // A pack that is loaded under a condition gets this value first. Otherwise the compiler would
   // carry the former contents of up to 40 registers through the whole kernel.

@@ -62,7 +62,7 @@ MARGIN_HD constexpr Kept kept(Variant variant, RowUse use, Norm norm) {
     case Variant::kWarp:
     case Variant::kBlock:
       // Powers take longer than a second read of the row, so keeping it would gain nothing.
-      if (takes_powers(norm)) return Kept::kUnserved;
+      if (takes_scalars(norm)) return Kept::kUnserved;
       switch (direction_needs(norm)) {
         case DirectionNeeds::kElements:
           return Kept::kPacks;
@@ -73,7 +73,7 @@ MARGIN_HD constexpr Kept kept(Variant variant, RowUse use, Norm norm) {
       }
       return Kept::kUnserved;
     case Variant::kReread:
-      return takes_powers(norm) ? Kept::kNothing : Kept::kUnserved;
+      return takes_scalars(norm) ? Kept::kNothing : Kept::kUnserved;
   }
   return Kept::kUnserved;
 }
