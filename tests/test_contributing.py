@@ -28,7 +28,7 @@ MEMBERS = {
     "Add a gradient mode": (r"gradient_modes\.secant import|^class Secant\b", ("margin_ext",)),
     "Add a kind of label": (r"\bSoftLabels\b", ("margin_ext",)),
     "Add a kernel variant": (r"\bVariant::kReread\b|\bkReread = ", ("csrc",)),
-    "Add an attack": (r"^class PGD\b|import PGD\b", ("margin_ext/attacks",)),
+    "Add an attack": (r"^class Nearest\b|import Nearest\b", ("margin_ext/attacks",)),
     "Add a bound": (r"^class Sampled\b|import Sampled\b", ("margin_ext/bounds",)),
     "Add a data source": (r"\bDigits\b|sources import digits", ("margin_ext",)),
     "Add an option of the loss": (r"\bwarmup\b", ("margin_ext",)),

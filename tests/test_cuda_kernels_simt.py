@@ -30,7 +30,6 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "ever
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 INF = math.inf
-# The threat norms with code of their own, and a general one.
 # The emulator is slow, and 1.5 and 3 take the same kernels.
 NORMS = tuple(p for p in ALL_NORMS if p != 1.5)
 SCHEDULES = (0, 1, 2, 5)
