@@ -22,6 +22,9 @@ _FALL = 0.5
 _JUMP = 0.5
 
 
+NOT_THE_GAP = "attacks on the gap move there: this sign does not speak against them"
+
+
 @dataclass(frozen=True)
 class MaskingDiagnosis:
     """What speaks against taking the robust accuracies at their word.
@@ -108,6 +111,12 @@ def diagnose(
             f"an attack on the gap leaves up to {gap_excess:.3f} more robust than one on the "
             "cross-entropy: at each radius the lower column counts"
         )
+    weakness = _excess(robust.get("gap"), best)
+    if weakness > max(tolerance, gap_excess):
+        findings.append(
+            f"another attack leaves up to {weakness:.3f} less than PGD on the gap: read the worst "
+            "column"
+        )
     # Weaker somewhere is no proof of hidden gradients; weaker everywhere is a sign of them.
     gap_masked = bool(hidden) or (gap_excess > tolerance and ce_excess < -tolerance)
     if evidence.moved > _tolerance(len(evidence.indices)):
@@ -117,7 +126,7 @@ def diagnose(
     if gap_masked:
         findings.append("so gradients are hidden: use attacks without gradients, or transfer")
     elif saturated and not gap_excess > tolerance:
-        findings.append("the figures of attacks on the gap stand")
+        findings.append(NOT_THE_GAP)
     return MaskingDiagnosis(
         count=len(evidence.indices),
         cross_entropy_underflow=evidence.cross_entropy_underflow,

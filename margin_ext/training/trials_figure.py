@@ -107,17 +107,15 @@ def _robust_accuracy(ax: Axes, colored: list[tuple[Trial, str]], norm: str) -> N
             continue
         robust: dict[str, Any] = trial.measured["robust_accuracy"]
         radii = [0.0, *robust["eps"]]
-        for attack, style in (("gap", "-"), ("cross_entropy", _DOTTED)):
+        for attack, style in (("worst", "-"), ("cross_entropy", _DOTTED)):
             shares = np.array([robust["accuracy"], *robust["robust_accuracy"][attack]])
             ax.plot(radii, shares, color=color, linestyle=style, marker="o", markersize=3.5)
-            if attack == "gap":
+            if attack == "worst":
                 error = 2 * np.sqrt(shares * (1 - shares) / robust["count"])
                 ax.fill_between(
                     radii, shares - error, shares + error, color=color, alpha=0.13, lw=0
                 )
-    _line_styles(
-        ax, "PGD on the logit gap (band: 2 s.e.)", "PGD on the cross-entropy", "lower left"
-    )
+    _line_styles(ax, "worst case (band: 2 s.e.)", "PGD on the cross-entropy alone", "lower left")
 
 
 def _line_styles(

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from margin_ext.attacks import PGD
 from margin_ext.measurement import MaskingDiagnosis, robust_accuracy
-from margin_ext.measurement.masking import diagnose
+from margin_ext.measurement.masking import NOT_THE_GAP, diagnose
 from margin_ext.measurement.masking_evidence import MaskingEvidence
 
 DIMS, CLASSES = 48, 4
@@ -152,7 +152,7 @@ def test_large_logits_saturate_only_the_cross_entropy(logits: float) -> None:
     scaled = judged(lambda v: logits * trained()(v))
     without_alarm(scaled.diagnosis)
     assert scaled.diagnosis.cross_entropy_masked
-    assert scaled.diagnosis.findings[-1] == "the figures of attacks on the gap stand"
+    assert scaled.diagnosis.findings[-1] == NOT_THE_GAP
     assert scaled.curve() == pytest.approx(plain.curve(), abs=0.02)
 
 
@@ -256,4 +256,4 @@ def test_a_weaker_cross_entropy_attack_leaves_the_gap_column() -> None:
     found = from_curves([0.8, 0.3], [0.8, 0.9])
     assert found.cross_entropy_masked
     assert not found.gap_masked
-    assert found.findings[-1] == "the figures of attacks on the gap stand"
+    assert found.findings[-1] == NOT_THE_GAP

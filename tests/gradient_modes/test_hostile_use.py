@@ -141,15 +141,19 @@ def test_a_second_backward_without_the_graph_is_refused():
         loss.backward()
 
 
-@pytest.mark.parametrize(
-    ("settings", "tau"),
-    [({"unit": "margin"}, 0.0), ({"unit": "tau"}, float("inf")), ({"unit": "margin"}, -1.0)],
-)
-def test_a_tau_that_makes_no_step_is_refused(settings, tau):
-    difference = FiniteDifference(**settings)
+@pytest.mark.parametrize("unit", ["margin", "tau"])
+@pytest.mark.parametrize("tau", [0.0, -1.0])
+def test_a_tau_that_makes_no_step_is_refused(unit, tau):
     with pytest.raises(ValueError, match="must be above 0"):
-        AverageMarginLoss(regularizer="linear", tau=tau, gradient=difference)
+        AverageMarginLoss(regularizer="linear", tau=tau, gradient=FiniteDifference(unit=unit))
     AverageMarginLoss(regularizer="linear", tau=tau)
+
+
+@pytest.mark.parametrize("gradient", ["double_backward", FiniteDifference(unit="tau")])
+@pytest.mark.parametrize("tau", [float("inf"), float("nan")])
+def test_a_tau_that_is_no_number_is_refused(gradient, tau):
+    with pytest.raises(ValueError, match="tau must be finite"):
+        AverageMarginLoss(regularizer="linear", tau=tau, gradient=gradient)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
