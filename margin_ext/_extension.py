@@ -41,7 +41,7 @@ _SOURCES = Path(__file__).resolve().parents[1]
 BUILD_COMMAND = (
     f"pip install -e {_SOURCES}"
     if (_SOURCES / "CMakeLists.txt").is_file()
-    else "pip install --force-reinstall --no-deps SOURCE_FOLDER"
+    else "pip install --force-reinstall --no-deps . (in a clone of the sources)"
 )
 
 
