@@ -187,8 +187,20 @@ def _cpu_notes() -> list[Note]:
         except ValueError as error:
             return [Note(str(error), "unset MARGIN_EXT_INSTRUCTION_SET", needed=True)]
         return []
+    if library.path is None and _left_out():
+        what = "installed without compiled libraries (MARGIN_EXT_BUILD=off): plain PyTorch serves"
+        return [Note(what, BUILD_COMMAND, needed=False)]
     what = f"the CPU library is not in use, because {library.problem}"
     return [Note(what, BUILD_COMMAND, needed=True)]
+
+
+def _left_out() -> bool:
+    """Whether the libraries were left out by choice: the wheel is pure Python then."""
+    try:
+        wheel = importlib.metadata.distribution("margin_ext").read_text("WHEEL") or ""
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return "Root-Is-Purelib: true" in wheel
 
 
 def _cuda_notes(devices: tuple[Device, ...]) -> list[Note]:

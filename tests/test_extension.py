@@ -237,3 +237,19 @@ def test_a_library_from_a_newer_toolkit_than_torch(machine):
     info = _backend_info.backend_info()
     assert info.healthy
     assert "nvcc 13.0.88" in info.notes[0].what
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_libraries_that_were_left_out_by_choice_are_no_failure(
+    monkeypatch: pytest.MonkeyPatch, chosen: bool
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str:
+            assert name == "WHEEL"
+            return f"Wheel-Version: 1.0\nRoot-Is-Purelib: {str(chosen).lower()}\n"
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
+    monkeypatch.setattr(_extension, "cpu_library", _extension.Library("cpu", problem="absent"))
+    (note, *_) = _backend_info._cpu_notes()
+    assert note.needed is not chosen
+    assert ("MARGIN_EXT_BUILD=off" in note.what) is chosen
