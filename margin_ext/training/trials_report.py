@@ -164,7 +164,7 @@ class TrialsReport:
             f"Margin: signed first-order {norm_name(evaluation.measure_p)} distance to the nearest "
             f"class boundary (class rule: all), {unit}.",
             "It may overstate the distance; the attack distance is an upper bound on it (0 where "
-            "misclassified).",
+            "misclassified; images without an adversarial example are not in the average).",
             "Robust: accuracy in the worst case over a search for the nearest adversarial example "
             f"and {evaluation.attack_steps}-step PGD on the logit gap and the cross-entropy (CE)"
             f"{restarts}. The truth is at most that.",
@@ -209,7 +209,9 @@ def _number(value: float, digits: int) -> str:
 def _distance(trial: Trial) -> str:
     if trial.measured is None:
         return _MISSING
-    return _number(trial.measured["held_out"]["attack_distance"]["average"], 3)
+    found = trial.measured["held_out"]["attack_distance"]
+    missing = found["not_found"]
+    return _number(found["average"], 3) + (f" ({missing} not found)" if missing else "")
 
 
 def _diagnosis(trial: Trial) -> dict[str, Any]:
