@@ -114,12 +114,12 @@ class StepCounter:
     def has_turn(self, step: int, every: int) -> bool:
         """Whether a step is the one among ``every`` that has margins.
 
-        That is the first one. But where calls count as steps, for want of an optimizer, its place
-        changes from group to group after the second group: otherwise a loop with two calls a step
+        That is the first one. But once calls of two such groups have counted as steps, for want of
+        an optimizer, its place changes from group to group: otherwise a loop with two calls a step
         would have all margins in the same one of them, and possibly never in the one whose gradient
-        it steps by.
+        it steps by. A training that is continued begins with no such calls, whatever its step.
         """
         group, place = divmod(step, every)
-        if self._known or group < 2:
+        if self._known or self._guessed <= 2 * every:
             return place == 0
         return place == floor(every * (group * _GOLDEN % 1))

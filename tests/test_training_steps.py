@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from margin_ext import AverageMarginLoss
+from margin_ext.training_steps import StepCounter
 
 X, Y = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
 
@@ -211,3 +212,19 @@ def test_validation_is_no_step():
     calls.criterion.eval()
     calls()
     assert calls.criterion.steps == 0
+
+
+@pytest.mark.parametrize("begun", [0, 5, 6, 7, 30, 100])
+def test_a_continued_training_takes_the_turns_of_one_that_was_not_stopped(begun: int) -> None:
+    """Also in its first call, before the optimizer has stepped in this process."""
+    every = 3
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    counter = StepCounter()
+    counter.steps = begun
+    for step in range(begun, begun + 8):
+        found = counter.next_call()
+        assert found == step
+        assert counter.has_turn(found, every) is (step % every == 0)
+        parameter.grad = torch.zeros(1)
+        optimizer.step()
