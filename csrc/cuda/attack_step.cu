@@ -180,8 +180,14 @@ MARGIN_DEVICE void attack_sample(const AttackTask<AccOf<T>>& task, int64_t i, Gr
   row.for_parts(group, [&](int64_t j) { row.template write<norm>(direction, projection, j); });
 }
 
+// Warps with 16-bit rows hold more of them unfolded than the other kernels do: with a block less
+// there are registers for it (it spilled on sm_120).
 template <typename T, Variant variant>
-__global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<GroupOf<variant>, T>)
+inline constexpr unsigned kAttackBlocks =
+    kResidentBlocks<GroupOf<variant>, T> - (sizeof(T) == 2 && variant == Variant::kWarp ? 1 : 0);
+
+template <typename T, Variant variant>
+__global__ void __launch_bounds__(GroupOf<variant>::kThreads, kAttackBlocks<T, variant>)
     attack_kernel(const __grid_constant__ AttackTask<AccOf<T>> task,
                   const __grid_constant__ LaunchShape shape) {
   using Acc = AccOf<T>;

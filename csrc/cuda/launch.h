@@ -134,8 +134,12 @@ class KernelMemory {
   cudaError_t resident(const void* kernel, Variant variant, int device, const DeviceTraits& traits,
                        unsigned threads, size_t shared_bytes, unsigned cluster_size,
                        int* clusters) {
-    const std::array<size_t, 5> key{static_cast<size_t>(variant), static_cast<size_t>(device),
-                                    threads, shared_bytes, cluster_size};
+    const std::array<size_t, 6> key{static_cast<size_t>(variant),
+                                    static_cast<size_t>(device),
+                                    static_cast<size_t>(traits.multiprocessors),
+                                    threads,
+                                    shared_bytes,
+                                    cluster_size};
     const std::lock_guard<std::mutex> lock(mutex_);
     if (const auto known = resident_.find(key); known != resident_.end()) {
       *clusters = known->second;
@@ -150,7 +154,7 @@ class KernelMemory {
  private:
   std::mutex mutex_;
   std::set<std::pair<int, int>> prepared_;  // variant, device
-  std::map<std::array<size_t, 5>, int> resident_;
+  std::map<std::array<size_t, 6>, int> resident_;
 };
 
 // A kernel over samples.
