@@ -164,7 +164,10 @@ def _record(shape: Shape, device: Device) -> tuple[Any, bytes, list[torch.Tensor
     """The launch that the policy makes for a shape on a device, and the kernel's parameters."""
     module = kernels()
     emulated = module.device()
-    before = {name: getattr(emulated, name) for name in ("multiprocessors", "cluster_limit")}
+    before = {
+        name: getattr(emulated, name) for name in ("number", "multiprocessors", "cluster_limit")
+    }
+    emulated.number = 1 + DEVICES.index(device)
     emulated.multiprocessors, emulated.cluster_limit = device.multiprocessors, device.max_cluster
     torch.manual_seed(0)
     logits = torch.randn(shape.batch, shape.classes).to(shape.logits_dtype or shape.dtype)

@@ -226,6 +226,7 @@ void bind_emulator(py::module_& m) {
   m.def("set_schedule", &simt::set_schedule);
   m.def("set_poison", [](int poison) { simt::set_poison(static_cast<unsigned char>(poison)); });
   py::class_<simt::Device> device(m, "Device");
+  device.def_readwrite("number", &simt::Device::number);
   device.def_readwrite("multiprocessors", &simt::Device::multiprocessors);
   device.def_readwrite("cluster_limit", &simt::Device::cluster_limit);
   device.def_readwrite("dynamic_shared_limit", &simt::Device::dynamic_shared_limit);

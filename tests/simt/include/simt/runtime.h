@@ -12,6 +12,7 @@
 namespace [[gnu::visibility("hidden")]] simt {
 
 struct Device {
+  int number = 0;  // launchers remember the traits of a device by its number
   int multiprocessors = 4;
   int major = 9;
   int minor = 0;
@@ -32,11 +33,11 @@ inline Device& device() {
 extern "C" {
 
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = simt::device().number;
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+  return device == simt::device().number ? cudaSuccess : cudaErrorInvalidDevice;
 }
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
