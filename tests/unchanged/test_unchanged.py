@@ -36,6 +36,7 @@ def test_unchanged(name: str) -> None:
     assert not wrong, "\n".join([f"{name} has changed", *wrong])
 
 
+@pytest.mark.skipif(not _EXACT, reason="tolerances hide small changes on other machines")
 def test_every_change_is_needed(request: pytest.FixtureRequest) -> None:
     ran = {item.name for item in request.session.items}
     if not {f"test_unchanged[{name}]" for name in SITUATIONS} <= ran:
