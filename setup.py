@@ -29,6 +29,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import setuptools
+
+# Told here, before an older one stumbles over the imports below or the licence in pyproject.toml.
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    sys.exit(
+        f"margin_ext needs setuptools >= 77, and this environment has {setuptools.__version__}: "
+        "`pip install --upgrade setuptools`, then again"
+    )
+
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
