@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +23,16 @@ from margin_ext.gradient_modes.parallel import refuse_fsdp1_behind, refuse_stati
 from margin_ext.input_gradient import check_inputs
 from margin_ext.input_std import checked_std
 from margin_ext.loss_options import LossOptions
-from margin_ext.loss_settings import refuse_renamed, shows_fields_of
+from margin_ext.loss_settings import refuse_renamed
 from margin_ext.movable_inputs import require_movable
 from margin_ext.op_results import MarginLoss
-from margin_ext.option_attributes import add_option_attributes
+from margin_ext.option_attributes import add_option_attributes, takes
 from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
 from margin_ext.training_steps import StepCounter
 from margin_ext.two_classes import two_class_logits
 
 __all__ = ["AverageMarginLoss", "RunOutput"]
-
-_Options = ParamSpec("_Options")
-
-
-def _takes(
-    options: Callable[_Options, LossOptions],
-) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _Options], None]]:
-    """Give a constructor the parameters of the options, for type checkers, editors and help()."""
-    return shows_fields_of(options)  # type: ignore[arg-type]
 
 
 class AverageMarginLoss(nn.Module):
@@ -84,7 +75,7 @@ class AverageMarginLoss(nn.Module):
 
     weight: Tensor | None
 
-    @_takes(LossOptions)
+    @takes(LossOptions)
     def __init__(self, *positional: Any, **options: Any) -> None:
         refuse_renamed(options)
         super().__init__()
