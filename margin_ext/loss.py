@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from margin_ext.checks import check_normalizer, check_weight_values
 from margin_ext.gradient_modes import Detached, GradientCheck, Step
-from margin_ext.gradient_modes.gradient_check import check_gradient
+from margin_ext.gradient_modes.gradient_check import Subject, check_gradient
 from margin_ext.gradient_modes.hidden_layers import layered_loss
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
 from margin_ext.gradient_modes.model_call import ModelCall, PassOutput, require_logits
@@ -359,15 +359,10 @@ class AverageMarginLoss(nn.Module):
                 'check() judges the gradient of the norm in margin="first_order"; '
                 f'margin="{self._options.margin}" has none'
             )
-        return check_gradient(
-            self._passes(model, ModelCall(call, logits_fn)),
-            self._objective(None, self._options.mu),
-            mode,
-            inputs,
-            target,
-            directions=directions,
-            seed=seed,
-        )
+        passes = self._passes(model, ModelCall(call, logits_fn))
+        objective = self._objective(None, self._options.mu)
+        subject = Subject(passes, objective, inputs.detach(), target, seed)
+        return check_gradient(subject, mode, directions)
 
     def _passes(self, model: Callable[..., Any], call: ModelCall) -> Passes:
         o = self._options
