@@ -26,7 +26,7 @@ from margin_ext.functional.class_gap import class_gap
 from margin_ext.functional.composed_loss import composed_loss
 from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.functional.fused_loss import fused_loss
-from margin_ext.loss_settings import Aggregation, LossSettings, check_word
+from margin_ext.loss_settings import Aggregation, LossSettings
 from margin_ext.op_results import LogitGap, MarginLoss, SampleGap
 from margin_ext.regularizers import Regularizer
 
@@ -60,9 +60,6 @@ class DenseLabels:
 
     # Whether every sample has one class: only then other classes can be searched.
     single = False
-
-    def __post_init__(self) -> None:
-        check_word("aggregation", self.aggregation, Aggregation)
 
     def positions_counted(self) -> Tensor:
         """Whether a position counts, bool [B, d1, ...]."""
