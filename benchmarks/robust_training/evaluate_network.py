@@ -42,6 +42,7 @@ class Suite:
         count: Images attacked, the first so many.
         last: Attacks at the largest radius on the images that all others left robust.
         steps: Of PGD with decaying steps.
+        choice_steps: Of the search by which settings are chosen.
         distance: Finds the distances; None: ``MinimumDistance.thorough()`` with these targets.
     """
 
@@ -49,11 +50,13 @@ class Suite:
     count: int = 500
     last: tuple[Attack, ...] = (AutoAttack(parts=("apgd-ce", "apgd-t")),)
     steps: int = 100
+    choice_steps: int = 60
     distance: MinimumDistance | None = field(default=None)
 
     def choose_by(self, model: nn.Module, part: Part, eps: float) -> NDArray[np.bool_]:
         """Which images have no adversarial example within eps that a short search finds [N]."""
-        search = MinimumDistance(steps=60, restarts=1, targets=min(self.targets, 3))
+        targets = min(self.targets, 3)
+        search = MinimumDistance(steps=self.choice_steps, restarts=1, targets=targets)
         found = self._attacked(model, self._few(part), (eps,), [Nearest(search=search)])
         return found.robust()[:, -1]
 

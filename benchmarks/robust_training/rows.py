@@ -69,6 +69,13 @@ class Row:
         )
         return float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each)))
 
+    def more_accurate_than(self, other: Row) -> float:
+        """Difference of the clean accuracies over the seeds that both have."""
+        theirs = dict(zip(other.seeds, other.accuracy, strict=True))
+        pairs = zip(self.seeds, self.accuracy, strict=True)
+        differences = [ours - theirs[seed] for seed, ours in pairs if seed in theirs]
+        return statistics.fmean(differences) if differences else math.nan
+
 
 def rows_of(results: Mapping[str, Any]) -> dict[str, Row]:
     """The rows in the order of `METHODS`; without the methods that were not run."""

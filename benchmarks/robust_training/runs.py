@@ -71,14 +71,14 @@ class Comparison:
             seeds: The first is the one that settings are chosen with.
             tell: Gets a line after each piece of work.
             timing: Measure training times, if the methods that were attacked have changed.
-            seconds: Begin no further piece after so much time; None: do all.
+            seconds: Begin no further piece after so much time, but one at least; None: do all.
 
         Returns:
             Whether everything that was asked for is there now.
         """
         start = time.monotonic()
-        for piece in self._missing(methods, seeds, timing):
-            if seconds is not None and time.monotonic() - start > seconds:
+        for count, piece in enumerate(self._missing(methods, seeds, timing)):
+            if count and seconds is not None and time.monotonic() - start >= seconds:
                 return False
             line = piece()
             self._save()
