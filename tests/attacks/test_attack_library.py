@@ -95,7 +95,7 @@ def test_what_autoattack_cannot_do() -> None:
 
 
 def test_parts_of_autoattack_are_named() -> None:
-    with pytest.raises(ValueError, match="parts must be from apgd-ce, .*, got pgd"):
+    with pytest.raises(ValueError, match=r"parts must be from apgd-ce, .*, got pgd"):
         AutoAttack(parts=("apgd-ce", "pgd"))
     with pytest.raises(ValueError, match="got none"):
         AutoAttack(parts=())
