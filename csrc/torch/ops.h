@@ -18,7 +18,7 @@ namespace margin::binding {
 
 // The ops' schemas. Their arguments are explained in core/arguments.h.
 inline constexpr const char* kSchemas[] = {
-    "logit_gap(Tensor logits, Tensor target, Tensor? critical, int ignore_index) -> (Tensor "
+    "logit_gap(Tensor logits, Tensor target, Tensor? nearest, int ignore_index) -> (Tensor "
     "gap, Tensor runner_up)",
     "first_order_margin(Tensor gap, Tensor grad, float q, float eps, Tensor? input_scale) -> "
     "(Tensor margin, Tensor norm)",
@@ -26,13 +26,13 @@ inline constexpr const char* kSchemas[] = {
     "-> Tensor",
     "attack_step(Tensor x, Tensor grad, Tensor length, Tensor center, Tensor radius, float q, "
     "Tensor? low, Tensor? high, Tensor? input_scale) -> Tensor",
-    "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? critical, "
+    "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? nearest, "
     "Tensor? class_weight, Tensor? input_scale, float q, float eps, float mu, int "
     "regularizer, float lo, float hi, float label_smoothing, int ignore_index, int "
     "reduction, bool need_grad_logits, bool need_grad_grad) -> (Tensor loss, Tensor margin, "
     "Tensor gap, Tensor norm, Tensor statistics, Tensor grad_logits, Tensor grad_grad)",
     "average_margin_loss_backward(Tensor upstream, Tensor logits, Tensor target, Tensor? "
-    "grad, Tensor? critical, Tensor? class_weight, Tensor? input_scale, float q, float eps, "
+    "grad, Tensor? nearest, Tensor? class_weight, Tensor? input_scale, float q, float eps, "
     "float mu, int regularizer, float lo, float hi, float label_smoothing, int ignore_index, "
     "bool need_grad_logits, bool need_grad_grad) -> (Tensor grad_logits, Tensor grad_grad)",
     "scale_gradients_(Tensor(a!) grad_logits, Tensor(b!) grad_grad, Tensor upstream, Tensor "
@@ -42,8 +42,8 @@ inline constexpr const char* kSchemas[] = {
 
 template <typename Backend>
 std::tuple<Tensor, Tensor> logit_gap(const Tensor& logits, const Tensor& target,
-                                     const MaybeTensor& critical, int64_t ignore_index) {
-  LogitInput input = logit_input(logits, target, critical, ignore_index);
+                                     const MaybeTensor& nearest, int64_t ignore_index) {
+  LogitInput input = logit_input(logits, target, nearest, ignore_index);
   const int64_t batch = logits.size(0);
   Tensor gap = empty_vector(logits, accumulation_dtype(logits), batch);
   Tensor runner_up = empty_vector(target, ScalarType::Long, batch);
@@ -189,13 +189,12 @@ inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossI
 // where there is no grad, and so is a gradient that is not needed.
 template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margin_loss(
-    const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
-    const MaybeTensor& critical, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
-    double q, double eps, double mu, int64_t regularizer, double lo, double hi,
-    double label_smoothing, int64_t ignore_index, int64_t reduction, bool need_grad_logits,
-    bool need_grad_grad) {
+    const Tensor& logits, const Tensor& target, const MaybeTensor& grad, const MaybeTensor& nearest,
+    const MaybeTensor& class_weight, const MaybeTensor& input_scale, double q, double eps,
+    double mu, int64_t regularizer, double lo, double hi, double label_smoothing,
+    int64_t ignore_index, int64_t reduction, bool need_grad_logits, bool need_grad_grad) {
   LossInput input =
-      loss_input(logits, target, grad, critical, class_weight, input_scale,
+      loss_input(logits, target, grad, nearest, class_weight, input_scale,
                  {q, eps, mu, regularizer, lo, hi, label_smoothing, ignore_index, reduction});
   LossArguments& arguments = input.arguments;
   const int64_t batch = arguments.batch;
@@ -224,10 +223,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margi
 template <typename Backend>
 std::tuple<Tensor, Tensor> average_margin_loss_backward(
     const Tensor& upstream, const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
-    const MaybeTensor& critical, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
+    const MaybeTensor& nearest, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
     double q, double eps, double mu, int64_t regularizer, double lo, double hi,
     double label_smoothing, int64_t ignore_index, bool need_grad_logits, bool need_grad_grad) {
-  LossInput input = loss_input(logits, target, grad, critical, class_weight, input_scale,
+  LossInput input = loss_input(logits, target, grad, nearest, class_weight, input_scale,
                                {q, eps, mu, regularizer, lo, hi, label_smoothing, ignore_index,
                                 static_cast<int64_t>(Reduction::kSum)});
   LossArguments& arguments = input.arguments;
