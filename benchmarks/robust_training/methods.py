@@ -13,11 +13,13 @@ from typing import Any
 from torch import nn
 
 from benchmarks.robust_training.objectives import InputGradientPenalty
-from margin_ext import AverageMarginLoss, FiniteDifference, Secant
+from margin_ext import AverageMarginLoss, Distance, FiniteDifference, Secant
+from margin_ext.gradient_modes.additive import Additive
 from margin_ext.training import AdversarialTraining, Objective
 
 __all__ = ["METHODS", "REFERENCE", "Method", "Setting"]
 
+_BOX = (0.0, 1.0)
 Setting = dict[str, float]
 Settings = tuple[Setting, ...]
 
@@ -54,10 +56,10 @@ def _fixed(*settings: Setting) -> Callable[[tuple[float, ...]], Settings]:
     return lambda radii: settings
 
 
-def _margin(**options: Any) -> Callable[[float, Setting], Objective]:
-    """A margin, pushed up to tau (in units of the aim) with weight 2."""
+def _margin(*, mu: float = 2.0, **options: Any) -> Callable[[float, Setting], Objective]:
+    """A margin loss whose tau is in units of the aim."""
     return lambda aim, setting: Objective(
-        AverageMarginLoss(mu=2.0, tau=setting["tau"] * aim, **options)
+        AverageMarginLoss(mu=mu, tau=setting["tau"] * aim, **options)
     )
 
 
@@ -69,7 +71,16 @@ def _authors(aim: float, setting: Setting) -> Objective:
 
 
 def _adversarial(steps: int) -> Callable[[float, Setting], AdversarialTraining]:
-    return lambda aim, setting: AdversarialTraining(setting["eps"] * aim, steps)
+    return lambda aim, setting: AdversarialTraining(setting["eps"] * aim, steps, noise=1.0)
+
+
+def _additive(noise: float) -> Callable[[float, Setting], Objective]:
+    return _margin(mu=1.0, margin=Additive(noise=noise, data_range=_BOX))
+
+
+def _distance(**options: Any) -> Callable[[float, Setting], Objective]:
+    """Cross-entropy beyond each sample's own boundary, with weight .8, and the clean one's."""
+    return _margin(mu=0.8, margin=Distance(data_range=_BOX, **options))
 
 
 # The accuracy of the others is compared with that of this one.
@@ -96,9 +107,38 @@ METHODS: dict[str, Method] = {
         "peer",
         every_seed=True,
     ),
+    "distance": Method(
+        "true margin, cross-entropy at own lengths, 2 projections",
+        _distance(steps=2),
+        _each("tau"),
+        "distance",
+        every_seed=True,
+    ),
+    "additive_noise": Method(
+        "additive margin from noise", _additive(1.0), _each("tau"), "tangent", every_seed=True
+    ),
+    "distance_1": Method(
+        "true margin, cross-entropy at own lengths, 1 projection",
+        _distance(steps=1),
+        _each("tau"),
+        "distance",
+    ),
+    "distance_attack": Method(
+        "true margin, 2 projections, misclassified images attacked",
+        _distance(steps=2, misclassified="attack"),
+        _each("tau"),
+        "distance",
+    ),
+    "envelope": Method(
+        "true margin, ramp of the distance, 2 projections",
+        _margin(margin=Distance(form="envelope", steps=2, data_range=_BOX)),
+        _each("tau"),
+        "distance",
+    ),
+    "additive": Method("additive margin, exact", _additive(0.0), _each("tau"), "tangent"),
     "secant": Method(
         "secant margin, 2 attack steps",
-        _margin(margin=Secant(steps=2, data_range=(0.0, 1.0)), warmup=300),
+        _margin(margin=Secant(steps=2, data_range=_BOX), warmup=300),
         _each("tau"),
         "secant",
     ),
