@@ -13,8 +13,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.robust_training.objectives import InputGradientPenalty
-from margin_ext import AverageMarginLoss, Distance, FiniteDifference, Secant
-from margin_ext.gradient_modes.additive import Additive
+from margin_ext import Additive, AverageMarginLoss, Distance, FiniteDifference, Secant
 from margin_ext.training import AdversarialTraining, Objective
 
 __all__ = ["METHODS", "REFERENCE", "Method", "Setting"]
@@ -78,9 +77,11 @@ def _additive(noise: float) -> Callable[[float, Setting], Objective]:
     return _margin(mu=1.0, margin=Additive(noise=noise, data_range=_BOX))
 
 
-def _distance(**options: Any) -> Callable[[float, Setting], Objective]:
-    """Cross-entropy beyond each sample's own boundary, with weight .8, and the clean one's."""
-    return _margin(mu=0.8, margin=Distance(data_range=_BOX, **options))
+def _own_length(steps: int, **options: Any) -> Callable[[float, Setting], AdversarialTraining]:
+    """The cross-entropy a little beyond each sample's own boundary, at most eps away."""
+    return lambda aim, setting: AdversarialTraining(
+        setting["eps"] * aim, steps, length="own", **options
+    )
 
 
 # The accuracy of the others is compared with that of this one.
@@ -107,33 +108,37 @@ METHODS: dict[str, Method] = {
         "peer",
         every_seed=True,
     ),
+    "own_length": Method(
+        "true margin: own lengths, 2 projections",
+        _own_length(2),
+        _each("eps"),
+        "distance",
+        every_seed=True,
+    ),
     "distance": Method(
-        "true margin, cross-entropy at own lengths, 2 projections",
-        _distance(steps=2),
+        "true margin: own lengths, 2 projections, and .2 clean",
+        _margin(mu=0.8, margin=Distance(steps=2, data_range=_BOX)),
         _each("tau"),
         "distance",
         every_seed=True,
     ),
-    "additive_noise": Method(
-        "additive margin from noise", _additive(1.0), _each("tau"), "tangent", every_seed=True
+    "own_length_1": Method(
+        "true margin: own lengths, 1 projection", _own_length(1), _each("eps"), "distance"
     ),
-    "distance_1": Method(
-        "true margin, cross-entropy at own lengths, 1 projection",
-        _distance(steps=1),
-        _each("tau"),
-        "distance",
-    ),
-    "distance_attack": Method(
-        "true margin, 2 projections, misclassified images attacked",
-        _distance(steps=2, misclassified="attack"),
-        _each("tau"),
+    "own_length_attack": Method(
+        "true margin: own lengths, 2 projections, misclassified images attacked",
+        _own_length(2, misclassified="attack"),
+        _each("eps"),
         "distance",
     ),
     "envelope": Method(
-        "true margin, ramp of the distance, 2 projections",
+        "true margin: ramp of the distance, 2 projections",
         _margin(margin=Distance(form="envelope", steps=2, data_range=_BOX)),
         _each("tau"),
         "distance",
+    ),
+    "additive_noise": Method(
+        "additive margin from noise", _additive(1.0), _each("tau"), "tangent", every_seed=True
     ),
     "additive": Method("additive margin, exact", _additive(0.0), _each("tau"), "tangent"),
     "secant": Method(
