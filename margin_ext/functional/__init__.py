@@ -7,6 +7,7 @@ forward mode).
 
 from __future__ import annotations
 
+from margin_ext.functional.attack_step import attack_step
 from margin_ext.functional.average_margin_loss import average_margin_loss
 from margin_ext.functional.class_gap import gap_cotangent
 from margin_ext.functional.dual_direction import dual_direction
@@ -24,6 +25,7 @@ from margin_ext.op_results import MarginLoss
 
 __all__ = [
     "MarginLoss",
+    "attack_step",
     "average_margin_loss",
     "dual_direction",
     "first_order_margin",

@@ -113,8 +113,13 @@ class AdversarialTraining:
         with state_kept(inner_modules(inner), "batch"):
             for _ in range(self.steps):
                 _, grad = attack_gradient(inner, x, target, self.attack_loss)
-                x = self.threat.step(grad, radius * length, x)
-                x = self.threat.project(x, center, radius) if several else self.threat.clamp(x)
+                x = self.threat.attack_step(
+                    x,
+                    grad,
+                    radius * length,
+                    center=center if several else None,
+                    radius=radius if several else None,
+                )
         return x
 
     def _noisy(self, center: Tensor, radius: Tensor) -> Tensor:
