@@ -44,7 +44,7 @@ def _samples_dense(grad: Tensor) -> bool:
 
 
 def _logit_gap(
-    logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int
+    logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     check_logits(logits, target)
     gap = logits.new_empty(logits.shape[0], dtype=accumulation_dtype(logits))
@@ -99,7 +99,7 @@ def _average_margin_loss(
     logits: Tensor,
     target: Tensor,
     grad: Tensor | None,
-    critical: Tensor | None,
+    nearest: Tensor | None,
     class_weight: Tensor | None,
     input_scale: Tensor | None,
     q: float,
@@ -137,7 +137,7 @@ def _average_margin_loss_backward(
     logits: Tensor,
     target: Tensor,
     grad: Tensor | None,
-    critical: Tensor | None,
+    nearest: Tensor | None,
     class_weight: Tensor | None,
     input_scale: Tensor | None,
     q: float,

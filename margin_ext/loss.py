@@ -196,7 +196,7 @@ class AverageMarginLoss(nn.Module):
             else:
                 inputs = check_inputs(logits, inputs)
                 out = mode(Step(objective, inputs, logits, objective.labels(logits, target)))
-        self.statistics = out.statistics
+        self.statistics = out.statistics.of(out.margin)
         return out.loss
 
     def _has_no_margins(self, logits: Tensor, inputs: Tensor | Sequence[Tensor] | None) -> bool:
@@ -271,6 +271,8 @@ class AverageMarginLoss(nn.Module):
                 )
             if self.training:
                 mu *= self._options.every
+            if self.training:
+                inputs = mode.start(inputs, self._options)
             passed, out = run_step(passes, self._objective(normalizer, mu), mode, inputs, target)
         return self._output(passed, out)
 
@@ -318,9 +320,9 @@ class AverageMarginLoss(nn.Module):
         return out._replace(margin=missing, norm=missing, statistics=statistics)
 
     def _output(self, passed: PassOutput, out: MarginLoss) -> RunOutput:
-        self.statistics = out.statistics
+        self.statistics = out.statistics.of(out.margin)
         return RunOutput(
-            out.loss, passed.logits, out.margin, out.gap, out.norm, out.statistics, passed.whole
+            out.loss, passed.logits, out.margin, out.gap, out.norm, self.statistics, passed.whole
         )
 
     def check(

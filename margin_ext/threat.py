@@ -16,7 +16,7 @@ from margin_ext.functional.dual_direction import dual_direction
 from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
-from margin_ext.random_points import ball_noise
+from margin_ext.random_points import ball_noise, unit_ball
 
 __all__ = ["DataRange", "ThreatModel", "check_data_range", "check_radius", "require_attackable"]
 
@@ -228,6 +228,17 @@ class ThreatModel:
         radii = radii.expand(center.shape[0])
         offset = radii.reshape(-1, *[1] * (center.dim() - 1)) * self.in_input_units(noise)
         return self.project(center + offset.to(center.dtype), center, radii)
+
+    def noisy(self, center: Tensor, radius: Tensor) -> Tensor:
+        """One point a sample, uniform in the ball of radius [B] and then brought into the range.
+
+        It is drawn from torch's own random numbers, those of the CPU on every device.
+        """
+        seed = int(torch.randint(2**62, ()))
+        generator = torch.Generator(center.device).manual_seed(seed)
+        unit = unit_ball(len(center), center[:1].numel(), self.p, generator)
+        offset = radius.reshape(-1, *[1] * (center.dim() - 1)) * unit.reshape(center.shape)
+        return self.clamp(center + self.in_input_units(offset.to(center.dtype)))
 
     def bounds(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
         """The data range as two tensors that broadcast over inputs; None where there is none."""

@@ -104,7 +104,7 @@ class Loss:
     regularizer: Regularizer = field(default_factory=lambda: Regularizer.softplus(0.7))
     smoothing: float = 0.0
     weighted: bool = False
-    critical: bool = False
+    nearest: bool = False
     ignored: bool = False
     scaled: bool = False
     reduction: str = "mean"
@@ -122,7 +122,7 @@ class Loss:
         self.acc = F64 if logits_dtype == F64 else F32
         self.logits = normal(b, c).to(logits_dtype)
         self.target = torch.randint(c, (b,), generator=generator)
-        self.which = (self.target + 1) % c if self.critical else None
+        self.which = (self.target + 1) % c if self.nearest else None
         if self.ignored:
             self.target[::3] = -100
         self.weight = normal(c).abs().add(0.5).to(self.acc) if self.weighted else None
@@ -292,7 +292,7 @@ def test_reductions_weights_and_ignored_samples(reduction: str, with_grad: bool)
             smoothing=0.3,
             with_grad=with_grad,
         ).check(Simt(variant))
-    Loss(5, 4, 30, reduction=reduction, critical=True, with_grad=with_grad).check(Simt())
+    Loss(5, 4, 30, reduction=reduction, nearest=True, with_grad=with_grad).check(Simt())
 
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
@@ -364,8 +364,8 @@ def test_bad_labels_show_as_nan(variant: int, cluster: int) -> None:
     assert torch.equal(gaps.isnan(), bad)
     assert torch.equal(runner_up == -1, bad)
 
-    # A critical class must be another class.
-    loss = Loss(3, 4, 50, reduction="none", critical=True)
+    # A nearest class must be another class.
+    loss = Loss(3, 4, 50, reduction="none", nearest=True)
     assert loss.which is not None
     loss.which[0], loss.which[1] = loss.target[0], 9
     assert loss.run(simt)[0].isnan().tolist() == [True, True, False]
@@ -424,9 +424,9 @@ def test_logit_gap(dtype: torch.dtype) -> None:
         target = torch.randint(classes, (5,))
         target[2] = -100
         logits[3] = logits[3, 0]  # all tied
-        for critical in (None, (target + 1) % classes):
-            ours = Simt(variant).logit_gap(logits, target, critical, -100)
-            right = reference.logit_gap(logits, target, nearest=critical)
+        for nearest in (None, (target + 1) % classes):
+            ours = Simt(variant).logit_gap(logits, target, nearest, -100)
+            right = reference.logit_gap(logits, target, nearest=nearest)
             assert torch.equal(ours[0].nan_to_num(9), right.gap.nan_to_num(9))
             assert torch.equal(ours[1], right.runner_up)
 

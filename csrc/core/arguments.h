@@ -82,8 +82,8 @@ struct DirectionArguments {
 // the element order of grad. out may be x.
 struct AttackArguments {
   int64_t batch = 0;
-  NormOptions norm;    // the dual of the threat norm
-  GradientRows grad;   // data == null: no step, only the projections; the rest describes x
+  NormOptions norm;      // the dual of the threat norm
+  GradientRows grad;     // data == null: no step, only the projections; the rest describes x
   int64_t steepest = 1;  // p = 1: the number of coordinates that share the step
   const void* x = nullptr;
   int64_t x_stride = 0;

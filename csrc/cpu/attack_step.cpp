@@ -78,8 +78,8 @@ class AttackStep {
       kernels_.scale(out, size(), static_cast<A>(NAN));
       return;
     }
-    kernels_.project(norm(), buffer, center == nullptr ? x : center, data_of(scale_),
-                     data_of(low_), data_of(high_), size(), projection(i, buffer), out);
+    kernels_.project(norm(), buffer, center == nullptr ? x : center, data_of(scale_), data_of(low_),
+                     data_of(high_), size(), projection(i, buffer), out);
   }
 
  private:
@@ -87,15 +87,14 @@ class AttackStep {
 
   // False: the gradient holds a NaN.
   bool move_along_gradient(int64_t i, const T* x, const T* center, A* moved) const {
-    const T* grad =
-        static_cast<const T*>(arguments_.grad.data) + i * arguments_.grad.batch_stride;
+    const T* grad = static_cast<const T*>(arguments_.grad.data) + i * arguments_.grad.batch_stride;
     const NormState<A> state = reader_.state(i);
     const A norm_of_grad = reader_.norm(state);
     if (is_nan(norm_of_grad)) return false;
     const A length = static_cast<const A*>(arguments_.length)[i];
     const bool shared = norm() == Norm::kMax && arguments_.steepest > 1;
-    const Direction<A> direction = shared ? of_steepest(grad, length, moved)
-                                          : reader_.direction(state, norm_of_grad, length);
+    const Direction<A> direction =
+        shared ? of_steepest(grad, length, moved) : reader_.direction(state, norm_of_grad, length);
     kernels_.move(norm(), x, center, grad, data_of(scale_), size(), direction, moved);
     return true;
   }

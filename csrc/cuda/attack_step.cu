@@ -262,8 +262,7 @@ MARGIN_DEVICE void attack_sample(const AttackTask<AccOf<T>>& task, int64_t i, Gr
       }
     }
   }
-  const Projection<Acc> projection =
-      find_projection<norm>(task, row, direction, i, group, served);
+  const Projection<Acc> projection = find_projection<norm>(task, row, direction, i, group, served);
   row.for_parts(group, [&](int64_t j) { row.template write<norm>(direction, projection, j); });
 }
 

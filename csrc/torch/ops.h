@@ -18,7 +18,7 @@ namespace margin::binding {
 
 // The ops' schemas. Their arguments are explained in core/arguments.h.
 inline constexpr const char* kSchemas[] = {
-    "logit_gap(Tensor logits, Tensor target, Tensor? critical, int ignore_index) -> (Tensor "
+    "logit_gap(Tensor logits, Tensor target, Tensor? nearest, int ignore_index) -> (Tensor "
     "gap, Tensor runner_up)",
     "first_order_margin(Tensor gap, Tensor grad, float q, float eps, Tensor? input_scale) -> "
     "(Tensor margin, Tensor norm)",
@@ -28,13 +28,13 @@ inline constexpr const char* kSchemas[] = {
     "int steepest, Tensor? low, Tensor? high, Tensor? input_scale) -> Tensor",
     "attack_step_(Tensor(a!) x, Tensor? grad, Tensor? length, Tensor? center, Tensor? radius, "
     "float q, int steepest, Tensor? low, Tensor? high, Tensor? input_scale) -> ()",
-    "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? critical, "
+    "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? nearest, "
     "Tensor? class_weight, Tensor? input_scale, float q, float eps, float mu, int "
     "regularizer, float lo, float hi, float label_smoothing, int ignore_index, int "
     "reduction, bool need_grad_logits, bool need_grad_grad) -> (Tensor loss, Tensor margin, "
     "Tensor gap, Tensor norm, Tensor statistics, Tensor grad_logits, Tensor grad_grad)",
     "average_margin_loss_backward(Tensor upstream, Tensor logits, Tensor target, Tensor? "
-    "grad, Tensor? critical, Tensor? class_weight, Tensor? input_scale, float q, float eps, "
+    "grad, Tensor? nearest, Tensor? class_weight, Tensor? input_scale, float q, float eps, "
     "float mu, int regularizer, float lo, float hi, float label_smoothing, int ignore_index, "
     "bool need_grad_logits, bool need_grad_grad) -> (Tensor grad_logits, Tensor grad_grad)",
     "scale_gradients_(Tensor(a!) grad_logits, Tensor(b!) grad_grad, Tensor upstream, Tensor "
@@ -44,8 +44,8 @@ inline constexpr const char* kSchemas[] = {
 
 template <typename Backend>
 std::tuple<Tensor, Tensor> logit_gap(const Tensor& logits, const Tensor& target,
-                                     const MaybeTensor& critical, int64_t ignore_index) {
-  LogitInput input = logit_input(logits, target, critical, ignore_index);
+                                     const MaybeTensor& nearest, int64_t ignore_index) {
+  LogitInput input = logit_input(logits, target, nearest, ignore_index);
   const int64_t batch = logits.size(0);
   Tensor gap = empty_vector(logits, accumulation_dtype(logits), batch);
   Tensor runner_up = empty_vector(target, ScalarType::Long, batch);
@@ -155,8 +155,8 @@ inline AttackInput attack_input(const Tensor& x, const MaybeTensor& grad, const 
   if (!grad.has_value()) arguments.grad.data = nullptr;
   check(batch == 0 || (steepest >= 1 && steepest <= arguments.grad.size),
         "steepest must lie in 1..", arguments.grad.size, ", got ", steepest);
-  check(steepest == 1 || arguments.norm.norm == Norm::kMax,
-        "steepest is for p = 1, got q = ", q, " and steepest = ", steepest);
+  check(steepest == 1 || arguments.norm.norm == Norm::kMax, "steepest is for p = 1, got q = ", q,
+        " and steepest = ", steepest);
   arguments.steepest = steepest;
   check(length.has_value() == grad.has_value(), "grad and length must be given together");
   check(low.has_value() == high.has_value(), "low and high must be given together");
@@ -202,8 +202,7 @@ Tensor attack_step(const Tensor& x, const MaybeTensor& grad, const MaybeTensor& 
 template <typename Backend>
 void attack_step_(Tensor x, const MaybeTensor& grad, const MaybeTensor& length,
                   const MaybeTensor& center, const MaybeTensor& radius, double q, int64_t steepest,
-                  const MaybeTensor& low, const MaybeTensor& high,
-                  const MaybeTensor& input_scale) {
+                  const MaybeTensor& low, const MaybeTensor& high, const MaybeTensor& input_scale) {
   AttackInput input =
       attack_input(x, grad, length, center, radius, q, steepest, low, high, input_scale);
   if (input.arguments.batch == 0) return;
@@ -238,13 +237,12 @@ inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossI
 // where there is no grad, and so is a gradient that is not needed.
 template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margin_loss(
-    const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
-    const MaybeTensor& critical, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
-    double q, double eps, double mu, int64_t regularizer, double lo, double hi,
-    double label_smoothing, int64_t ignore_index, int64_t reduction, bool need_grad_logits,
-    bool need_grad_grad) {
+    const Tensor& logits, const Tensor& target, const MaybeTensor& grad, const MaybeTensor& nearest,
+    const MaybeTensor& class_weight, const MaybeTensor& input_scale, double q, double eps,
+    double mu, int64_t regularizer, double lo, double hi, double label_smoothing,
+    int64_t ignore_index, int64_t reduction, bool need_grad_logits, bool need_grad_grad) {
   LossInput input =
-      loss_input(logits, target, grad, critical, class_weight, input_scale,
+      loss_input(logits, target, grad, nearest, class_weight, input_scale,
                  {q, eps, mu, regularizer, lo, hi, label_smoothing, ignore_index, reduction});
   LossArguments& arguments = input.arguments;
   const int64_t batch = arguments.batch;
@@ -273,10 +271,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margi
 template <typename Backend>
 std::tuple<Tensor, Tensor> average_margin_loss_backward(
     const Tensor& upstream, const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
-    const MaybeTensor& critical, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
+    const MaybeTensor& nearest, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
     double q, double eps, double mu, int64_t regularizer, double lo, double hi,
     double label_smoothing, int64_t ignore_index, bool need_grad_logits, bool need_grad_grad) {
-  LossInput input = loss_input(logits, target, grad, critical, class_weight, input_scale,
+  LossInput input = loss_input(logits, target, grad, nearest, class_weight, input_scale,
                                {q, eps, mu, regularizer, lo, hi, label_smoothing, ignore_index,
                                 static_cast<int64_t>(Reduction::kSum)});
   LossArguments& arguments = input.arguments;

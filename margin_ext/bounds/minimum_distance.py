@@ -275,8 +275,8 @@ class _Search:
         label = self.label[active]
         x = x.detach().requires_grad_()
         logits = checked_logits(self.model, x)
-        critical = None if target is None else target[active]
-        chosen = logit_gap(logits, label, nearest=critical).gap
+        nearest = None if target is None else target[active]
+        chosen = logit_gap(logits, label, nearest=nearest).gap
         require_graph(chosen)
         (grad,) = torch.autograd.grad(-chosen.sum(), x)
         gap = chosen if target is None else logit_gap(logits.detach(), label).gap

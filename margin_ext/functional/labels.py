@@ -105,6 +105,10 @@ class DenseLabels:
             reduction=settings.reduction,
         )
 
+    def label_losses(self, logits: Tensor, settings: LossSettings) -> Tensor:
+        """The cross-entropy of each label [B, d1, ...], with its weight; 0 where ignored."""
+        return self.cross_entropy(logits, replace(settings, reduction="none"))
+
     def _cross_entropy_target(self, dtype: torch.dtype) -> Tensor:
         return self.target
 
@@ -229,6 +233,21 @@ class DenseLabels:
         margin, norm = _margin(logits, gap, grad, settings)
         correct = self.correct(logits, found.of_positions)
         return composed_loss(self, logits, margin, gap, norm, correct, settings)
+
+    def loss_of(
+        self,
+        logits: Tensor,
+        margin: Tensor,
+        gap: Tensor,
+        norm: Tensor,
+        settings: LossSettings,
+        term: Tensor | None = None,
+    ) -> MarginLoss:
+        """The loss of margins [B] that are known, or with a term [B, d1, ...] in place of phi."""
+        if self.class_weight is not None:
+            check_class_weight(self.class_weight, logits)
+        correct = self.correct(logits, self.logit_gap(logits.detach()).gap)
+        return composed_loss(self, logits, margin, gap, norm, correct, settings, term)
 
     def plain_loss(self, logits: Tensor, settings: LossSettings) -> MarginLoss:
         """The loss without its regularizer, and the gap of each sample."""
