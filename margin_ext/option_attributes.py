@@ -1,8 +1,7 @@
-"""The options of the criterion: its parameters, and attributes that a schedule can change."""
+"""The options of the criterion as attributes of it, which a schedule can change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
@@ -10,14 +9,16 @@ from margin_ext.loss_options import LossOptions
 from margin_ext.loss_settings import shows_fields_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from margin_ext.loss import AverageMarginLoss
 
-__all__ = ["add_option_attributes", "takes"]
+__all__ = ["add_option_attributes", "takes_options"]
 
 _Options = ParamSpec("_Options")
 
 
-def takes(
+def takes_options(
     options: Callable[_Options, LossOptions],
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _Options], None]]:
     """Give a constructor the parameters of the options, for type checkers, editors and help()."""

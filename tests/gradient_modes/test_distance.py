@@ -408,7 +408,7 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="must be at most 1, got 2"):
         AverageMarginLoss(margin="distance", mu=2.0)
     with pytest.raises(ValueError, match=r'margin="distance" needs tau, which must be above 0'):
-        AverageMarginLoss(margin=Distance(form="envelope"), regularizer="linear", tau=math.inf)
+        AverageMarginLoss(margin=Distance(form="envelope"), regularizer="linear", tau=0.0)
     AverageMarginLoss(margin=Distance(form="envelope"), mu=2.0, regularizer="softplus")
 
 
