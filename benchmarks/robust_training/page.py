@@ -20,7 +20,7 @@ from benchmarks.robust_training.goals import GOAL, best_margin, judge
 from benchmarks.robust_training.methods import METHODS
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
-from benchmarks.robust_training.tables import table
+from benchmarks.robust_training.tables import fraction, table
 from margin_ext.output.atomic_write import write_text
 
 __all__ = ["made_anew"]
@@ -44,7 +44,7 @@ def made_anew(text: str, folder: Path = RESULTS) -> str:
     """
 
     def place(found: re.Match[str]) -> str:
-        return f"{found[1]}{_made(found['name'], folder)}\n{found[3]}"
+        return f"{found[1]}\n{_made(found['name'], folder)}\n\n{found[3]}"
 
     return _PLACE.sub(place, text)
 
@@ -93,7 +93,8 @@ def _headline_row(row: Row, title: str, aim: float) -> str:
     time = "-" if row.time is None else f"{row.time:.1f}"
     name = METHODS[row.key].title
     return (
-        f"| {title}, l2 {aim:g} | {name} | {row.mean_accuracy:.3f} | {row.mean_robust:.3f} | "
+        f"| {title}, l2 {aim:g} | {name} | {fraction(row.mean_accuracy)} | "
+        f"{fraction(row.mean_robust)} | "
         f"{time} |"
     )
 
@@ -113,8 +114,10 @@ def _earlier(folder: Path) -> str:
                 continue
             now = rows.get(key)
             setting = "" if now is None else _setting(now.setting)
-            figure = "not run yet" if now is None else f"{now.mean_robust:.3f}"
-            lines.append(f"| {known.title} | {method.title} | {said:.3f} | {figure} | {setting} |")
+            figure = "not run yet" if now is None else fraction(now.mean_robust)
+            lines.append(
+                f"| {known.title} | {method.title} | {fraction(said)} | {figure} | {setting} |"
+            )
     return "\n".join(lines)
 
 
