@@ -39,8 +39,11 @@ def sample_calls():
         yield f"direction-base-{layout}", "dual_direction", (grad, gap, problem.grad, 2.0, None)
         ends = (torch.zeros(2), torch.ones(2))
         step = (problem.grad, grad, gap.abs(), problem.grad, gap.abs())
-        yield f"attack-step-{layout}", "attack_step", (*step, 2.0, *ends, scale)
-        yield f"attack-step-free-{layout}", "attack_step", (*step, 1.0, None, None, None)
+        yield f"attack-step-{layout}", "attack_step", (*step, 2.0, 1, *ends, scale)
+        yield f"attack-step-free-{layout}", "attack_step", (*step, 0.0, 4, None, None, None)
+        ball = (grad, None, None, problem.grad, gap.abs())
+        yield f"attack-step-ball-{layout}", "attack_step", (*ball, 3.0, 1, None, None, None)
+        yield f"attack-step-in-place-{layout}", "attack_step_", (*step, 2.0, 1, *ends, scale)
         optional = (grad, nearest, weight, scale)
         for reduction in range(3):
             yield (

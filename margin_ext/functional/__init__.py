@@ -8,6 +8,7 @@ forward mode).
 from __future__ import annotations
 
 from margin_ext.functional.additive_margin_loss import additive_margin_loss
+from margin_ext.functional.attack_step import attack_step
 from margin_ext.functional.average_margin_loss import average_margin_loss
 from margin_ext.functional.class_gap import gap_cotangent
 from margin_ext.functional.dual_direction import dual_direction
@@ -27,6 +28,7 @@ from margin_ext.op_results import MarginLoss
 __all__ = [
     "MarginLoss",
     "additive_margin_loss",
+    "attack_step",
     "average_margin_loss",
     "dual_direction",
     "first_order_margin",

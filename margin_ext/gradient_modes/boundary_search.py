@@ -66,7 +66,7 @@ def find_boundary(
         norm = threat.dual_norm(grad)
         distance = plane_distance(gap.detach(), grad, norm, center, point.detach())
         distance = torch.minimum(torch.maximum(distance, -radius), radius)
-        point = threat.clamp(threat.step(grad, -distance, center)).to(center.dtype)
+        point = threat.attack_step(center, grad, -distance)
     return BoundaryPoint(point, distance, grad, norm)
 
 
@@ -112,4 +112,4 @@ def trained_point(
     length = torch.where(found.distance < 0, -length, length)
     if attacked is not None:
         length = torch.where(attacked, radius, length)
-    return threat.clamp(threat.step(found.grad, -length, center)).to(center.dtype)
+    return threat.attack_step(center, found.grad, -length)

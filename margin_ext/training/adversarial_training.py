@@ -218,8 +218,13 @@ class AdversarialTraining:
         x = self.threat.noisy(center, radius * noise) if noise else center
         for _ in range(self.steps):
             _, grad = attack_gradient(model, x, target, self.attack_loss)
-            x = self.threat.step(grad, radius * length, x)
-            x = self.threat.project(x, center, radius) if several else self.threat.clamp(x)
+            x = self.threat.attack_step(
+                x,
+                grad,
+                radius * length,
+                center=center if several else None,
+                radius=radius if several else None,
+            )
         return x
 
     def _search(

@@ -160,29 +160,55 @@ class Simt:
     def attack_step(
         self,
         x: Tensor,
-        grad: Tensor,
-        length: Tensor,
-        center: Tensor,
-        radius: Tensor,
+        grad: Tensor | None,
+        length: Tensor | None,
+        center: Tensor | None,
+        radius: Tensor | None,
         q: float,
+        steepest: int,
         low: Tensor | None,
         high: Tensor | None,
         input_scale: Tensor | None,
     ) -> Tensor:
-        out = self._like_samples(grad)
+        out = self._like_samples(x if grad is None else grad)
+        self._attack_step(out, x, grad, length, center, radius, q, steepest, low, high, input_scale)
+        return out
+
+    def attack_step_(self, x: Tensor, *others: Any) -> None:
+        self._attack_step(x, x, *others)
+
+    def _attack_step(
+        self,
+        out: Tensor,
+        x: Tensor,
+        grad: Tensor | None,
+        length: Tensor | None,
+        center: Tensor | None,
+        radius: Tensor | None,
+        q: float,
+        steepest: int,
+        low: Tensor | None,
+        high: Tensor | None,
+        input_scale: Tensor | None,
+    ) -> None:
+        rows = x if grad is None else grad
         a = kernels().AttackArguments()
-        a.batch, a.length, a.radius = grad.shape[0], length.data_ptr(), radius.data_ptr()
+        a.batch, a.steepest = rows.shape[0], steepest
+        a.length = 0 if length is None else length.data_ptr()
+        a.radius = 0 if radius is None else radius.data_ptr()
         a.norm.q = q
-        _grad(a.grad, grad, input_scale)
+        _grad(a.grad, rows, input_scale)
+        if grad is None:
+            a.grad.data = 0
         a.x, a.x_stride = x.data_ptr(), x.stride(0)
-        a.center, a.center_stride = center.data_ptr(), center.stride(0)
+        if center is not None:
+            a.center, a.center_stride = center.data_ptr(), center.stride(0)
         for channels, values in ((a.low, low), (a.high, high)):
             if values is not None:
                 channels.scale, channels.count = values.data_ptr(), values.numel()
-                channels.stride = grad.stride(1) if grad.dim() > 2 else 1
+                channels.stride = rows.stride(1) if rows.dim() > 2 else 1
         a.out, a.out_stride = out.data_ptr(), out.stride(0)
         self._launch("attack_step", a)
-        return out
 
     def average_margin_loss(
         self,
