@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.robust_training.goals import GOAL, best_margin, judge
-from benchmarks.robust_training.methods import METHODS
+from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
 from benchmarks.robust_training.tables import fraction, table
@@ -56,6 +56,8 @@ def _made(name: str, folder: Path) -> str:
         return _goals(folder)
     if name == "headline":
         return _headline(folder)
+    if name == "sentences":
+        return _sentences(folder)
     if name == "earlier":
         return _earlier(folder)
     raise ValueError(f"there is nothing named {name!r} to be made from the results")
@@ -97,6 +99,25 @@ def _headline_row(row: Row, title: str, aim: float) -> str:
         f"{fraction(row.mean_robust)} | "
         f"{time} |"
     )
+
+
+def _sentences(folder: Path) -> str:
+    """The headline as a list, for the README."""
+    lines = []
+    for problem, known in PROBLEMS.items():
+        rows = rows_of(_results(folder, problem))
+        best = best_margin(rows)
+        if REFERENCE not in rows or best is None:
+            continue
+        shown = [rows[key] for key in (*_PEERS, best.key) if key in rows]
+        parts = [
+            f"{METHODS[row.key].title} {fraction(row.mean_robust)} at accuracy "
+            f"{fraction(row.mean_accuracy)}"
+            + ("" if row.time is None else f" in {row.time:.1f} times plain training's time")
+            for row in shown
+        ]
+        lines.append(f"- {known.title}, worst case at l2 radius {known.aim:g}: {'; '.join(parts)}.")
+    return "\n".join(lines) or "Not run yet."
 
 
 def _earlier(folder: Path) -> str:
