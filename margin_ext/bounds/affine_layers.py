@@ -86,7 +86,7 @@ class Scale(nn.Module):
         shift = norm.bias.double() if norm.bias is not None else torch.zeros_like(mean)
         shape = (-1, *[1] * (dimensions - 2))
         for name, value in (("weight", weight), ("mean", mean), ("bias", shift)):
-            self.register_buffer(name, value.reshape(shape))
+            self.register_buffer(name, value.detach().reshape(shape))
 
     def forward(self, h: Tensor) -> Tensor:
         """Map [B, channels, ...] to the same shape."""

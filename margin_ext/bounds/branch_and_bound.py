@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,13 +26,15 @@ from margin_ext.bounds.slope_ascent import Choice, ascend, usual_choice
 __all__ = ["branch_and_bound", "require_splittable"]
 
 # By how much the ball grows at a time.
-_GROWTH = 1.2
+_GROWTH = 1.4
 # A certified distance this near to an adversarial example's is near enough.
 _CLOSE = 0.999
 # Gradient steps for a branch, and for one in which nothing is left to split.
 _STEPS, _LAST_STEPS = 20, 300
+# A gain that is worth as many steps once more.
+_GAIN = 1e-3
 # Branches that are split at a time.
-_TOGETHER = 32
+_TOGETHER = 128
 
 
 def require_splittable(stages: list[Stage]) -> None:
@@ -40,7 +43,7 @@ def require_splittable(stages: list[Stage]) -> None:
         if stage.activation is not None and not isinstance(stage.activation, Rectifier):
             raise TypeError(
                 "branch and bound is for ReLU and LeakyReLU, the model has "
-                f"{type(stage.activation).__name__}: set split_seconds=0"
+                f"{type(stage.activation).__name__}: set branches=0"
             )
 
 
@@ -70,9 +73,10 @@ def branch_and_bound(
     *,
     certified: float,
     farthest: float,
+    branches: int,
     seconds: float,
 ) -> float:
-    """A certified distance that is larger than one known already, if time allows.
+    """A certified distance, at least as large as the one that is known already.
 
     Args:
         relaxation: Of the sample.
@@ -80,27 +84,39 @@ def branch_and_bound(
         slack: What the gaps must exceed [S].
         certified: The distance known.
         farthest: Of an adversarial example: nothing larger can be certified.
-        seconds: When to stop.
+        branches: At most about so many branches are bounded.
+        seconds: No more are begun after this time.
     """
-    end = time.monotonic() + seconds
-    while certified < _CLOSE * farthest and time.monotonic() < end:
+    limit = _Limit(branches, time.monotonic() + seconds)
+    while 0 < certified < _CLOSE * farthest and not limit.reached:
         radius = min(certified * _GROWTH, farthest)
-        tree = _Tree(relaxation, rows, slack, relaxation.ball(radius))
-        tree.grow(end, goal=min(radius, _CLOSE * farthest))
+        tree = _Tree(relaxation, rows, slack, relaxation.ball(radius), limit)
+        tree.grow(goal=min(radius, _CLOSE * farthest))
         certified = max(certified, min(radius, tree.bound))
         if tree.bound < radius:
             break
     return certified
 
 
+@dataclass
+class _Limit:
+    branches: int
+    end: float
+
+    @property
+    def reached(self) -> bool:
+        return self.branches <= 0 or time.monotonic() >= self.end
+
+
 class _Tree:
     """Branches that together cover a ball, for every rival class."""
 
-    def __init__(self, relaxation: Relaxation, rows: Tensor, slack: Tensor, ball: Ball) -> None:
+    def __init__(self, relaxation: Relaxation, rows: Tensor, slack: Tensor, ball: Ball, limit: _Limit) -> None:
         self.relaxation = relaxation
         self.rows = rows
         self.slack = slack
         self.ball = ball
+        self.limit = limit
         self._numbers = itertools.count()
         self._open: list[_Branch] = []
         rivals = torch.arange(len(rows), device=rows.device)
@@ -111,9 +127,9 @@ class _Tree:
         """The distance that is certified in all branches."""
         return self._open[0].bound if self._open else torch.inf
 
-    def grow(self, end: float, goal: float) -> None:
-        """Split the branches with the smallest bounds until all reach the goal, or time is up."""
-        while self._open and self.bound < goal and time.monotonic() < end:
+    def grow(self, goal: float) -> None:
+        """Split the branches with the smallest bounds until all reach the goal, or the limit."""
+        while self._open and self.bound < goal and not self.limit.reached:
             if self._open[0].final:
                 return
             chosen, kept = [], []
@@ -125,92 +141,94 @@ class _Tree:
             self._split(chosen)
 
     def _together(self) -> int:
-        stages = self.relaxation.stages
-        most = max(stage.rectified for stage in stages[1:-1]) if len(stages) > 2 else 1
-        return max(1, min(_TOGETHER, self.relaxation.rows // (4 * most)))
+        """Branches that are bounded at a time: their units' bounds need many rows."""
+        most = max(self.relaxation.counts[1:], default=1)
+        return max(2, min(_TOGETHER, self.relaxation.rows // (2 * most)))
 
     def _add(self, rivals: Tensor, choice: Choice, known: Tensor, steps: int = _STEPS) -> None:
         """Bound new branches, S of them, and keep those that do not reach beyond the ball."""
+        self.limit.branches -= len(rivals)
         choice, reach = ascend(
             self.relaxation, self.rows[rivals], self.ball, choice, self.slack[rivals], steps
         )
-        bounds = torch.maximum(reach.nan_to_num(0.0), known).tolist()
+        bounds = torch.maximum(reach.nan_to_num(0.0, torch.inf), known).tolist()
         for row, (bound, rival) in enumerate(zip(bounds, rivals.tolist(), strict=True)):
             if bound < self.ball.radius:
                 own = choice.of(torch.tensor([row], device=rivals.device))
-                final = steps == _LAST_STEPS
+                # More steps may still gain where these did.
+                final = steps == _LAST_STEPS and bound <= (1 + _GAIN) * float(known[row])
                 heapq.heappush(self._open, _Branch(bound, next(self._numbers), rival, own, final))
 
     def _split(self, branches: list[_Branch]) -> None:
-        """Replace branches by two of each, or tighten those in which nothing can be split."""
+        """Replace branches by their parts, or tighten those in which nothing can be split."""
         choice = Choice.joined([branch.choice for branch in branches])
         device = self.rows.device
         rivals = torch.tensor([branch.rival for branch in branches], device=device)
         known = self.rows.new_tensor([branch.bound for branch in branches])
-        layer, unit = self._units_to_split(rivals, choice)
-        whole = layer < 0
+        score = self._scores(rivals, choice)
+        left = (score > 0).sum(dim=1)
+        whole, inner = left == 0, left > 0
         if bool(whole.any()):
             self._add(rivals[whole], choice.of(whole), known[whole], steps=_LAST_STEPS)
-        inner = ~whole
-        if bool(inner.any()):
-            halves = [
-                self._half(choice.of(inner), layer[inner], unit[inner], sign) for sign in (1, -1)
-            ]
-            both = Choice.joined(halves)
-            self._add(rivals[inner].repeat(2), both, known[inner].repeat(2))
+        if not bool(inner.any()):
+            return
+        # Few branches are split in several units at once.
+        several = math.log2(self._together() / int(inner.sum()))
+        count = max(1, min(int(several), int(left[inner].min())))
+        units = score[inner].topk(count, dim=1).indices
+        parts = [
+            self._part(choice.of(inner), units, torch.tensor(signs, device=device))
+            for signs in itertools.product((1.0, -1.0), repeat=count)
+        ]
+        both = self._tightened(Choice.joined(parts), int(units.min()))
+        self._add(rivals[inner].repeat(len(parts)), both, known[inner].repeat(len(parts)))
 
-    def _units_to_split(self, rivals: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-        """Layer and unit [S] where the lines lose most; layer -1 where no unit is left."""
+    def _scores(self, rivals: Tensor, choice: Choice) -> Tensor:
+        """How much the lines around every unit lose [S, U]; 0 where nothing can be split."""
         forms = choice.forms(self.relaxation, self.rows[rivals], self.ball)
-        best = self.rows.new_full((len(rivals),), -1.0)
-        layer = torch.full_like(rivals, -1)
-        unit = torch.zeros_like(rivals)
-        for number, before in enumerate(reversed(forms.rows)):
-            low, high = choice.low[number], choice.high[number]
-            unsure = (low < 0) & (high > 0)
-            rows = before[:, : low.shape[1]]
-            area = torch.where(unsure, -low * high / (high - low).clamp_min(1e-290), 0.0)
-            score = area * (rows.clamp_max(0).abs() + 0.5 * rows.clamp_min(0))
-            score = torch.where(unsure, score, -1.0)
-            top, at = score.max(dim=1)
-            better = top > best
-            best = torch.where(better, top, best)
-            layer = torch.where(better, number, layer)
-            unit = torch.where(better, at, unit)
-        return layer, unit
+        counts = self.relaxation.counts
+        before = reversed(forms.rows)
+        rows = torch.cat([one[:, :n] for one, n in zip(before, counts, strict=True)], dim=1)
+        low, high = choice.low, choice.high
+        unsure = (low < 0) & (high > 0)
+        area = torch.where(unsure, -low * high / (high - low).clamp_min(1e-290), 0.0)
+        score = area * (rows.clamp_max(0).abs() + 0.5 * rows.clamp_min(0))
+        return torch.where(unsure, score + 1e-290, 0.0)
 
-    def _half(self, choice: Choice, layer: Tensor, unit: Tensor, sign: int) -> Choice:
-        """The branches with one more unit held on one side of 0."""
-        low, high = [end.clone() for end in choice.low], [end.clone() for end in choice.high]
-        signs = [part.clone() for part in choice.signs]
-        for number in range(len(low)):
-            row = (layer == number).nonzero().squeeze(1)
-            at = unit[row]
-            signs[number][row, at] = sign
-            if sign > 0:
-                low[number][row, at] = low[number][row, at].clamp_min(0)
-            else:
-                high[number][row, at] = high[number][row, at].clamp_max(0)
-        half = Choice(choice.positions, choice.multipliers, signs, choice.scales, low, high)
-        self._tighten(half, first=int(layer.min()) + 1)
-        return half
+    @staticmethod
+    def _part(choice: Choice, units: Tensor, signs: Tensor) -> Choice:
+        """The branches with units [S, n] held on one side of 0 each, by signs [n]."""
+        signs = signs.to(choice.low.dtype).expand(units.shape)
+        low, high = choice.low.gather(1, units), choice.high.gather(1, units)
+        low, high = low.where(signs < 0, low.clamp_min(0)), high.where(signs > 0, high.clamp_max(0))
+        return replace(
+            choice,
+            signs=choice.signs.scatter(1, units, signs),
+            low=choice.low.scatter(1, units, low),
+            high=choice.high.scatter(1, units, high),
+        )
 
-    def _tighten(self, choice: Choice, first: int) -> None:
-        """Bounds of what goes into the activations of later stages, in the branch."""
+    def _tightened(self, choice: Choice, first: int) -> Choice:
+        """With bounds of later stages' units that hold in the branch.
+
+        Args:
+            choice: The branches.
+            first: The first unit, of all activations', that was split.
+        """
         relaxation = self.relaxation
-        for number in range(first, len(choice.low)):
-            low, high = choice.low[number], choice.high[number]
-            unsure = ((low < 0) & (high > 0)).any(dim=0).nonzero().squeeze(1)
-            if not unsure.numel():
-                continue
-            lines = [
-                relaxation.enclose(before, choice.low[before], choice.high[before])
-                for before in range(number)
-            ]
-            found = relaxation.unit_bounds(number, unsure, self.ball, lines)
-            # An empty branch may have bounds that cross.
-            tighter = torch.minimum(torch.maximum(low[:, unsure], found[0]), high[:, unsure])
-            choice.low[number][:, unsure] = tighter
-            choice.high[number][:, unsure] = torch.maximum(
-                torch.minimum(high[:, unsure], found[1]), tighter
-            )
+        low, high = (list(end.split(relaxation.counts, 1)) for end in (choice.low, choice.high))
+        begin = 0
+        for number, count in enumerate(relaxation.counts):
+            if number and begin > first:
+                unsure = ((low[number] < 0) & (high[number] > 0)).any(dim=0).nonzero().squeeze(1)
+                if unsure.numel():
+                    lines = [relaxation.enclose(i, low[i], high[i]) for i in range(number)]
+                    found = relaxation.unit_bounds(number, unsure, self.ball, lines)
+                    old_low, old_high = low[number][:, unsure], high[number][:, unsure]
+                    # An empty branch may have bounds that cross.
+                    new_low = torch.minimum(torch.maximum(old_low, found[0]), old_high)
+                    new_high = torch.maximum(torch.minimum(old_high, found[1]), new_low)
+                    low[number] = low[number].index_copy(1, unsure, new_low)
+                    high[number] = high[number].index_copy(1, unsure, new_high)
+            begin += count
+        return replace(choice, low=torch.cat(low, dim=1), high=torch.cat(high, dim=1))

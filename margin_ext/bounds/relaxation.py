@@ -80,6 +80,7 @@ class Relaxation:
         stages: The network.
         x: The sample [1, ...] in float64.
         threat: How distances are measured.
+        counts: Units of every activation.
         rows: Forms that are carried backward at a time.
         unit: Unit roundoff of the type in which the model itself computes.
         first_norms: Of another sample's relaxation of the same network; None: computed.
@@ -105,6 +106,7 @@ class Relaxation:
         self._moves = threat.in_input_units(torch.ones_like(x))
         self._first = self.stages[0].affine(x).flatten(1)
         # Roundings that are not of sums of products: a few for every activation and constant.
+        self.counts = [stage.rectified for stage in stages[:-1]]
         self._few = 24 + 4 * sum(len(stage.layers) + 1 for stage in stages)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -209,14 +211,23 @@ class Relaxation:
         stage = self.stages[number]
         assert stage.activation is not None
         lines = enclosing_lines(stage.activation, low, high, position)
-        rest = stage.units - stage.rectified
-        if not rest:
-            return lines
-        ones, zeros = low.new_ones(low.shape[0], rest), low.new_zeros(low.shape[0], rest)
+        # Units that pass lie on both lines.
         return Lines(*(
-            torch.cat([given, end.expand(given.shape[0], rest)], dim=1)
-            for given, end in zip(lines, (ones[:1], zeros[:1], ones[:1], zeros[:1]), strict=True)
+            _widened(line, stage, value) for line, value in zip(lines, (1, 0, 1, 0), strict=True)
         ))
+
+    def retouched(
+        self, lines: Sequence[Lines], positions: Tensor, low: Tensor, high: Tensor
+    ) -> list[Lines]:
+        """The lines with other tangents; positions and bounds [S, units of all activations]."""
+        found = []
+        ends = (part.split(self.counts, dim=1) for part in (low, high, positions))
+        for stage, old, end in zip(self.stages, lines, zip(*ends, strict=True), strict=False):
+            assert stage.activation is not None
+            below, offset = stage.activation.tangents(*end)
+            new = _widened(below, stage, 1), _widened(offset, stage, 0)
+            found.append(old._replace(below=new[0], below_offset=new[1]))
+        return found
 
     def forms(
         self,
@@ -226,6 +237,7 @@ class Relaxation:
         *,
         depth: int | None = None,
         shifts: Sequence[Tensor] | None = None,
+        rounding: bool = True,
     ) -> Forms:
         """Lower bounds on rows [S, units] times the affine output of a stage, over the ball.
 
@@ -235,6 +247,7 @@ class Relaxation:
             lines: Of the stages before.
             depth: The stage; None: the last one.
             shifts: Added to the forms on what goes into each activation [S, units].
+            rounding: False: rounding errors are not looked at, and nothing is certain.
         """
         depth = len(self.stages) - 1 if depth is None else depth
         constant = rows.new_zeros(rows.shape[0])
@@ -245,26 +258,27 @@ class Relaxation:
             for layer, magnitude in zip(
                 reversed(layers), reversed(ball.magnitudes[number]), strict=True
             ):
-                size = rows.detach().flatten(1).abs()
-                error = error + self._error(layer) * (size @ magnitude)
+                if rounding:
+                    size = rows.flatten(1).abs()
+                    error = error + self._error(layer) * (size @ magnitude)
                 rows, offset = layer.pull(rows)
                 constant = constant + offset
             if number:
                 rows = rows.flatten(1)
                 before.append(rows)
-                error = error + self._rounded_activation(number - 1, rows.detach().abs(), ball)
                 below, below_offset, above, above_offset = lines[number - 1]
                 positive, negative = rows.clamp_min(0), rows.clamp_max(0)
                 offsets = positive * below_offset + negative * above_offset
                 constant = constant + offsets.sum(dim=1)
-                lost = offsets.detach().abs().sum(dim=1)
-                error = error + self._gamma(rows.shape[1]) * lost
+                if rounding:
+                    error = error + self._gamma(rows.shape[1]) * offsets.abs().sum(dim=1)
+                    error = error + self._rounded_activation(number - 1, rows.abs(), ball)
                 rows = positive * below + negative * above
                 if shifts is not None:
                     rows = rows + shifts[number - 1]
         flat = rows.flatten(1)
         center = self.x.flatten()
-        error = error + self._gamma(flat.shape[1]) * (flat.detach().abs() @ center.abs())
+        error = error + self._gamma(flat.shape[1]) * (flat.abs() @ center.abs())
         norm = self.threat.dual_norm(rows.reshape(rows.shape[0], *self.x.shape[1:]))
         norm = norm * (1 + self._gamma(flat.shape[1] + 64))
         return Forms(constant + flat @ center - error, norm, before)
@@ -285,3 +299,9 @@ class Relaxation:
         assert stage.activation is not None
         rounding = stage.activation.rounding(ball.magnitudes[number][-1], self._unit)
         return size @ rounding if isinstance(rounding, Tensor) else 0.0
+
+
+def _widened(line: Tensor, stage: Stage, value: float) -> Tensor:
+    """A line's slopes or offsets [S, rectified] with a value for the units that pass."""
+    rest = stage.units - stage.rectified
+    return torch.nn.functional.pad(line, (0, rest), value=value) if rest else line

@@ -8,76 +8,90 @@ a branch enter with multipliers of at least 0 (beta-CROWN: Wang et al., arXiv 21
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from margin_ext.bounds.convex_activations import Lines
 from margin_ext.bounds.relaxation import Ball, Forms, Relaxation
 
 __all__ = ["Choice", "ascend", "usual_choice"]
 
-_STEP = 0.1
-_LAST = 0.1
+# Length of the first and of the last step, in units of the range of what is chosen.
+_STEP, _LAST = 0.2, 0.02
+# Decay of Adam's two averages (arXiv 1412.6980).
+_MEAN, _SQUARE = 0.9, 0.98
 
 
-@dataclass
+@dataclass(frozen=True)
 class Choice:
-    """What may be chosen for S forms, a tensor [S, units] an activation.
+    """What may be chosen for S forms, [S, U] with the U units of all activations in a row.
 
     Attributes:
         positions: In [0, 1], among the tangents.
         multipliers: At least 0, of the conditions of a branch, in units of ``scales``.
         signs: 1 where a unit is held positive, -1 where negative, 0 where it is free.
-        scales: [S, 1] an activation.
+        scales: Positive.
         low: Lower bounds of what goes into the activation, in the branch.
         high: Upper bounds.
     """
 
-    positions: list[Tensor]
-    multipliers: list[Tensor]
-    signs: list[Tensor]
-    scales: list[Tensor]
-    low: list[Tensor]
-    high: list[Tensor]
+    positions: Tensor
+    multipliers: Tensor
+    signs: Tensor
+    scales: Tensor
+    low: Tensor
+    high: Tensor
 
     def of(self, chosen: Tensor) -> Choice:
         """That of some of the forms."""
-        return Choice(*([one[chosen] for one in part] for part in vars(self).values()))
+        return Choice(**{name: part[chosen] for name, part in vars(self).items()})
 
     @staticmethod
     def joined(choices: Sequence[Choice]) -> Choice:
         """Those of several, one after the other."""
-        parts = zip(*(vars(choice).values() for choice in choices), strict=True)
-        return Choice(*([torch.cat(one) for one in zip(*part, strict=True)] for part in parts))
+        names = vars(choices[0])
+        return Choice(**{name: torch.cat([vars(one)[name] for one in choices]) for name in names})
+
+    def lines(self, relaxation: Relaxation) -> list[Lines]:
+        """Lines around all activations."""
+        parts = (part.split(relaxation.counts, dim=1) for part in (self.low, self.high, self.positions))
+        return [relaxation.enclose(number, *ends) for number, ends in enumerate(zip(*parts, strict=True))]
 
     def forms(self, relaxation: Relaxation, rows: Tensor, ball: Ball) -> Forms:
-        """The forms' lower bounds."""
-        lines, shifts = [], []
-        for number in range(len(self.low)):
-            low, high = self.low[number], self.high[number]
-            lines.append(relaxation.enclose(number, low, high, self.positions[number]))
-            # sign * h >= 0 in the branch, so that taking it off leaves a lower bound.
-            shift = -self.signs[number] * self.multipliers[number] * self.scales[number]
-            rest = relaxation.stages[number].units - shift.shape[1]
-            shifts.append(torch.nn.functional.pad(shift, (0, rest)))
-        return relaxation.forms(rows, ball, lines, shifts=shifts)
+        """Lower bounds on rows [S, C] times the logits."""
+        return self._forms(relaxation, rows, ball, self.lines(relaxation), rounding=True)
+
+    def _forms(
+        self, relaxation: Relaxation, rows: Tensor, ball: Ball, lines: list[Lines], rounding: bool
+    ) -> Forms:
+        # sign * h >= 0 in the branch, so that taking it off leaves a lower bound.
+        shifts = (-self.signs * self.multipliers * self.scales).split(relaxation.counts, dim=1)
+        wide = [
+            pad(shift, (0, stage.units - stage.rectified))
+            for shift, stage in zip(shifts, relaxation.stages, strict=False)
+        ]
+        return relaxation.forms(rows, ball, lines, shifts=wide, rounding=rounding)
 
 
 def usual_choice(relaxation: Relaxation, rows: Tensor, ball: Ball) -> Choice:
     """Without ascent: CROWN's lines, and no branch."""
-    count = rows.shape[0]
     forms = relaxation.forms(rows, ball, relaxation.lines(ball))
-    choice = Choice([], [], [], [], [], [])
-    for low, high, before in zip(ball.low, ball.high, reversed(forms.rows), strict=True):
-        low, high = (end.expand(count, -1) for end in (low, high))
-        choice.positions.append((high > -low).to(low.dtype))
-        choice.multipliers.append(torch.zeros_like(low))
-        choice.signs.append(torch.zeros_like(low))
-        choice.scales.append(before.abs().mean(dim=1, keepdim=True))
-        choice.low.append(low)
-        choice.high.append(high)
-    return choice
+    low, high = (torch.cat(ends, dim=1).expand(len(rows), -1) for ends in (ball.low, ball.high))
+    scales = [
+        before.abs().mean(dim=1, keepdim=True).clamp_min(1e-290).expand(-1, count)
+        for before, count in zip(reversed(forms.rows), relaxation.counts, strict=True)
+    ]
+    return Choice(
+        positions=(high > -low).to(low.dtype),
+        multipliers=torch.zeros_like(low),
+        signs=torch.zeros_like(low),
+        scales=torch.cat(scales, dim=1),
+        low=low,
+        high=high,
+    )
 
 
 def ascend(
@@ -96,39 +110,37 @@ def ascend(
     Returns:
         The best choices, and the distances [S] that they certify, which may exceed the ball.
     """
-    tuned = [part.clone() for part in (*choice.positions, *choice.multipliers)]
-    best = [part.clone() for part in tuned]
-    reached = slack.new_full(slack.shape, -torch.inf)
-    first = [torch.zeros_like(part) for part in tuned]
-    second = [torch.zeros_like(part) for part in tuned]
-    layers = len(choice.positions)
+    units = choice.positions.shape[1]
+    # Positions and multipliers in a row.
+    tuned = torch.cat([choice.positions, choice.multipliers], dim=1)
+    largest = torch.ones_like(tuned)
+    largest[:, units:] = torch.inf
+    best, reached = tuned, torch.full_like(slack, -torch.inf)
+    mean, square = torch.zeros_like(tuned), torch.zeros_like(tuned)
+    above = choice.lines(relaxation)
     for step in range(steps + 1):
-        for part in tuned:
-            part.requires_grad_()
-        tried = Choice(tuned[:layers], tuned[layers:], choice.signs, choice.scales, choice.low,
-                       choice.high)
+        tuned.requires_grad_()
         with torch.enable_grad():
-            reach = tried.forms(relaxation, rows, ball).reach(slack)
+            tried = replace(choice, positions=tuned[:, :units], multipliers=tuned[:, units:])
+            lines = relaxation.retouched(above, tried.positions, tried.low, tried.high)
+            # What is rounded does not matter for the way.
+            reach = tried._forms(relaxation, rows, ball, lines, rounding=False).reach(slack)
             total = torch.where(torch.isfinite(reach), reach, 0.0).sum()
-        better = reach.detach() > reached
-        reached = torch.where(better, reach.detach(), reached)
-        for kept, part in zip(best, tuned, strict=True):
-            kept[better] = part.detach()[better]
+        reach = reach.detach()
+        better = reach > reached
+        reached = torch.where(better, reach, reached)
+        best = torch.where(better.unsqueeze(1), tuned.detach(), best)
         # Beyond the ball nothing is gained.
-        if step == steps or bool((reached >= ball.radius).all()):
+        if step == steps or bool((reached > 1.001 * ball.radius).all()):
             break
-        grads = torch.autograd.grad(total, tuned, allow_unused=True)
-        size = _STEP * (_LAST ** (step / steps))
-        moved = []
-        for number, (part, grad) in enumerate(zip(tuned, grads, strict=True)):
-            grad = torch.zeros_like(part) if grad is None else grad.nan_to_num(0.0)
-            first[number] = 0.9 * first[number] + 0.1 * grad
-            second[number] = 0.98 * second[number] + 0.02 * grad * grad
-            mean = first[number] / (1 - 0.9 ** (step + 1))
-            spread = (second[number] / (1 - 0.98 ** (step + 1))).sqrt()
-            new = part.detach() + size * mean / spread.clamp_min(torch.finfo(part.dtype).tiny)
-            moved.append(new.clamp(0, 1) if number < layers else new.clamp_min(0))
-        tuned = moved
-    chosen = Choice(best[:layers], best[layers:], choice.signs, choice.scales, choice.low,
-                    choice.high)
-    return chosen, reached
+        (grad,) = torch.autograd.grad(total, tuned)
+        grad = grad.nan_to_num(0.0, 0.0, 0.0)
+        mean = _MEAN * mean + (1 - _MEAN) * grad
+        square = _SQUARE * square + (1 - _SQUARE) * grad * grad
+        even = mean / (1 - _MEAN ** (step + 1))
+        spread = (square / (1 - _SQUARE ** (step + 1))).sqrt().clamp_min(1e-150)
+        size = _STEP * (_LAST / _STEP) ** (step / steps)
+        tuned = (tuned.detach() + size * even / spread).clamp_min(0)
+        tuned = torch.minimum(tuned, largest)
+    chosen = replace(choice, positions=best[:, :units], multipliers=best[:, units:])
+    return chosen, chosen.forms(relaxation, rows, ball).reach(slack)
