@@ -27,6 +27,7 @@ class AffineLayer:
         sums: An upper bound on how many roundings one number of W h + b goes through. 0: the
             layer only moves numbers.
         terms: The same of W h + b and of W^T r.
+        bytes: Of the copies of the layer.
     """
 
     def __init__(self, layer: nn.Module, given: torch.Size, device: torch.device) -> None:
@@ -39,6 +40,11 @@ class AffineLayer:
         self._bias = self._layer(zero)
         self.gives = self._bias.shape
         self.sums, self.terms = _terms(self._layer, given)
+        self.bytes = sum(
+            tensor.nbytes
+            for copied in (self._layer, self._absolute)
+            for tensor in (*copied.parameters(), *copied.buffers())
+        )
 
     def __call__(self, h: Tensor) -> Tensor:
         """W h + b for h [B, ...]."""

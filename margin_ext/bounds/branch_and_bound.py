@@ -23,10 +23,10 @@ from margin_ext.bounds.relaxation import Ball, Relaxation
 from margin_ext.bounds.relaxed_network import Stage
 from margin_ext.bounds.slope_ascent import Choice, ascend, usual_choice
 
-__all__ = ["branch_and_bound", "require_splittable"]
+__all__ = ["BRANCHES_TOGETHER", "branch_and_bound", "require_splittable"]
 
-# By how much the ball grows at a time.
-_GROWTH = 1.4
+# By how much the ball grows at first, and at most; by how much that itself grows.
+_GROWTH, _LARGEST_GROWTH, _FASTER = 1.1, 1.5, 1.1
 # A certified distance this near to an adversarial example's is near enough.
 _CLOSE = 0.999
 # Gradient steps for a branch, and for one in which nothing is left to split.
@@ -34,7 +34,9 @@ _STEPS, _LAST_STEPS = 20, 300
 # A gain that is worth as many steps once more.
 _GAIN = 1e-3
 # Branches that are split at a time.
-_TOGETHER = 128
+BRANCHES_TOGETHER = 128
+# Forms of branches that need bounds of later stages' units, at most.
+_ROWS = 4096
 
 
 def require_splittable(stages: list[Stage]) -> None:
@@ -88,8 +90,10 @@ def branch_and_bound(
         seconds: No more are begun after this time.
     """
     limit = _Limit(branches, time.monotonic() + seconds)
+    growth = _GROWTH
     while 0 < certified < _CLOSE * farthest and not limit.reached:
-        radius = min(certified * _GROWTH, farthest)
+        radius = min(certified * growth, farthest)
+        growth = min(growth * _FASTER, _LARGEST_GROWTH)
         tree = _Tree(relaxation, rows, slack, relaxation.ball(radius), limit)
         tree.grow(goal=min(radius, _CLOSE * farthest))
         certified = max(certified, min(radius, tree.bound))
@@ -143,7 +147,7 @@ class _Tree:
     def _together(self) -> int:
         """Branches that are bounded at a time: their units' bounds need many rows."""
         most = max(self.relaxation.counts[1:], default=1)
-        return max(2, min(_TOGETHER, self.relaxation.rows // (2 * most)))
+        return max(2, min(BRANCHES_TOGETHER, _ROWS // (2 * most)))
 
     def _add(self, rivals: Tensor, choice: Choice, known: Tensor, steps: int = _STEPS) -> None:
         """Bound new branches, S of them, and keep those that do not reach beyond the ball."""

@@ -12,13 +12,19 @@ import torch
 from torch import Tensor
 
 from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
-from margin_ext.bounds.branch_and_bound import branch_and_bound, require_splittable
+from margin_ext.bounds.branch_and_bound import (
+    BRANCHES_TOGETHER,
+    branch_and_bound,
+    require_splittable,
+)
 from margin_ext.bounds.certified_radius import Gaps, certified_radius
 from margin_ext.bounds.minimum_distance import MinimumDistance
 from margin_ext.bounds.relaxation import Relaxation
 from margin_ext.bounds.relaxed_network import relaxed_network
+from margin_ext.bounds.rows_that_fit import rows_that_fit
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.in_parts import memory_limit
 from margin_ext.modules_behind import modules_behind
 from margin_ext.output.progress_bar import progress_bar
 from margin_ext.threat import ThreatModel
@@ -51,7 +57,7 @@ class Certified:
     Attributes:
         bisections: The largest radius that the linear bounds certify is found up to a fraction of
             2 ** -bisections.
-        rows: Linear forms (samples x units) carried backward at a time: bounds the memory.
+        rows: Linear forms carried backward at a time, fewer where ``max_memory`` says so.
         slopes: Gradient steps that choose the lines below the activations; 0: the usual ones.
         branches: Branches of branch and bound a sample, for small networks with ReLU: the bound
             approaches the exact distance. 0: none.
@@ -132,11 +138,13 @@ class Certified:
         try:
             with torch.no_grad():
                 logits = checked_logits(model, inputs).double()
+                together = BRANCHES_TOGETHER if self.branches else logits.shape[1] - 1
+                rows = rows_that_fit(stages, self.rows, together, memory_limit(model))
                 norms = None
                 wide = inputs.double()
                 for row, (x, own) in enumerate(zip(wide.split(1), logits.split(1), strict=True)):
                     relaxation = Relaxation(
-                        stages, x, threat, rows=self.rows, unit=unit, first_norms=norms
+                        stages, x, threat, rows=rows, unit=unit, first_norms=norms
                     )
                     norms = relaxation.first_norms
                     observed = float((relaxation.logits(x) - own).abs().max())

@@ -52,8 +52,8 @@ class Forms(NamedTuple):
     Attributes:
         at_center: A lower bound on the value at the sample [S].
         norm: An upper bound on the dual norm of the gradient [S].
-        rows: The forms after each activation on the way back, [S, units], last stage first: what
-            stands before its lines.
+        rows: Of forms on the logits, those on what comes out of each activation [S, units], last
+            one first.
     """
 
     at_center: Tensor
@@ -249,7 +249,8 @@ class Relaxation:
             shifts: Added to the forms on what goes into each activation [S, units].
             rounding: False: rounding errors are not looked at, and nothing is certain.
         """
-        depth = len(self.stages) - 1 if depth is None else depth
+        last = len(self.stages) - 1
+        depth = last if depth is None else depth
         constant = rows.new_zeros(rows.shape[0])
         error = constant + _TINY
         before = []
@@ -265,7 +266,8 @@ class Relaxation:
                 constant = constant + offset
             if number:
                 rows = rows.flatten(1)
-                before.append(rows)
+                if depth == last:
+                    before.append(rows)
                 below, below_offset, above, above_offset = lines[number - 1]
                 positive, negative = rows.clamp_min(0), rows.clamp_max(0)
                 offsets = positive * below_offset + negative * above_offset
