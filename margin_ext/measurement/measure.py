@@ -22,7 +22,7 @@ from margin_ext.bounds.first_order import (
 from margin_ext.bounds.linear import is_linear
 from margin_ext.data.batches import Batch, Batches, BatchFunction
 from margin_ext.measurement.measuring import measuring
-from margin_ext.measurement.memory import samples_that_fit
+from margin_ext.measurement.memory import parse_memory, samples_that_fit
 from margin_ext.measurement.report import (
     NORM_COLUMNS,
     SAMPLE_COLUMNS,
@@ -216,9 +216,9 @@ class _Measurement:
         if memory is None:
             return [batch]
         if not isinstance(self.model, InParts):
-            # The first batch decides, for the points around samples too.
+            # The first batch decides. What bounds hold in addition they fit into the memory.
             size = samples_that_fit(self.model, batch.inputs, memory)
-            self.model = InParts(self.model, size)
+            self.model = InParts(self.model, size, parse_memory(memory))
         size = self.model.size
         return [batch.part(start, size) for start in range(0, batch.target.shape[0], size)]
 
