@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.models.model_digest import model_digest
-from margin_ext.training.ranks import ALONE, Ranks
+from margin_ext.ranks import ALONE, Ranks
 from margin_ext.training.training_state import read_state, write_state
 from margin_ext.training.weight_average import WeightAverage
 

@@ -19,7 +19,7 @@ from margin_ext.output.finite_json import finite_json
 from margin_ext.output.json_file import read_json
 from margin_ext.output.progress_bar import progress_bar
 from margin_ext.training.evaluation import clean_accuracy
-from margin_ext.training.ranks import ALONE, Ranks
+from margin_ext.ranks import ALONE, Ranks
 from margin_ext.training.training_loop import TrainingLoop
 
 if TYPE_CHECKING:

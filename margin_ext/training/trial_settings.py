@@ -18,7 +18,7 @@ from margin_ext.threat import ThreatModel
 from margin_ext.training.adversarial_training import AdversarialTraining
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.image_model import image_model
-from margin_ext.training.ranks import ALONE
+from margin_ext.ranks import ALONE
 from margin_ext.training.recipe import Recipe
 from margin_ext.training.setting_table import (
     ADVERSARIAL,
@@ -35,7 +35,7 @@ from margin_ext.training.trial import CHECKPOINT, SETTINGS, Trial
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from margin_ext.training.ranks import Ranks
+    from margin_ext.ranks import Ranks
     from margin_ext.training.training_objective import TrainingObjective
 
 __all__ = ["RunExistsError", "trial_from_settings"]
