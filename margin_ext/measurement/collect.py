@@ -11,25 +11,23 @@ import numpy as np
 
 from margin_ext.measurement.measuring import measuring
 from margin_ext.measurement.resume import FINGERPRINTED, PartialResults, rank_file
-from margin_ext.measurement.split_models import is_split, refuse_split_alone
 from margin_ext.models.model_digest import model_digest
 from margin_ext.modules_behind import modules_behind
 from margin_ext.output.exclusive import exclusive
-from margin_ext.ranks import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     import torch
+    from numpy.typing import NDArray
 
     from margin_ext.data.batches import Batch, Batches
     from margin_ext.measurement.resume import Columns
     from margin_ext.models.evaluation_mode import Model
-    from margin_ext.ranks import Ranks
     from margin_ext.together import Together
 
-__all__ = ["Collected", "Measurement", "Place", "batches_ranks", "collect"]
+__all__ = ["Collected", "Measurement", "Place", "collect"]
 
 
 class Measurement(Protocol):
@@ -96,15 +94,10 @@ class Collected:
     columns: Columns
     seconds: float
 
-
-def batches_ranks(model: Model, ranks: Ranks) -> Ranks:
-    """The ranks that share the data: a model that is split over them runs on all at once.
-
-    Raises:
-        ValueError: The model is split over ranks, and this process would measure it alone.
-    """
-    refuse_split_alone(model, ranks)
-    return ALONE if is_split(model) else ranks
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """The samples' numbers in the data [N]."""
+        return self.columns["index"]
 
 
 def collect(
@@ -124,17 +117,15 @@ def collect(
             resume from belongs to another run.
     """
     ranks, path = meeting.ranks, place.resume
-    # Ranks that run a split model measure the same samples; rank 0 keeps them.
-    writes = ranks.is_main or batches.ranks.size > 1
     identity: Mapping[str, Any] = {}
     if path is not None or ranks.joined:
         learned = model_digest(*modules_behind(measurement.model))
         identity = {**measurement.settings(), "model": learned}
     _require_same(meeting, {**identity, "order of the data": batches.order})
     with ExitStack() as held:
-        if path is not None and writes:
+        if path is not None:
             held.enter_context(exclusive(rank_file(path, ranks.rank)))
-        partial = PartialResults(path, identity, place.save_every, ranks, writes=writes)
+        partial = PartialResults(path, identity, place.save_every, ranks)
         # Nobody writes before all have read.
         meeting.exchange()
         try:
@@ -163,10 +154,9 @@ def collect(
             "the ranks read other data, or the same in another order: all must be given the same "
             "data in the same order, or each its own as PerRank(data) from margin_ext.data"
         )
-    # Ranks of a split model have measured the same samples.
-    shares = found if batches.ranks.size > 1 else found[:1]
-    _require_complete(partial, sum(known for _, known, *_ in shares), shares)
-    columns = _in_order([columns for columns, *_ in shares if columns])
+    shares = [columns for columns, *_ in found if columns]
+    _require_complete(partial, sum(known for _, known, *_ in found), shares)
+    columns = _in_order(shares)
     return Collected(columns, max(seconds for *_, seconds, _ in found))
 
 
@@ -202,9 +192,9 @@ def _require_same(meeting: Together, own: Mapping[str, Any]) -> None:
             )
 
 
-def _require_complete(partial: PartialResults, met: int, shares: list[Any]) -> None:
+def _require_complete(partial: PartialResults, met: int, shares: list[Columns]) -> None:
     """Raise where there are no samples, or the file holds more than the data."""
-    seen = sum(len(columns["index"]) for columns, *_ in shares if columns)
+    seen = sum(len(columns["index"]) for columns in shares)
     if not seen:
         raise ValueError("the data has no samples")
     if met < partial.count:

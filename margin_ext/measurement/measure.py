@@ -20,7 +20,7 @@ from margin_ext.bounds.first_order import (
 )
 from margin_ext.bounds.linear import is_linear
 from margin_ext.data.batches import Batch, Batches, BatchFunction
-from margin_ext.measurement.collect import Collected, Place, batches_ranks, collect
+from margin_ext.measurement.collect import Collected, Place, collect
 from margin_ext.measurement.memory import samples_that_fit
 from margin_ext.measurement.report import (
     NORM_COLUMNS,
@@ -29,6 +29,7 @@ from margin_ext.measurement.report import (
     NormMargins,
     norm_columns,
 )
+from margin_ext.measurement.split_models import whole_model
 from margin_ext.models.evaluation_mode import Model
 from margin_ext.models.in_parts import InParts
 from margin_ext.models.logits_function import logits_function
@@ -158,12 +159,13 @@ def measure(
             limit=limit,
             data_range=data_range,
             batch_fn=batch_fn,
-            ranks=batches_ranks(function, ranks),
+            ranks=ranks,
         )
         place = Place(
             device, "margins", progress, None if resume is None else Path(resume), save_every
         )
-        found = collect(measurement, batches, place, meeting)
+        with whole_model(function, meeting):
+            found = collect(measurement, batches, place, meeting)
     report = measurement.report(found)
     _warn_without_gradient(report)
     return report

@@ -92,8 +92,6 @@ class PartialResults:
         settings: Mapping[str, Any],
         save_every: float = 10.0,
         ranks: Ranks = ALONE,
-        *,
-        writes: bool = True,
     ) -> None:
         """Open ``path``, or keep everything in memory where it is None.
 
@@ -103,7 +101,6 @@ class PartialResults:
             save_every: Seconds between two savings; saving takes at most 2 % of the time. 0: after
                 each batch.
             ranks: The processes that measure together.
-            writes: Whether this rank writes its results.
 
         Raises:
             ValueError: A file holds results of another model or other settings, or no results.
@@ -111,7 +108,6 @@ class PartialResults:
         self.path = None if path is None else rank_file(path, ranks.rank)
         self.save_every = save_every
         self.ranks = ranks
-        self.writes = writes and path is not None
         self._settings = json.dumps(dict(settings), sort_keys=True, default=str)
         # What this rank's file holds, in parts.
         self._own: list[Columns] = []
@@ -216,7 +212,7 @@ class PartialResults:
     def append(self, batch: Batch, columns: Columns) -> None:
         """Add the results of a batch, and save if the last time is long ago."""
         columns = {_INDEX: np.array(batch.indices, dtype=np.int64), **columns}
-        if self.writes:
+        if self.path is not None:
             columns[_HASH] = _hashes(batch)
             self._own.append(columns)
             self._unsaved = True
