@@ -21,20 +21,16 @@ def require_gloo() -> None:
         pytest.skip("this torch has no gloo", allow_module_level=True)
 
 
-def run_on_ranks(
-    size: int, *words: str, cwd: Path, restarts: int = 0
-) -> subprocess.CompletedProcess[str]:
+def run_on_ranks(size: int, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """What torchrun gives.
 
     Args:
         size: Number of processes.
         words: The script, or -m and the module, and its arguments.
         cwd: Where it runs.
-        restarts: How often torchrun starts all again after one has failed.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(size), "--max-restarts", str(restarts)]
-    command += [str(HERE / "leave_at_once.py"), *words]
+    command += ["--nproc-per-node", str(size), str(HERE / "leave_at_once.py"), *words]
     path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), *sys.path])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(
