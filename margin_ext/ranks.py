@@ -68,10 +68,21 @@ class Ranks:
         return part, part.numel() * self.size / batch.numel()
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model, with gradients that are averaged over the processes."""
+        """The model, with gradients that are averaged over the processes.
+
+        A model that ``fully_shard`` has split averages them itself.
+        """
         if not self.joined or not any(p.requires_grad for p in model.parameters()):
             return model
+        if any(hasattr(module, "_get_fsdp_state") for module in model.modules()):
+            return model
         return DistributedDataParallel(model, process_group=self.group)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the buffers of rank 0, such as BatchNorm's running statistics."""
+        if self.joined:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, group=self.group, group_src=0)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over the processes."""

@@ -167,7 +167,7 @@ def measure(
         with whole_model(function, meeting):
             found = collect(measurement, batches, place, meeting)
     report = measurement.report(found)
-    _warn_without_gradient(report)
+    _warn_without_gradient(report, ranks)
     return report
 
 
@@ -302,18 +302,19 @@ def _norm_bounds(
     return values
 
 
-def _warn_without_gradient(report: MarginReport) -> None:
+def _warn_without_gradient(report: MarginReport, ranks: Ranks) -> None:
     total = report.summary()
     if not report.first.norm.any():
         raise ValueError(
             f"the gradient of every logit gap with respect to the inputs is 0 on all {len(report)} "
             "samples: is the model constant, are its units dead, or does it round its input?"
         )
-    if total.infinite:
+    # All ranks have the same report: one of them tells.
+    if total.infinite and ranks.is_main:
         warnings.warn(
             f"{total.infinite} of {len(report)} samples have no input gradient: their first-order "
             "margin is infinite, and they are left out of the averages",
             stacklevel=3,
         )
-    if not math.isfinite(total.average):
+    if not math.isfinite(total.average) and ranks.is_main:
         warnings.warn("the average margin is not finite", stacklevel=3)
