@@ -74,11 +74,16 @@ class EvidenceSamples:
 
     def offer(self, batch: Batch, correct: Tensor, robust: Tensor) -> None:
         """Look at a batch, of which these samples [B] are correct, and robust at the radii [B, R]."""
-        for row in correct.nonzero().squeeze(1).tolist():
-            index = batch.indices[row]
-            rank = hashlib.blake2b(f"{self.seed}/evidence/{index}".encode()).hexdigest()
-            sample = _Sample(rank, index, batch.inputs[row], batch.target[row], robust[row])
-            self.kept.append(sample)
+        ranks = {
+            hashlib.blake2b(f"{self.seed}/evidence/{batch.indices[row]}".encode()).hexdigest(): row
+            for row in correct.nonzero().squeeze(1).tolist()
+        }
+        chosen = sorted([*(one.rank for one in self.kept), *ranks])[:LOOKED_AT]
+        for rank in set(chosen) & ranks.keys():
+            row = ranks[rank]
+            # A copy: a view of one sample would hold its whole batch.
+            x, y = batch.inputs[row].clone(), batch.target[row].clone()
+            self.kept.append(_Sample(rank, batch.indices[row], x, y, robust[row].clone()))
         self._choose()
 
     def _choose(self) -> None:

@@ -17,6 +17,7 @@ from margin_ext.measurement.split_models import is_split
 from margin_ext.models.model_digest import model_digest
 from margin_ext.ranks import ALONE, Ranks
 from margin_ext.together import Together
+from margin_ext.training.settled_buckets import settle_buckets
 from margin_ext.training.training_state import read_state, write_state
 from margin_ext.training.weight_average import WeightAverage
 from margin_ext.training.whole_state import load_whole_state, whole_state
@@ -186,10 +187,13 @@ class TrainingLoop:
 
     def _prepared(self) -> nn.Module:
         """The model as the steps run it."""
-        if self.recipe.compile == "off":
-            return self.ranks.wrapped(self.model)
-        compiled: Any = torch.compile(self.model, backend=self.recipe.compile)
-        return self.ranks.wrapped(compiled)
+        compiled: Any = self.model
+        if self.recipe.compile != "off":
+            compiled = torch.compile(self.model, backend=self.recipe.compile)
+        runner = self.ranks.wrapped(compiled)
+        if runner is not compiled:
+            settle_buckets(runner, self.data[0][:1])
+        return runner
 
     @property
     def result(self) -> nn.Module:
