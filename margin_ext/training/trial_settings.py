@@ -21,6 +21,7 @@ from margin_ext.training.adversarial_training import AdversarialTraining
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.image_model import image_model
 from margin_ext.training.recipe import Recipe
+from margin_ext.training.run_options import RunOptions
 from margin_ext.training.setting_table import (
     ADDITIVE,
     ADVERSARIAL,
@@ -100,6 +101,16 @@ def trial_from_settings(
         torch.manual_seed(full["seed"])
         model = image_model(full["model"], data)
     augmentation = Augmentation(full["crop"], full["flip"])
+    options = RunOptions(
+        augment=augmentation if augmentation else None,
+        settings={
+            **{name: value for name, value in full.items() if not OPTIONS[name].resumable},
+            "images": data_digest(data.train),
+            "processes": ranks.size,
+        },
+        ranks=ranks,
+        save_every=full["save_every"],
+    )
     head = (
         "The settings of this run. To repeat it:\n"
         f"margin-ext train --config {folder / SETTINGS} --out FOLDER"
@@ -111,20 +122,13 @@ def trial_from_settings(
         recipe,
         evaluation,
         folder,
+        options,
         title=_title(full),
         monitor_limit=full["monitor_limit"] if full["monitor"] else None,
         report=full["report"],
-        augment=augmentation if augmentation else None,
-        settings={
-            **{name: value for name, value in full.items() if not OPTIONS[name].resumable},
-            "images": data_digest(data.train),
-            "processes": ranks.size,
-        },
         settings_toml=settings_text(full, head),
         run_settings=full,
         device=device,
-        ranks=ranks,
-        save_every=full["save_every"],
         fresh=fresh,
     )
 
