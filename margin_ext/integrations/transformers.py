@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from margin_ext.integrations.margin_figures import margin_figures
+from margin_ext.integrations.margin_figures import FigureOptions, margin_figures
 from margin_ext.integrations.required import required
 
 if TYPE_CHECKING:
@@ -192,21 +192,13 @@ class MarginTrainerCallback(TrainerCallback):
     ) -> None:
         self.data = data
         self.input_name = input_name
-        self.eps = tuple(eps)
-        self.measure_options = measure_options or {}
-        self.attack_options = attack_options or {}
+        self.options = FigureOptions(tuple(eps), measure_options, attack_options)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, metrics: Any, **kwargs: Any
     ) -> None:
         """Measure, and add to ``metrics``."""
-        figures = margin_figures(
-            InputLogits(model, self.input_name),
-            self.data,
-            eps=self.eps,
-            measure_options=self.measure_options,
-            attack_options=self.attack_options,
-        )
+        figures = margin_figures(InputLogits(model, self.input_name), self.data, self.options)
         values = {f"eval_margin_{name}": value for name, value in figures.values.items()}
         metrics.update(values)
         state.log_history.append({**values, "step": state.global_step})
