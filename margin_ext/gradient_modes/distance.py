@@ -187,7 +187,7 @@ class _Search:
         margin = self._signed(distance, norm)
         moves = (norm > 0) & gap.isfinite()
         change = torch.where(moves, gap - gap.detach(), 0.0) / torch.where(moves, norm, 1.0)
-        return self._loss(margin + change, norm, None)
+        return self._loss(self.step.logits, margin + change, norm, None)
 
     def cross_entropy(self, found: BoundaryPoint) -> MarginLoss:
         """The cross-entropy beyond each sample's own boundary."""
@@ -195,8 +195,12 @@ class _Search:
         attacked = self.gap <= 0 if self.mode.misclassified == "attack" else None
         point = trained_point(found, self.center, self.radius, self.threat, attacked)
         there = objective.label_losses(self.logits_at(point), labels)
-        here = objective.label_losses(self.step.logits, labels)
-        return self._loss(self._signed(found.distance, found.norm), found.norm, there - here)
+        logits = self.step.logits
+        # The clean part has no weight: it would come to 0 through a whole backward pass.
+        logits = logits.detach() if objective.options.mu == 1 else logits
+        term = there - objective.label_losses(logits, labels)
+        margin = self._signed(found.distance, found.norm)
+        return self._loss(logits, margin, found.norm, term)
 
     def _signed(self, distance: Tensor, norm: Tensor) -> Tensor:
         """Distances [B] with the sign of the gap; the radius where no plane was found."""
@@ -204,9 +208,11 @@ class _Search:
         size = torch.minimum(size, self.radius)
         return torch.where(self.gap.isnan(), math.nan, torch.where(self.gap < 0, -size, size))
 
-    def _loss(self, margin: Tensor, norm: Tensor, term: Tensor | None) -> MarginLoss:
+    def _loss(
+        self, logits: Tensor, margin: Tensor, norm: Tensor, term: Tensor | None
+    ) -> MarginLoss:
         return self.step.objective.loss_of(
-            self.step.logits, self.step.labels, margin=margin, gap=self.gap, norm=norm, term=term
+            logits, self.step.labels, margin=margin, gap=self.gap, norm=norm, term=term
         )
 
 
