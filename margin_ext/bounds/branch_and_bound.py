@@ -12,7 +12,6 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -115,7 +114,9 @@ class _Limit:
 class _Tree:
     """Branches that together cover a ball, for every rival class."""
 
-    def __init__(self, relaxation: Relaxation, rows: Tensor, slack: Tensor, ball: Ball, limit: _Limit) -> None:
+    def __init__(
+        self, relaxation: Relaxation, rows: Tensor, slack: Tensor, ball: Ball, limit: _Limit
+    ) -> None:
         self.relaxation = relaxation
         self.rows = rows
         self.slack = slack
