@@ -38,7 +38,7 @@ class AffineLayer:
         self.given = given
         # The output at 0 is b.
         self._bias = self._layer(zero)
-        self.gives = self._bias.shape
+        self.gives: torch.Size = self._bias.shape
         self.sums, self.terms = _terms(self._layer, given)
         self.bytes = sum(
             tensor.nbytes
@@ -82,7 +82,11 @@ class AffineLayer:
 
 
 class Scale(nn.Module):
-    """weight * h + bias a channel: BatchNorm in evaluation mode."""
+    """(h - mean) * weight + bias a channel: BatchNorm in evaluation mode."""
+
+    weight: Tensor
+    mean: Tensor
+    bias: Tensor
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, dimensions: int) -> None:
         super().__init__()

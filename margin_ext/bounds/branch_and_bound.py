@@ -137,7 +137,8 @@ class _Tree:
         while self._open and self.bound < goal and not self.limit.reached:
             if self._open[0].final:
                 return
-            chosen, kept = [], []
+            chosen: list[_Branch] = []
+            kept: list[_Branch] = []
             while self._open and len(chosen) < self._together() and self._open[0].bound < goal:
                 branch = heapq.heappop(self._open)
                 (kept if branch.final else chosen).append(branch)

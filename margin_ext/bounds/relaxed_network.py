@@ -51,7 +51,7 @@ class Stage:
     @property
     def units(self) -> int:
         """Numbers that come out of the last affine layer."""
-        return self.layers[-1].gives.numel()
+        return int(self.layers[-1].gives.numel())
 
     def affine(self, h: Tensor) -> Tensor:
         """The affine layers' output [B, ...]."""

@@ -40,4 +40,4 @@ def rows_that_fit(stages: Sequence[Stage], rows: int, together: int, memory: int
             f"which take {least}: {always} for its float64 copy, "
             f"{at_once} for {together} forms with gradients"
         )
-    return max(2, min(rows, (memory - always) // a_row))
+    return int(max(2, min(rows, (memory - always) // a_row)))
