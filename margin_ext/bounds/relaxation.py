@@ -134,7 +134,8 @@ class Relaxation:
         for number, stage in enumerate(self.stages):
             magnitudes = []
             for layer in stage.layers:
-                h = layer.magnitude(h)
+                # As rounded by the model, which may be a little larger.
+                h = layer.magnitude(h) * (1 + self._error(layer))
                 magnitudes.append(h.flatten())
             ball.magnitudes.append(magnitudes)
             if stage.activation is None:
