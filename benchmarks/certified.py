@@ -20,6 +20,8 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,34 +165,41 @@ def cost(sizes: tuple[int, ...], p: float, images: int) -> dict[str, float]:
     return seconds
 
 
+def measured(p: float, given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured for a norm, by its key in the results."""
+    norm = ThreatModel(p=p).name
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    for sizes in ((784, 256, 10), (784, 256, 256, 10)):
+        name = "-".join(map(str, sizes))
+        found[f"seconds {name} {norm}"] = partial(cost, sizes, p, images=5)
+    found[f"digits 64-32-10 {norm}"] = partial(trained, p, 2 * given.points, given.branches)
+    for depth in (1, 2, 3):
+        found[f"hidden layers {depth} {norm}"] = partial(
+            tightness, depth, p, given.seeds, given.points, given.branches
+        )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--points", type=int, default=4)
-    parser.add_argument("--branches", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--points", type=int, default=3)
+    parser.add_argument("--branches", type=int, default=1000)
     parser.add_argument("--p", type=float, nargs="+", choices=NORMS, default=NORMS)
-    parser.add_argument("--out", type=Path, help="a file; what it has of other norms stays")
+    parser.add_argument("--out", type=Path, help="kept as it comes; what is there is not repeated")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    old = given.out is not None and given.out.exists()
-    result: dict[str, Any] = json.loads(given.out.read_text()) if old else {}
-    result |= {"torch": torch.__version__, "branches": given.branches}
+    settings = {"torch": torch.__version__, "seeds": given.seeds, "points": given.points}
+    result: dict[str, Any] = {**settings, "branches": given.branches}
+    if given.out and given.out.exists():
+        result = {**json.loads(given.out.read_text()), **result}
     for p in given.p:
-        norm = ThreatModel(p=p).name
-        for sizes in ((784, 256, 10), (784, 256, 256, 10)):
-            key = f"seconds {'-'.join(map(str, sizes))} {norm}"
-            result[key] = cost(sizes, p, images=5)
-            print(key, result[key], flush=True)
-        key = f"digits 64-32-10 {norm}"
-        result[key] = trained(p, 2 * given.points, given.branches)
-        print(key, result[key], flush=True)
-        for depth in (1, 2, 3):
-            key = f"hidden layers {depth} {norm}"
-            result[key] = tightness(depth, p, given.seeds, given.points, given.branches)
-            print(key, result[key], flush=True)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+        for key, measure in measured(p, given).items():
+            if key not in result:
+                result[key] = measure()
+                print(key, result[key], flush=True)
+                if given.out:
+                    given.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
