@@ -101,6 +101,8 @@ class Relaxation:
         self.threat = threat
         self.rows = rows
         self._unit = unit
+        single = unit >= torch.finfo(torch.float32).eps / 2
+        self._floor = torch.finfo(torch.float32 if single else torch.float64).tiny / unit
         self.first_norms = self._norms() if first_norms is None else first_norms
         # How far an input coordinate moves in a ball of radius 1.
         self._moves = threat.in_input_units(torch.ones_like(x))
@@ -134,8 +136,9 @@ class Relaxation:
         for number, stage in enumerate(self.stages):
             magnitudes = []
             for layer in stage.layers:
-                # As rounded by the model, which may be a little larger.
-                h = layer.magnitude(h) * (1 + self._error(layer))
+                # As rounded by the model, which may be a little larger; products that underflow are
+                # off by no more than the relative error of the floor.
+                h = layer.magnitude(h) * (1 + self._error(layer)) + self._floor
                 magnitudes.append(h.flatten())
             ball.magnitudes.append(magnitudes)
             if stage.activation is None:
