@@ -153,9 +153,7 @@ def _measure(arguments: argparse.Namespace, ranks: Ranks) -> None:
         sys.stdout.write(f"\nsaved in {out}\n")
 
 
-def _model_and_data(
-    arguments: argparse.Namespace, ranks: Ranks
-) -> tuple[torch.nn.Module, Any]:
+def _model_and_data(arguments: argparse.Namespace, ranks: Ranks) -> tuple[torch.nn.Module, Any]:
     from margin_ext.data import load_part
     from margin_ext.measurement.measuring import usable_device
     from margin_ext.models.checkpoint import load_checkpoint
@@ -257,6 +255,6 @@ def _save_figures(report: MarginReport, out: Path) -> None:
             write_figure(report.histogram(p), out / f"histogram_{name}.png")
             write_figure(report.scatter(p), out / f"gap_against_margin_{name}.png")
             if norm.bounds:
-                write_figure(report.plot(p), out / f"robustness_{name}.png")
+                write_figure(report.figure(p), out / f"robustness_{name}.png")
     except ImportError as error:
         _tell(f"no figures: {error}")

@@ -156,8 +156,8 @@ class Batches:
         for x, y in zip(inputs.split(size), target.split(size), strict=True):
             if x.shape[0]:
                 dtype = _wanted(x.dtype, self.dtype)
-                x, y = self._placed(x, dtype), self._placed(y, torch.int64)
-                yield Batch(first, x, y, self._step)
+                placed = self._placed(x, dtype), self._placed(y, torch.int64)
+                yield Batch(first, *placed, self._step)
                 first += self._step * x.shape[0]
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:

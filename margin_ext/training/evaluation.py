@@ -54,6 +54,14 @@ class Evaluation:
         """What must agree for measured values to be used again."""
         return asdict(self)
 
+    def threat_keywords(self) -> dict[str, Any]:
+        """The threat model, as keywords of ``measure`` and ``robust_accuracy``."""
+        return {
+            "p": self.measure_p,
+            "data_range": self.data_range,
+            "input_std": self.input_std,
+        }
+
     def measure(
         self,
         model: nn.Module,
@@ -79,10 +87,8 @@ class Evaluation:
         from margin_ext.bounds import MinimumDistance
         from margin_ext.measurement import measure, robust_accuracy
 
-        common: dict[str, Any] = {
-            "p": self.measure_p,
-            "data_range": self.data_range,
-            "input_std": self.input_std,
+        common = {
+            **self.threat_keywords(),
             "limit": self.measure_limit,
             "progress": progress,
             "ranks": ranks,

@@ -19,9 +19,9 @@ from margin_ext.output.exclusive import exclusive
 from margin_ext.output.finite_json import finite_json
 from margin_ext.output.json_file import read_json
 from margin_ext.output.progress_bar import progress_bar
-from margin_ext.training.evaluation import clean_accuracy
 from margin_ext.ranks import ALONE, Ranks
 from margin_ext.together import RankFailedError, Together
+from margin_ext.training.evaluation import clean_accuracy
 from margin_ext.training.training_loop import TrainingLoop
 
 if TYPE_CHECKING:
@@ -171,12 +171,10 @@ class Trial:
         )
         self.monitor = MarginMonitor(
             {} if monitor_limit is None else {"train": self.train, "held_out": self.held_out},
-            p=evaluation.measure_p,
             limit=monitor_limit,
-            data_range=evaluation.data_range,
-            input_std=evaluation.input_std,
             progress=False,
             ranks=ranks,
+            **evaluation.threat_keywords(),
         )
         self._read()
         self._seen = self._stamp()

@@ -221,9 +221,7 @@ def errors(ranks: Ranks, folder: Path) -> dict[str, Any]:
         "another model": lambda: measure(other, (x, y), **common),
         "another seed": lambda: measure(model, (x, y), seed=int(first), **common),
         "other tensors": lambda: measure(model, (x, y.flip(0) if first else y), **common),
-        "another stream": lambda: measure(
-            model, [(x, y.flip(0) if first else y)] * 4, ranks=ranks
-        ),
+        "another stream": lambda: measure(model, [(x, y.flip(0) if first else y)] * 4, ranks=ranks),
         "distributed sampler": lambda: measure(model, folded, ranks=ranks),
         "batches of another size": lambda: measure(model, crops, ranks=ranks),
         "no samples": lambda: measure(model, [], ranks=ranks),
