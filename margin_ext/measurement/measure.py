@@ -21,7 +21,7 @@ from margin_ext.bounds.first_order import (
 from margin_ext.bounds.linear import is_linear
 from margin_ext.data.batches import Batch, Batches, BatchFunction
 from margin_ext.measurement.collect import Collected, Place, collect
-from margin_ext.measurement.memory import samples_that_fit
+from margin_ext.measurement.memory import parse_memory, samples_that_fit
 from margin_ext.measurement.report import (
     NORM_COLUMNS,
     SAMPLE_COLUMNS,
@@ -214,9 +214,9 @@ class _Measurement:
         if self.max_memory is None:
             return [batch]
         if not isinstance(self.model, InParts):
-            # The first batch decides, for the points around samples too.
+            # The first batch decides. What bounds hold in addition they fit into the memory.
             size = samples_that_fit(self.model, batch.inputs, self.max_memory)
-            self.model = InParts(self.model, size)
+            self.model = InParts(self.model, size, parse_memory(self.max_memory))
         size = self.model.size
         return [batch.part(start, size) for start in range(0, batch.target.shape[0], size)]
 

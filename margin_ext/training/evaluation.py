@@ -87,7 +87,7 @@ class Evaluation:
         from margin_ext.bounds import MinimumDistance
         from margin_ext.measurement import measure, robust_accuracy
 
-        common = {
+        common: dict[str, Any] = {
             **self.threat_keywords(),
             "limit": self.measure_limit,
             "progress": progress,

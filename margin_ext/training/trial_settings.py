@@ -199,10 +199,8 @@ def _margin_loss(settings: Mapping[str, Any]) -> AverageMarginLoss:
     margin = settings["margin"]
     exact = margin == "first_order" and settings["gradient"] == "double_backward"
     if settings["compile"] not in ("off", "eager") and (exact or margin == "additive"):
-        raise SettingsError(
-            "compile needs another margin than additive, and gradient finite_difference, detached "
-            "or auto: torch.compile has no double backward"
-        )
+        other = "gradient finite_difference, detached or auto" if exact else "another margin"
+        raise SettingsError(f"compile needs {other}: torch.compile has no double backward")
     options = {name: settings[name] for name in loss_options()}
     if margin in _MARGINS:
         kind, prefix = _MARGINS[margin]
