@@ -172,9 +172,9 @@ def _wanted(given: torch.dtype, model: torch.dtype | None) -> torch.dtype:
 
 
 def _require_promised(item: Item, target: Tensor) -> None:
-    if item.count is not None and item.count != target.shape[0]:
+    if item.size is not None and item.size != target.shape[0]:
         raise ValueError(
-            f"the loader's sampler names {item.count} samples for the batch that begins at sample "
+            f"the loader's sampler names {item.size} samples for the batch that begins at sample "
             f"{item.first}, and the batch has {target.shape[0]}: so ranks cannot share the "
             "loader; pass a generator of its batches, which each rank reads whole: "
             "(batch for batch in loader)"

@@ -25,13 +25,13 @@ class Item(NamedTuple):
     Attributes:
         batch: As the source has it.
         first: Number of its first sample; None: it follows the one before.
-        count: Of its samples, where that is known before it is read.
+        size: Number of its samples, where that is known before it is read.
         own: Whether this rank measures it.
     """
 
     batch: Any
     first: int | None = None
-    count: int | None = None
+    size: int | None = None
     own: bool = True
 
 
