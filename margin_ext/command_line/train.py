@@ -118,6 +118,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _train(trial: Trial, progress: bool | None) -> int:
     from margin_ext.output.exclusive import InUseError
+    from margin_ext.together import RankFailedError
     from margin_ext.training import DivergedError
 
     main = trial.ranks.is_main
@@ -130,6 +131,8 @@ def _train(trial: Trial, progress: bool | None) -> int:
         status = INTERRUPTED
     except InUseError as error:
         return complain("train", error) if main else FAILED
+    except RankFailedError:
+        return FAILED  # that rank tells why
     except (DivergedError, ValueError) as error:
         what = "the trained model was not measured: " if trial.loop.finished else ""
         status = complain("train", f"{what}{error}")
