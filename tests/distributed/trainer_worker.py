@@ -1,6 +1,6 @@
 """Run by torchrun in two processes: MarginTrainer with models that ``fully_shard`` has split.
 
-Accelerate splits models on GPUs only, so the models are split here and given to the trainer's steps.
+Accelerate splits models on GPUs only, so they are split here and given to the trainer's steps.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import warnings
 from pathlib import Path
 
 import torch
+from integrations.test_transformers import bert, collate, criterion, images, texts, vit
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from integrations.test_transformers import bert, collate, criterion, images, texts, vit
 from margin_ext.integrations.transformers import MarginTrainer, MarginTrainerCallback
 
 LAYERS = ("ViTLayer", "BertLayer")
