@@ -114,7 +114,7 @@ def gather_evidence(
     vanishing = ~flat & (ce_norm < 1e-6 * gap_norm)
 
     second = MinimumDistance(steps=80, seed=seed + 1).search(
-        model, x, y, threat=threat, indices=indices, enough=min(radii), largest=max(radii)
+        model, x, y, threat=threat, indices=indices, enough=min(radii)
     )
     line, along = _lines(model, x, y, threat)
     length = torch.minimum(second.distance, torch.where(along, line, math.inf))
