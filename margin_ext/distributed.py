@@ -1,13 +1,15 @@
-"""Statistics of a batch that is spread over the ranks of torch.distributed."""
+"""Working over the ranks of torch.distributed: which ranks, and a spread batch's statistics."""
 
 from __future__ import annotations
 
 import torch
 from torch import distributed
 
+from margin_ext.ranks import ALONE, Ranks, all_ranks
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
+from margin_ext.together import RankFailedError
 
-__all__ = ["reduce_statistics"]
+__all__ = ["ALONE", "RankFailedError", "Ranks", "all_ranks", "reduce_statistics"]
 
 _MINIMUM = STATISTIC_NAMES.index("minimum_margin")
 _COUNT = STATISTIC_NAMES.index("count")
@@ -26,6 +28,16 @@ def reduce_statistics(
     Args:
         statistics: Those of this rank, as ``criterion.statistics`` or ``out.statistics``.
         group: The process group; None: all ranks.
+
+    Example:
+        >>> from margin_ext import AverageMarginLoss
+        >>> criterion = AverageMarginLoss(margin="logit_gap")
+        >>> loss = criterion(torch.tensor([[3.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+        >>> store = distributed.HashStore()  # of a single process; torchrun makes it for several
+        >>> distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> reduce_statistics(criterion.statistics).minimum_margin
+        tensor(-1.)
+        >>> distributed.destroy_process_group()
     """
     values = statistics.values_tensor
     count = values[_COUNT]

@@ -294,8 +294,9 @@ class _Search:
             within = torch.where(adversarial, torch.minimum(within, best) * (1 - change), within)
             within = torch.minimum(within, best * (1 - change / 2))
             within = torch.minimum(within, self.reach[active])
-            moved = self.threat.search_step(grad, _STEP * decay * within, x, decay)
-            x = self.threat.project(moved, center, within)
+            x = self.threat.attack_step(
+                x, grad, _STEP * decay * within, center=center, radius=within, spread=decay
+            )
 
     def run_toward(self, targets: Sequence[Tensor], steps: int) -> None:
         """One search toward each of the classes [B] in turn, from the best points."""
@@ -322,8 +323,8 @@ class _Search:
         label = self.label[active]
         x = x.detach().requires_grad_()
         logits = checked_logits(self.model, x)
-        critical = None if target is None else target[active]
-        chosen = logit_gap(logits, label, nearest=critical).gap
+        nearest = None if target is None else target[active]
+        chosen = logit_gap(logits, label, nearest=nearest).gap
         require_graph(chosen)
         lowered = chosen if self.objective == "gap" else logit_ratio(chosen, logits)
         (grad,) = torch.autograd.grad(-lowered.sum(), x)

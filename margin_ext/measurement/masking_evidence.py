@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,14 @@ from torch import Tensor
 from margin_ext.attacks.pgd import PGD, attack_gradient
 from margin_ext.bounds import MinimumDistance
 from margin_ext.functional import logit_gap
+from margin_ext.measurement.masking import MaskingSigns
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model, evaluation_mode
 from margin_ext.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from margin_ext.data.batches import Batch
+    from margin_ext.together import Together
 
 __all__ = ["EvidenceSamples", "MaskingEvidence", "gather_evidence"]
 
@@ -33,23 +39,17 @@ _HALVINGS = 20
 
 @dataclass(frozen=True)
 class MaskingEvidence:
-    """Fractions and medians over the samples; see `MaskingDiagnosis` for what each of them is.
+    """What was seen on some of the correct samples.
 
     Attributes:
         indices: Of the samples in the whole data.
         distance: Of the nearest adversarial example that was found for each of them.
+        signs: Fractions and medians over the samples.
     """
 
     indices: tuple[int, ...]
     distance: NDArray[np.float64]
-    cross_entropy_underflow: float
-    gap_underflow: float
-    line_excess: float
-    fall: float
-    jump: float
-    transfer_excess: float
-    moved: float
-    not_looked_at: tuple[str, ...]
+    signs: MaskingSigns
 
 
 class _Sample(NamedTuple):
@@ -67,15 +67,42 @@ class EvidenceSamples:
         self.seed = seed
         self.kept: list[_Sample] = []
 
-    def offer(
-        self, first: int, inputs: Tensor, target: Tensor, correct: Tensor, robust: Tensor
-    ) -> None:
-        """Look at a batch: inputs [B, ...], target [B], correct [B], robust [B, R]."""
-        for row in correct.nonzero().squeeze(1).tolist():
-            index = first + row
-            rank = hashlib.blake2b(f"{self.seed}/evidence/{index}".encode()).hexdigest()
-            self.kept.append(_Sample(rank, index, inputs[row], target[row], robust[row]))
+    def offer(self, batch: Batch, correct: Tensor, robust: Tensor) -> None:
+        """Look at a batch, of which these samples [B] are correct, and robust at the radii [B, R]."""
+        ranks = {
+            hashlib.blake2b(f"{self.seed}/evidence/{batch.indices[row]}".encode()).hexdigest(): row
+            for row in correct.nonzero().squeeze(1).tolist()
+        }
+        chosen = sorted([*(one.rank for one in self.kept), *ranks])[:LOOKED_AT]
+        for rank in set(chosen) & ranks.keys():
+            row = ranks[rank]
+            # A copy: a view of one sample would hold its whole batch.
+            x, y = batch.inputs[row].clone(), batch.target[row].clone()
+            self.kept.append(_Sample(rank, batch.indices[row], x, y, robust[row].clone()))
+        self._choose()
+
+    def _choose(self) -> None:
         self.kept = sorted(self.kept, key=lambda one: one.rank)[:LOOKED_AT]
+
+    def join(self, meeting: Together, device: torch.device | None) -> None:
+        """Choose among the samples of all ranks, so that each of them holds the chosen ones.
+
+        Args:
+            meeting: The ranks.
+            device: Where the samples are measured; None: where they are.
+        """
+        place = self.kept[0].inputs.device if device is None and self.kept else device
+        offered = meeting.exchange([one.rank for one in self.kept])
+        chosen = set(sorted(chain.from_iterable(offered))[:LOOKED_AT])
+        # The inputs of no others are sent.
+        own = [_Sample(*(_moved(v, "cpu") for v in s)) for s in self.kept if s.rank in chosen]
+        everyone = chain.from_iterable(meeting.exchange(own))
+        self.kept = [_Sample(*(_moved(value, place) for value in one)) for one in everyone]
+        self._choose()
+
+
+def _moved(value: Any, device: torch.device | str | None) -> Any:
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
 def gather_evidence(
@@ -125,7 +152,6 @@ def gather_evidence(
     excess = line < second.distance.to(line.dtype) * (1 - 1e-3)
     # A search that was told to stop early is not weaker than a line.
     excess &= second.distance.to(line.dtype) > min(radii)
-    jump = _jump(model, x, y, gap, second.distance, second.point, threat)
 
     nearest = torch.minimum(second.distance.double(), line.double())
     not_looked_at = ["black-box attacks with many queries"]
@@ -136,18 +162,17 @@ def gather_evidence(
         transfer_excess = _transfer(model, transfer, x, y, threat, radii, robust, indices)
     if not bool(along.any()):
         not_looked_at.append("lines to other classes (all samples have one class)")
-    return MaskingEvidence(
-        indices=tuple(indices),
-        distance=nearest.cpu().numpy(),
+    signs = MaskingSigns(
         cross_entropy_underflow=_mean(vanishing),
         gap_underflow=_mean(flat),
         line_excess=_mean(excess[along]),
         fall=_fall(model, x, y, gap, gap_grad, gap_norm, length, moving, threat),
-        jump=jump,
+        jump=_jump(model, x, y, gap, second.distance, second.point, threat),
         transfer_excess=transfer_excess,
         moved=float(moved),
         not_looked_at=tuple(not_looked_at),
     )
+    return MaskingEvidence(tuple(indices), nearest.cpu().numpy(), signs)
 
 
 def _mean(flags: Tensor) -> float:

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from margin_ext.ranks import ALONE, Ranks
 from margin_ext.training.words import check_words
 
 if TYPE_CHECKING:
@@ -53,12 +54,21 @@ class Evaluation:
         """What must agree for measured values to be used again."""
         return asdict(self)
 
+    def threat_keywords(self) -> dict[str, Any]:
+        """The threat model, as keywords of ``measure`` and ``robust_accuracy``."""
+        return {
+            "p": self.measure_p,
+            "data_range": self.data_range,
+            "input_std": self.input_std,
+        }
+
     def measure(
         self,
         model: nn.Module,
         train: tuple[Tensor, Tensor],
         held_out: tuple[Tensor, Tensor],
         progress: bool | None = None,
+        ranks: Ranks = ALONE,
     ) -> dict[str, Any]:
         """Measure one model.
 
@@ -67,6 +77,7 @@ class Evaluation:
             train: Images [N, ...] and labels [N] that it was trained on.
             held_out: Images and labels of the part that is reported.
             progress: Show bars; None: on a terminal.
+            ranks: The processes that share the images.
 
         Returns:
             Plain values: "train" and "held_out" (totals of the margins, and for held_out each
@@ -77,11 +88,10 @@ class Evaluation:
         from margin_ext.measurement import measure, robust_accuracy
 
         common: dict[str, Any] = {
-            "p": self.measure_p,
-            "data_range": self.data_range,
-            "input_std": self.input_std,
+            **self.threat_keywords(),
             "limit": self.measure_limit,
             "progress": progress,
+            "ranks": ranks,
         }
         with warnings.catch_warnings():
             # Samples without a gradient are counted in the totals ("infinite").
