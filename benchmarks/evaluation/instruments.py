@@ -101,9 +101,7 @@ def _auto(
     return points
 
 
-def _fab(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: float
-) -> Tensor:
+def _fab(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: float) -> Tensor:
     """Targeted FAB, with a radius beyond all distances."""
     return _auto("fab-t", model, x, y, threat, float(threat.reach(x).max()))
 
@@ -179,9 +177,7 @@ RADIUS_ATTACKS: tuple[Instrument, ...] = (
 
 DISTANCES: tuple[Instrument, ...] = (
     Instrument("minimum", "`MinimumDistance()`", OURS, partial(_minimum, MinimumDistance())),
-    Instrument(
-        "thorough", "`.thorough()`", OURS, partial(_minimum, MinimumDistance.thorough())
-    ),
+    Instrument("thorough", "`.thorough()`", OURS, partial(_minimum, MinimumDistance.thorough())),
     Instrument("fab-t", "FAB-T", "pyautoattack", _fab, (2.0, math.inf)),
     Instrument(
         "alma",

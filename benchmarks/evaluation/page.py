@@ -62,7 +62,9 @@ def _radius(results: dict[str, Any]) -> list[str]:
         if any(one.name in entry["attacks"] for entry in results["cases"].values())
     ]
     head = [_titled(one) for one in columns]
-    lines = [_row(["network, norm, radius", *head, "worst of the peers", "within a point", "sooner"])]
+    lines = [
+        _row(["network, norm, radius", *head, "worst of the peers", "within a point", "sooner"])
+    ]
     lines.append(_row(["---"] * (len(columns) + 4)))
     for name, entry in results["cases"].items():
         found = figures(entry)

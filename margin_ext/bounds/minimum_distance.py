@@ -98,7 +98,7 @@ class MinimumDistance:
 
     @classmethod
     def thorough(cls, seed: int = 0) -> MinimumDistance:
-        """About five times the default's time: longer searches, more starts, toward six classes."""
+        """About three times the default's time: longer searches, more starts, toward six classes."""
         return cls(steps=60, restarts=3, targets=6, seed=seed)
 
     def check(self, threat: ThreatModel) -> None:

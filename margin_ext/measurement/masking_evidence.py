@@ -169,17 +169,17 @@ def gather_evidence(
     decision_excess = float((robust & wider & within).double().mean(dim=0).amax())
 
     nearest = torch.minimum(second.distance.double(), torch.minimum(line, decided).double())
-    not_looked_at = [
-        f"attacks without gradients of more than {DECISION_QUERIES} queries a sample"
-    ]
+    not_looked_at = [f"attacks without gradients of more than {DECISION_QUERIES} queries a sample"]
     transfer_excess = math.nan
     if transfer is None:
         not_looked_at.append("transfer from another model (give transfer=)")
     else:
         transfer_excess = _transfer(model, transfer, x, y, threat, radii, robust, indices)
     if not bool(along.any()):
-        not_looked_at.append("lines to other classes, and an attack without gradients from there "
-                             "(all samples have one class)")
+        not_looked_at.append(
+            "lines to other classes, and an attack without gradients from there "
+            "(all samples have one class)"
+        )
     signs = MaskingSigns(
         cross_entropy_underflow=_mean(vanishing),
         gap_underflow=_mean(flat),
