@@ -115,9 +115,7 @@ class _Limit:
 class _Tree:
     """Branches that together cover a ball, for every rival class."""
 
-    def __init__(
-        self, relaxation: Relaxation, rows: Tensor, slack: Tensor, ball: Ball, limit: _Limit
-    ) -> None:
+    def __init__(self, relaxation: Relaxation, rows: Tensor, slack: Tensor, ball: Ball, limit: _Limit) -> None:
         self.relaxation = relaxation
         self.rows = rows
         self.slack = slack

@@ -36,9 +36,9 @@ _CHANGE = 0.1
 _LAST = 0.01
 # The first step in units of the radius.
 _STEP = 2.0
-# By this part farther than the largest radius that matters, a sample is left alone by the searches
-# that follow the first one, and by half and a third of it in further rounds. On one network, 35 of 38
-# samples that the first search missed and later ones or other libraries broke lay nearer.
+# Searches after the first one leave a sample alone whose point lies farther than the largest radius
+# that matters by this part; further rounds by half of it, a third of it and so on. On one network,
+# 35 of 38 samples that the first search missed and later ones or other libraries broke lay nearer.
 _FAR = 0.3
 
 
@@ -98,7 +98,7 @@ class MinimumDistance:
 
     @classmethod
     def thorough(cls, seed: int = 0) -> MinimumDistance:
-        """About three times the default's time: longer searches, more starts, toward six classes."""
+        """About three times the default's time: longer searches, more starts and classes."""
         return cls(steps=60, restarts=3, targets=6, seed=seed)
 
     def check(self, threat: ThreatModel) -> None:

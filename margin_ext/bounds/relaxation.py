@@ -212,9 +212,9 @@ class Relaxation:
         assert stage.activation is not None
         lines = enclosing_lines(stage.activation, low, high, position)
         # Units that pass lie on both lines.
-        return Lines(
-            *(_widened(line, stage, value) for line, value in zip(lines, (1, 0, 1, 0), strict=True))
-        )
+        return Lines(*(
+            _widened(line, stage, value) for line, value in zip(lines, (1, 0, 1, 0), strict=True)
+        ))
 
     def retouched(
         self, lines: Sequence[Lines], positions: Tensor, low: Tensor, high: Tensor

@@ -17,8 +17,8 @@ from torch import Tensor
 from margin_ext.attacks.pgd import PGD, attack_gradient
 from margin_ext.bounds import MinimumDistance
 from margin_ext.functional import logit_gap
-from margin_ext.measurement.masking import MaskingSigns
 from margin_ext.measurement.decision_search import DECISION_QUERIES, decision_search
+from margin_ext.measurement.masking import MaskingSigns
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model, evaluation_mode
 from margin_ext.threat import ThreatModel
@@ -69,7 +69,7 @@ class EvidenceSamples:
         self.kept: list[_Sample] = []
 
     def offer(self, batch: Batch, correct: Tensor, robust: Tensor) -> None:
-        """Look at a batch, of which these samples [B] are correct, and robust at the radii [B, R]."""
+        """Look at a batch; these samples [B] are correct, and robust at the radii [B, R]."""
         ranks = {
             hashlib.blake2b(f"{self.seed}/evidence/{batch.indices[row]}".encode()).hexdigest(): row
             for row in correct.nonzero().squeeze(1).tolist()
@@ -213,7 +213,8 @@ def _lines(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Adversarial distance on the line to the nearest sample of another class, and where one is.
 
-    The third result are the adversarial points, the samples where there is none. Both ends are classified correctly, so an adversarial example lies between them.
+    The third result holds the adversarial points, or the samples where there is none. Both ends
+    are classified correctly, so an adversarial example lies between them.
     """
     distances = torch.stack([threat.distance(one.expand_as(x), x) for one in x.split(1)])
     distances = distances.masked_fill(y.unsqueeze(1) == y.unsqueeze(0), math.inf)

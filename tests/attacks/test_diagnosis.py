@@ -259,7 +259,6 @@ def test_a_distilled_network_saturates_only_the_cross_entropy() -> None:
 @pytest.mark.parametrize("name", ["permuted", "sin 2000", "decoy"])
 def test_an_attack_without_gradients_breaks_more_where_they_are_hidden(name: str) -> None:
     found = judged(HIDING[name], attacks=[PGD()]).diagnosis
-    print(name, found)
     assert found.decision_excess > 0.1
     assert "sees decisions only" in str(found)
     assert judged(trained(), attacks=[PGD()]).diagnosis.decision_excess <= 0.02
