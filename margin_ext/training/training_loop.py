@@ -295,9 +295,7 @@ class TrainingLoop:
         self._runner.train()
         total = self.recipe.epochs * self.steps_per_epoch
         done = self._partial.get("losses")
-        losses = (
-            [] if done is None else list(done[self.ranks.rank].to(target.device).unbind())
-        )
+        losses = [] if done is None else list(done[self.ranks.rank].to(target.device).unbind())
         for step, batch in enumerate(batches[len(losses) :], len(losses)):
             rate = self.recipe.rate((self.epoch * self.steps_per_epoch + step) / total)
             for group in self.optimizer.param_groups:

@@ -36,8 +36,6 @@ from margin_ext.training.training_objective import Objective
 from margin_ext.training.trial import CHECKPOINT, SETTINGS, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from margin_ext.ranks import Ranks
     from margin_ext.training.training_objective import TrainingObjective
 
