@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from margin_ext.integrations.margin_figures import FigureOptions, margin_figures
 from margin_ext.integrations.required import required
+from margin_ext.measurement.split_models import is_split
+from margin_ext.ranks import all_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -198,7 +200,10 @@ class MarginTrainerCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, *, model: nn.Module, metrics: Any, **kwargs: Any
     ) -> None:
         """Measure, and add to ``metrics``."""
-        figures = margin_figures(InputLogits(model, self.input_name), self.data, self.options)
+        # The Trainer calls it on all ranks, which such a model asks for.
+        ranks = {"ranks": all_ranks()} if is_split(model) else {}
+        shown = InputLogits(model, self.input_name)
+        figures = margin_figures(shown, self.data, self.options, **ranks)
         values = {f"eval_margin_{name}": value for name, value in figures.values.items()}
         metrics.update(values)
         state.log_history.append({**values, "step": state.global_step})
