@@ -344,8 +344,7 @@ class AverageMarginLoss(nn.Module):
             model: As in :meth:`run`, but a module.
             inputs: [B, ...]; a few samples are enough.
             target: As in :meth:`forward`.
-            call: As in :meth:`run`.
-            logits_fn: As in :meth:`run`.
+            call, logits_fn: As in :meth:`run`.
             directions: How many; each takes two passes forward and backward.
             seed: Of the directions, and of the model's own randomness during the check.
 
