@@ -156,8 +156,8 @@ class Batches:
         for x, y in zip(inputs.split(size), target.split(size), strict=True):
             if x.shape[0]:
                 dtype = _wanted(x.dtype, self.dtype)
-                x, y = self._placed(x, dtype), self._placed(y, torch.int64)
-                yield Batch(first, x, y, self._step)
+                placed = self._placed(x, dtype), self._placed(y, torch.int64)
+                yield Batch(first, *placed, self._step)
                 first += self._step * x.shape[0]
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -172,9 +172,9 @@ def _wanted(given: torch.dtype, model: torch.dtype | None) -> torch.dtype:
 
 
 def _require_promised(item: Item, target: Tensor) -> None:
-    if item.count is not None and item.count != target.shape[0]:
+    if item.size is not None and item.size != target.shape[0]:
         raise ValueError(
-            f"the loader's sampler names {item.count} samples for the batch that begins at sample "
+            f"the loader's sampler names {item.size} samples for the batch that begins at sample "
             f"{item.first}, and the batch has {target.shape[0]}: so ranks cannot share the "
             "loader; pass a generator of its batches, which each rank reads whole: "
             "(batch for batch in loader)"

@@ -25,13 +25,13 @@ class Item(NamedTuple):
     Attributes:
         batch: As the source has it.
         first: Number of its first sample; None: it follows the one before.
-        count: Of its samples, where that is known before it is read.
+        size: Number of its samples, where that is known before it is read.
         own: Whether this rank measures it.
     """
 
     batch: Any
     first: int | None = None
-    count: int | None = None
+    size: int | None = None
     own: bool = True
 
 
@@ -109,7 +109,7 @@ def share_of(source: Iterable[Any], ranks: Ranks) -> Share:
         return StreamShare(source, ranks)
     sampler = getattr(source.batch_sampler, "sampler", source.sampler)
     if isinstance(sampler, DistributedSampler) or isinstance(source.sampler, DistributedSampler):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004
             "the loader's DistributedSampler gives each rank other samples: pass a loader without "
             "it, whose batches the ranks then share, or PerRank(loader) from margin_ext.data"
         )
@@ -151,8 +151,6 @@ def _loader_of(loader: DataLoader[Any], keys: Sequence[Any]) -> DataLoader[Any]:
         generator=loader.generator,
         **workers,
     )
-
-
 
 
 def target_digest(before: str, target: Tensor) -> str:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from margin_ext.integrations.margin_figures import margin_figures
 from margin_ext.integrations.required import required
+from margin_ext.measurement.split_models import is_split
+from margin_ext.ranks import all_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -200,12 +202,14 @@ class MarginTrainerCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, *, model: nn.Module, metrics: Any, **kwargs: Any
     ) -> None:
         """Measure, and add to ``metrics``."""
+        # The Trainer calls it on all ranks, which such a model asks for.
+        ranks = {"ranks": all_ranks()} if is_split(model) else {}
         figures = margin_figures(
             InputLogits(model, self.input_name),
             self.data,
             eps=self.eps,
-            measure_options=self.measure_options,
-            attack_options=self.attack_options,
+            measure_options={**ranks, **self.measure_options},
+            attack_options={**ranks, **self.attack_options},
         )
         values = {f"eval_margin_{name}": value for name, value in figures.values.items()}
         metrics.update(values)

@@ -69,7 +69,7 @@ class EvidenceSamples:
         self.kept: list[_Sample] = []
 
     def offer(self, batch: Batch, correct: Tensor, robust: Tensor) -> None:
-        """Look at a batch; these samples [B] are correct, and robust at the radii [B, R]."""
+        """Look at a batch, and which of its samples are correct [B] and robust [B, R]."""
         ranks = {
             hashlib.blake2b(f"{self.seed}/evidence/{batch.indices[row]}".encode()).hexdigest(): row
             for row in correct.nonzero().squeeze(1).tolist()

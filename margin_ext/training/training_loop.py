@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,15 +295,14 @@ class TrainingLoop:
         self._runner.train()
         total = self.recipe.epochs * self.steps_per_epoch
         done = self._partial.get("losses")
-        losses = (
-            [] if done is None else list(done[self.ranks.rank].to(target.device).unbind())
-        )
+        losses = [] if done is None else list(done[self.ranks.rank].to(target.device).unbind())
         for step, batch in enumerate(batches[len(losses) :], len(losses)):
             rate = self.recipe.rate((self.epoch * self.steps_per_epoch + step) / total)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             part, weight = self.ranks.part(batch)
-            losses.append(self._step(inputs[part], target[part], weight))
+            with self._samples(part):
+                losses.append(self._step(inputs[part], target[part], weight))
             if self.average is not None:
                 self.average.update(self.model, self.epoch * self.steps_per_epoch + step)
             # Looking at a loss waits for a GPU; and a process that left alone would leave the
@@ -319,6 +318,11 @@ class TrainingLoop:
         weights = (counts / counts.sum()).to(target.device)
         mean = self.ranks.mean((torch.stack(losses).float() * weights).sum())
         return float(mean)
+
+    def _samples(self, part: Tensor) -> AbstractContextManager[None]:
+        """Tell an objective that asks for it which samples a step is about."""
+        tell = getattr(self.objective, "samples", None)
+        return nullcontext() if tell is None else tell(part)
 
     def _step(self, inputs: Tensor, target: Tensor, weight: float) -> Tensor:
         """One step of the optimizer; the weighted loss."""

@@ -36,8 +36,6 @@ from margin_ext.training.training_objective import Objective
 from margin_ext.training.trial import CHECKPOINT, SETTINGS, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from margin_ext.ranks import Ranks
     from margin_ext.training.training_objective import TrainingObjective
 
@@ -100,6 +98,11 @@ def trial_from_settings(
         torch.manual_seed(full["seed"])
         model = image_model(full["model"], data)
     augmentation = Augmentation(full["crop"], full["flip"])
+    if full["distance_margin_memory"] and (augmentation or ranks.size > 1):
+        raise SettingsError(
+            "distance_margin_memory is for images that stay as they are (no crop, no flip) and for "
+            "one process"
+        )
     head = (
         "The settings of this run. To repeat it:\n"
         f"margin-ext train --config {folder / SETTINGS} --out FOLDER"
