@@ -16,7 +16,8 @@ from margin_ext.functional.dual_direction import dual_direction
 from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
-from margin_ext.random_points import ball_noise, unit_ball
+from margin_ext.per_sample import per_sample
+from margin_ext.random_points import Draws, ball_noise, unit_ball
 
 __all__ = ["DataRange", "ThreatModel", "check_data_range", "check_radius", "require_attackable"]
 
@@ -204,29 +205,18 @@ class ThreatModel:
         length = self.distance(x, torch.zeros_like(x))
         return 1000 * torch.where(length > 0, length, 1.0)
 
-    def random_point(
-        self,
-        center: Tensor,
-        radius: float | Tensor,
-        *,
-        seed: int,
-        stream: str,
-        indices: Sequence[int],
-    ) -> Tensor:
+    def random_point(self, center: Tensor, radius: float | Tensor, draws: Draws) -> Tensor:
         """One point a sample, uniform in the ball of this radius, then brought into the range.
 
         Args:
             center: [B, ...].
             radius: Of the ball, one for all or [B].
-            seed: Of the whole run.
-            stream: Names the purpose; other purposes get other points.
-            indices: Of the samples in the whole data [B]: a sample's point depends on its index
-                and not on its batch.
+            draws: The samples' random numbers.
         """
-        noise = ball_noise(center, self.p, seed=seed, stream=stream, indices=indices)
+        noise = ball_noise(center, self.p, draws)
         radii = torch.as_tensor(radius, dtype=center.dtype, device=center.device)
         radii = radii.expand(center.shape[0])
-        offset = radii.reshape(-1, *[1] * (center.dim() - 1)) * self.in_input_units(noise)
+        offset = per_sample(radii, center) * self.in_input_units(noise)
         return self.project(center + offset.to(center.dtype), center, radii)
 
     def noisy(self, center: Tensor, radius: Tensor) -> Tensor:
@@ -237,7 +227,7 @@ class ThreatModel:
         seed = int(torch.randint(2**62, ()))
         generator = torch.Generator(center.device).manual_seed(seed)
         unit = unit_ball(len(center), center.shape[1:].numel(), self.p, generator)
-        offset = radius.reshape(-1, *[1] * (center.dim() - 1)) * unit.reshape(center.shape)
+        offset = per_sample(radius, center) * unit.reshape(center.shape)
         return self.clamp(center + self.in_input_units(offset.to(center.dtype)))
 
     def bounds(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -78,9 +78,8 @@ def additive_margin_loss(
             each,
             target,
             weight,
-            ignore_index=s.ignore_index,
-            label_smoothing=s.label_smoothing,
             reduction="none",
+            **s.cross_entropy_keywords(),
         )
         for each in (z, lowered)
     )
