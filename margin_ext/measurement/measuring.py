@@ -17,8 +17,36 @@ if TYPE_CHECKING:
 
     from margin_ext.data.batches import Batch, Batches
     from margin_ext.models.evaluation_mode import Model
+    from margin_ext.output.progress_bar import Progress
 
-__all__ = ["measuring", "usable_device"]
+__all__ = ["Samples", "measuring", "usable_device"]
+
+# Progress is counted in these parts of a sample, which add up without rounding.
+_PARTS = 8
+
+
+class Samples:
+    """The batches to measure, with the progress that is shown."""
+
+    def __init__(self, model: Model, batches: Batches, bar: Progress) -> None:
+        self._model, self._batches, self._bar = model, batches, bar
+        self._shown = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches in order. The first one is used to look at the model."""
+        for batch in self._batches:
+            if batch.first == 0:
+                require_measurable(self._model, batch.inputs)
+            self._shown = 0.0
+            yield batch
+            self.done(batch.target.shape[0])
+
+    def done(self, samples: float) -> None:
+        """Show that so many samples of the current batch are done; parts of one count."""
+        reached = int(samples * _PARTS) / _PARTS
+        if reached > self._shown:
+            self._bar.update(reached - self._shown)
+            self._shown = reached
 
 
 @contextmanager
@@ -29,11 +57,10 @@ def measuring(
     device: torch.device | str | None = None,
     title: str = "margins",
     progress: bool | None = None,
-) -> Iterator[Iterator[Batch]]:
+) -> Iterator[Samples]:
     """Batches of the data, while the model is in evaluation mode.
 
-    The first batch is used to look at the model (:func:`require_measurable`). Model, random states
-    and the generators of the loader are restored at the end.
+    Model, random states and the generators of the loader are restored at the end.
 
     Args:
         model: The function to measure.
@@ -46,16 +73,9 @@ def measuring(
     batches.dtype = model_dtype(model)
     bar = progress_bar(batches.total, title, progress)
 
-    def checked() -> Iterator[Batch]:
-        for batch in batches:
-            if batch.first == 0:
-                require_measurable(model, batch.inputs)
-            yield batch
-            bar.update(batch.target.shape[0])
-
     try:
         with evaluation_mode(model), kept_generators(batches.data):
-            yield checked()
+            yield Samples(model, batches, bar)
     finally:
         bar.close()
 

@@ -30,7 +30,7 @@ Columns = dict[str, NDArray[Any]]
 # Samples whose values are compared before results are taken up.
 FINGERPRINTED = 16
 
-_FORMAT = 2
+_FORMAT = 3
 _HEADER = "header_json"
 _OF_FINGERPRINT = "first:"
 
