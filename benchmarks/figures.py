@@ -16,6 +16,8 @@ _COLORS = {
     "compiled": "#7a5195",
     "clone": "#6b6b6b",
 }
+# So that a figure printed in black and white still tells them apart.
+_MARKERS = {"fused": "o", "reference": "s", "compiled": "^", "clone": "D"}
 _LABELS = {
     "fused": "fused",
     "reference": "eager reference",
@@ -58,7 +60,7 @@ def scaling(cases: list[dict[str, Any]], path: Path) -> None:
                 axes.plot(
                     [value for value, _ in known],
                     [time for _, time in known],
-                    marker="o",
+                    marker=_MARKERS[contender],
                     markersize=3.5,
                     color=_COLORS[contender],
                     linestyle="--" if contender == "clone" else "-",
@@ -100,7 +102,7 @@ def times_of_clone(cases: list[dict[str, Any]], path: Path) -> None:
                     [ratio["median"] - ratio["low"] for _, ratio in rows],
                     [ratio["high"] - ratio["median"] for _, ratio in rows],
                 ],
-                fmt="o",
+                fmt=_MARKERS[name],
                 markersize=5,
                 elinewidth=1,
                 color=_COLORS[name],

@@ -120,5 +120,5 @@ def _adversarial(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
     x = inputs + torch.empty_like(inputs).uniform_(-_PGD_EPS, _PGD_EPS)
     for _ in range(_PGD_STEPS):
         _, grad = attack_gradient(model, x, target, "cross_entropy")
-        x = threat.project(threat.step(grad, eps * (2.5 / _PGD_STEPS), x), inputs, eps)
+        x = threat.attack_step(x, grad, eps * (2.5 / _PGD_STEPS), center=inputs, radius=eps)
     return x

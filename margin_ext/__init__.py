@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from margin_ext.measurement.measure import measure
     from margin_ext.measurement.monitor import MarginMonitor
     from margin_ext.measurement.robust_accuracy import robust_accuracy
+    from margin_ext.training.adversarial_training import AdversarialTraining
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Additive",
+    "AdversarialTraining",
     "Auto",
     "AverageMarginLoss",
     "BatchStatistics",
     "Detached",
+    "Distance",
     "DoubleBackward",
     "FiniteDifference",
     "GradientMode",
@@ -50,7 +54,12 @@ __all__ = [
     "robust_accuracy",
 ]
 
-_MEASUREMENT = ("MarginMonitor", "measure", "robust_accuracy")
+_MODULES = {
+    "AdversarialTraining": "training",
+    "MarginMonitor": "measurement",
+    "measure": "measurement",
+    "robust_accuracy": "measurement",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -58,7 +67,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in ("functional", "reference"):
         return importlib.import_module(f"{__name__}.{name}")
-    module = "measurement" if name in _MEASUREMENT else "_api"
+    module = _MODULES.get(name, "_api")
     found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = found
     return found

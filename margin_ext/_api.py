@@ -13,8 +13,10 @@ from margin_ext.functional import (
     orthogonality_penalty,
 )
 from margin_ext.gradient_modes import (
+    Additive,
     Auto,
     Detached,
+    Distance,
     DoubleBackward,
     FiniteDifference,
     GradientMode,
@@ -28,10 +30,12 @@ from margin_ext.regularizers import Regularizer, register_regularizer
 from margin_ext.statistics import BatchStatistics
 
 __all__ = [
+    "Additive",
     "Auto",
     "AverageMarginLoss",
     "BatchStatistics",
     "Detached",
+    "Distance",
     "DoubleBackward",
     "FiniteDifference",
     "GradientMode",

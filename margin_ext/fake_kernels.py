@@ -44,7 +44,7 @@ def _samples_dense(grad: Tensor) -> bool:
 
 
 def _logit_gap(
-    logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int
+    logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     check_logits(logits, target)
     gap = logits.new_empty(logits.shape[0], dtype=accumulation_dtype(logits))
@@ -67,17 +67,23 @@ def _dual_direction(
 
 def _attack_step(
     x: Tensor,
-    grad: Tensor,
-    length: Tensor,
-    center: Tensor,
-    radius: Tensor,
+    grad: Tensor | None,
+    length: Tensor | None,
+    center: Tensor | None,
+    radius: Tensor | None,
     q: float,
+    steepest: int,
     low: Tensor | None,
     high: Tensor | None,
     input_scale: Tensor | None,
 ) -> Tensor:
-    check_grad(grad, grad.shape[0])
-    return _empty_like_samples(grad)
+    rows = x if grad is None else grad
+    check_grad(rows, rows.shape[0])
+    return _empty_like_samples(rows)
+
+
+def _attack_step_(x: Tensor, *others: object) -> None:
+    return None
 
 
 def _gradients(
@@ -93,7 +99,7 @@ def _average_margin_loss(
     logits: Tensor,
     target: Tensor,
     grad: Tensor | None,
-    critical: Tensor | None,
+    nearest: Tensor | None,
     class_weight: Tensor | None,
     input_scale: Tensor | None,
     q: float,
@@ -131,7 +137,7 @@ def _average_margin_loss_backward(
     logits: Tensor,
     target: Tensor,
     grad: Tensor | None,
-    critical: Tensor | None,
+    nearest: Tensor | None,
     class_weight: Tensor | None,
     input_scale: Tensor | None,
     q: float,
@@ -161,6 +167,7 @@ def register_fake_kernels() -> None:
         "first_order_margin": _first_order_margin,
         "dual_direction": _dual_direction,
         "attack_step": _attack_step,
+        "attack_step_": _attack_step_,
         "average_margin_loss": _average_margin_loss,
         "average_margin_loss_backward": _average_margin_loss_backward,
         "scale_gradients_": _scale_gradients_,

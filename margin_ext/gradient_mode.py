@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, TypeGuard
 
-if TYPE_CHECKING:  # modes are called with these; the registry needs neither
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    # modes are called with these; the registry needs neither
     from margin_ext.gradient_modes.check_report import Measured
     from margin_ext.gradient_modes.step import Step
     from margin_ext.loss_options import LossOptions
@@ -50,6 +53,11 @@ class GradientMode(Protocol):
     def advice(self) -> str:
         """What to do where the model cannot be differentiated so; for ``criterion.check``."""
         return ""
+
+    def start(self, inputs: Tensor, options: LossOptions) -> Tensor:
+        """The inputs that a training step runs the model on, for inputs [B, ...]."""
+        del options
+        return inputs
 
     def check(self, options: LossOptions) -> None:
         """Raise ValueError where the mode cannot serve the options."""
@@ -111,7 +119,7 @@ def margin_names() -> tuple[str, ...]:
 
     Example:
         >>> margin_names()
-        ('first_order', 'secant', 'logit_gap')
+        ('first_order', 'additive', 'distance', 'secant', 'logit_gap')
     """
     return ("first_order", *_MARGINS, "logit_gap")
 
@@ -149,6 +157,7 @@ def margin(word: str | GradientMode) -> str | GradientMode:
         return word
     if not isinstance(word, str) or word not in _MARGINS:
         raise ValueError(
-            f"margin must be one of {', '.join(margin_names())}, or Secant(...), got {word!r}"
+            f"margin must be one of {', '.join(margin_names())}, or an object such as "
+            f"Secant(...), got {word!r}"
         )
     return _MARGINS[word]()

@@ -41,8 +41,10 @@ class LossOptions(LossSettings):
             :func:`register_regularizer`; or a :class:`Regularizer`, which has its own tau.
         margin: "first_order" (distance to the boundary of the tangent), "secant" or
             :class:`Secant` (along the way to the point that a short attack finds: needs no second
-            derivatives, ``run`` only) or "logit_gap" (the authors'; p, eps and input_std have no
-            effect on it).
+            derivatives, ``run`` only), "distance" or :class:`Distance` (to the boundary that a
+            search finds; ``run`` only), "additive" or :class:`Additive` (lowers the label's logit
+            by tau times the gradient norm) or "logit_gap" (the authors'; p, eps and input_std have
+            no effect on it).
         gradient: How the norm of the input gradient is differentiated: "double_backward" (exact;
             the model must be twice differentiable), "finite_difference" or
             :class:`FiniteDifference` (one or two more passes and no second derivatives; with
@@ -148,6 +150,13 @@ class LossOptions(LossSettings):
             shown["input_std"] = self.input_std.tolist()
         shown["regularizer"] = self.phi
         return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+    def refuse_regularizer(self, what: str) -> None:
+        """Raise where a regularizer was chosen, for modes that minimise something else."""
+        if self.regularizer != "ramp":
+            raise ValueError(
+                f"regularizer={self.regularizer!r} has no effect with {what}: leave it out"
+            )
 
     def check_length(self, what: str, advice: str = "") -> None:
         """Require a tau that makes a length, for modes that step by it."""

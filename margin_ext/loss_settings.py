@@ -22,10 +22,12 @@ from margin_ext.regularizers import Regularizer
 
 __all__ = [
     "Aggregation",
+    "FormulaKeywords",
     "LossKeywords",
     "LossSettings",
     "Reduction",
     "check_word",
+    "formula_settings",
     "refuse_renamed",
     "refuse_unknown",
     "settings_from",
@@ -48,12 +50,8 @@ _RENAMED = {
 }
 
 
-class _RequiredKeywords(TypedDict):
-    regularizer: Regularizer
-
-
-class LossKeywords(_RequiredKeywords, total=False):
-    """The fields of LossSettings as keywords, for type checkers."""
+class FormulaKeywords(TypedDict, total=False):
+    """The fields of LossSettings but for the regularizer as keywords, for type checkers."""
 
     p: float | str
     mu: float
@@ -64,6 +62,12 @@ class LossKeywords(_RequiredKeywords, total=False):
     reduction: Reduction
     input_std: InputStd
     aggregation: Aggregation
+
+
+class LossKeywords(FormulaKeywords):
+    """The fields of LossSettings as keywords, for type checkers."""
+
+    regularizer: Regularizer
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,14 @@ class LossSettings:
         found = {field.name: getattr(self, field.name) for field in fields(LossSettings)}
         return cast("LossKeywords", {**found, "regularizer": self.phi})
 
+    def cross_entropy_keywords(self) -> dict[str, Any]:
+        """Those of torch's cross_entropy, without its class weights and reduction."""
+        return {name: getattr(self, name) for name in ("ignore_index", "label_smoothing")}
+
+    def label_keywords(self) -> dict[str, Any]:
+        """Those that say how labels count, as keywords of ``sample_gap``."""
+        return {name: getattr(self, name) for name in ("weight", "ignore_index", "aggregation")}
+
     @property
     def phi(self) -> Regularizer:
         """The regularizer as a function of the margin."""
@@ -158,6 +170,13 @@ def settings_from(keywords: LossKeywords) -> LossSettings:
     """The settings of a functional op, from its keywords."""
     refuse_renamed(keywords)
     return LossSettings(**keywords)
+
+
+def formula_settings(keywords: FormulaKeywords) -> LossSettings:
+    """The settings of an op without a regularizer, from its keywords."""
+    if "regularizer" in keywords:
+        raise TypeError("unexpected keyword argument 'regularizer': this loss has none")
+    return settings_from({**keywords, "regularizer": Regularizer.ramp(0.0, 1.0)})
 
 
 def shows_fields_of(settings: type) -> Callable[[_Function], _Function]:

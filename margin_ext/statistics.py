@@ -40,7 +40,7 @@ class BatchStatistics(Mapping[str, Tensor]):
     every class), ``cross_entropy``
     and ``regularizer`` (as they enter the loss), ``count``. All but ``count`` are NaN for an empty
     batch. ``gradient_scale`` is the kernels' own bookkeeping.
-    For dense logits and soft labels see docs/labels.md.
+    ``median_margin`` is an attribute only. For dense logits and soft labels see docs/labels.md.
 
     Example:
         >>> import torch
@@ -49,9 +49,14 @@ class BatchStatistics(Mapping[str, Tensor]):
         (tensor(0.), tensor(4.))
     """
 
-    def __init__(self, values: Tensor) -> None:
-        """Wrap ``values`` [len(STATISTIC_NAMES)]."""
+    def __init__(self, values: Tensor, margins: Tensor | None = None) -> None:
+        """Wrap ``values`` [len(STATISTIC_NAMES)], and the margins that they are of."""
         self.values_tensor = values
+        self._margins = margins
+
+    def of(self, margins: Tensor) -> BatchStatistics:
+        """The same, with the margins [B] that they are of."""
+        return BatchStatistics(self.values_tensor, margins.detach())
 
     def __getitem__(self, name: str) -> Tensor:
         try:
@@ -78,6 +83,16 @@ class BatchStatistics(Mapping[str, Tensor]):
     def average_margin(self) -> Tensor:
         """Mean signed margin of the batch."""
         return self["average_margin"]
+
+    @property
+    def median_margin(self) -> Tensor:
+        """Median of the signed margins of the batch, found when it is asked for.
+
+        It is no key of the mapping: the kernels do not compute it. NaN where there are no margins.
+        """
+        if self._margins is None or not self._margins.numel():
+            return self.values_tensor.new_full((), math.nan)
+        return self._margins.nanmedian().to(self.values_tensor.dtype)
 
     @property
     def average_gap(self) -> Tensor:

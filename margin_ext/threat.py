@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from margin_ext.checks import shape_text
+from margin_ext.functional.attack_step import attack_step
 from margin_ext.functional.dual_direction import dual_direction
 from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
-from margin_ext.random_points import ball_noise
+from margin_ext.random_points import ball_noise, unit_ball
 
 __all__ = ["DataRange", "ThreatModel", "check_data_range", "check_radius", "require_attackable"]
 
@@ -94,21 +95,42 @@ class ThreatModel:
         """
         return dual_direction(grad, length, p=self.p, base=base, input_std=self.input_std)
 
-    def search_step(self, grad: Tensor, length: Tensor, base: Tensor, spread: float) -> Tensor:
-        """As :meth:`step`, but for p = 1 along several coordinates at once.
+    def attack_step(
+        self,
+        x: Tensor,
+        grad: Tensor,
+        length: Tensor,
+        *,
+        center: Tensor | None = None,
+        radius: Tensor | None = None,
+        spread: float | None = None,
+        in_place: bool = False,
+    ) -> Tensor:
+        """:meth:`step` from x, then :meth:`project` or, without radius, :meth:`clamp`; at once.
 
-        The steepest l1 step moves one coordinate, which a data range soon stops. This one moves
-        the steepest few, as in SLIDE (Tramer and Boneh, arXiv 1904.13000): a fraction of
-        0.04 * spread.
+        Args:
+            x: [B, ...].
+            grad: [B, ...], along which x moves.
+            length: [B].
+            center: [B, ...], of the ball; None: x.
+            radius: [B]; None: no ball.
+            spread: For p = 1: move several coordinates by the same amount. The steepest l1 step
+                moves one coordinate, which a data range soon stops. This one moves the steepest
+                few, as in SLIDE (Tramer and Boneh, arXiv 1904.13000): a fraction of 0.04 * spread.
+            in_place: Write the result into x.
+
+        Example:
+            >>> x, grad = torch.zeros(1, 2), torch.tensor([[3.0, -4.0]])
+            >>> threat = ThreatModel(p=2, data_range=(-2.0, 2.0))
+            >>> threat.attack_step(x, grad, torch.tensor([5.0]))
+            tensor([[ 2., -2.]])
         """
-        if self.p != 1:
-            return self.step(grad, length, base)
-        steepness = self.in_input_units(grad).flatten(1)
-        count = max(1, round(SPARSE * spread * steepness.shape[1]))
-        chosen = steepness.abs().topk(count, dim=1).indices
-        direction = torch.zeros_like(steepness).scatter(1, chosen, steepness.gather(1, chosen))
-        direction = direction.sign() / count * length.to(grad.dtype).unsqueeze(1)
-        return base + self.in_input_units(direction.reshape(base.shape)).to(base.dtype)
+        steepest = 1
+        if spread is not None and self.p == 1:
+            steepest = max(1, round(SPARSE * spread * x[:1].numel()))
+        if radius is None and self.data_range is None and steepest == 1 and not in_place:
+            return self.step(grad, length, x)
+        return self._moved(x, grad, length, center, radius, steepest=steepest, in_place=in_place)
 
     def project(self, x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
         """Bring x [B, ...] into the ball of radius [B] around center, and into the data range.
@@ -123,22 +145,37 @@ class ThreatModel:
             >>> ThreatModel(p=1).project(x, torch.zeros(1, 2), torch.tensor([2.0]))
             tensor([[2., 0.]])
         """
-        scale = self._to_pixels(x)
-        delta = (x - center) * scale
-        limit = radius.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
-        if self.p == math.inf:
-            delta = torch.minimum(torch.maximum(delta, -limit), limit)
-        elif self.p == 1:
-            delta = _into_l1_ball(delta.flatten(1), radius.to(delta.dtype)).reshape(delta.shape)
-        else:
-            norm = torch.linalg.vector_norm(delta.flatten(1), self.p, dim=1).reshape(limit.shape)
-            delta = delta * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
-        return self.clamp(center + delta / scale)
+        return self._moved(x, None, None, center, radius)
+
+    def _moved(
+        self,
+        x: Tensor,
+        grad: Tensor | None,
+        length: Tensor | None,
+        center: Tensor | None,
+        radius: Tensor | None,
+        *,
+        steepest: int = 1,
+        in_place: bool = False,
+    ) -> Tensor:
+        bounds = self.bounds(x)
+        return attack_step(
+            x,
+            grad,
+            length,
+            center,
+            radius,
+            p=self.p,
+            steepest=steepest,
+            data_range=None if bounds is None else (bounds[0].reshape(-1), bounds[1].reshape(-1)),
+            input_std=self.input_std,
+            in_place=in_place,
+        )
 
     def clamp(self, x: Tensor) -> Tensor:
         """Bring x [B, ...] into the data range."""
         bounds = self.bounds(x)
-        return x if bounds is None else torch.minimum(torch.maximum(x, bounds[0]), bounds[1])
+        return x if bounds is None else torch.clamp(x, *bounds)
 
     def distance(self, x: Tensor, center: Tensor) -> Tensor:
         """||x_i - center_i||_p of every sample [B]."""
@@ -192,6 +229,17 @@ class ThreatModel:
         offset = radii.reshape(-1, *[1] * (center.dim() - 1)) * self.in_input_units(noise)
         return self.project(center + offset.to(center.dtype), center, radii)
 
+    def noisy(self, center: Tensor, radius: Tensor) -> Tensor:
+        """One point a sample, uniform in the ball of radius [B] and then brought into the range.
+
+        It is drawn from torch's own random numbers, those of the CPU on every device.
+        """
+        seed = int(torch.randint(2**62, ()))
+        generator = torch.Generator(center.device).manual_seed(seed)
+        unit = unit_ball(len(center), center[:1].numel(), self.p, generator)
+        offset = radius.reshape(-1, *[1] * (center.dim() - 1)) * unit.reshape(center.shape)
+        return self.clamp(center + self.in_input_units(offset.to(center.dtype)))
+
     def bounds(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
         """The data range as two tensors that broadcast over inputs; None where there is none."""
         if self.data_range is None:
@@ -205,22 +253,6 @@ class ThreatModel:
 
     def _to_pixels(self, inputs: Tensor) -> Tensor | float:
         return 1.0 if self.input_std is None else 1 / channel_scale(self.input_std, inputs)
-
-
-def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
-    """The nearest point of the l1 ball of radius [B] to every row of delta [B, D].
-
-    It is sign(delta) * max(|delta| - t, 0) with the smallest t >= 0 whose l1 norm is at most the
-    radius; t follows from the sorted magnitudes (Duchi et al., 2008, figure 1).
-    """
-    size = delta.abs()
-    ordered = size.sort(dim=1, descending=True).values
-    # The threshold if the k largest magnitudes stay above it, for every k.
-    count = torch.arange(1, size.shape[1] + 1, dtype=size.dtype, device=size.device)
-    thresholds = (ordered.cumsum(dim=1) - radius.unsqueeze(1)) / count
-    kept = (ordered > thresholds).sum(dim=1, keepdim=True).clamp_min(1)
-    threshold = thresholds.gather(1, kept - 1).clamp_min(0)
-    return delta.sign() * (size - threshold).clamp_min(0)
 
 
 def require_attackable(threat: ThreatModel) -> None:

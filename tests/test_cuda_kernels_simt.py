@@ -104,7 +104,7 @@ class Loss:
     regularizer: Regularizer = field(default_factory=lambda: Regularizer.softplus(0.7))
     smoothing: float = 0.0
     weighted: bool = False
-    critical: bool = False
+    nearest: bool = False
     ignored: bool = False
     scaled: bool = False
     reduction: str = "mean"
@@ -122,7 +122,7 @@ class Loss:
         self.acc = F64 if logits_dtype == F64 else F32
         self.logits = normal(b, c).to(logits_dtype)
         self.target = torch.randint(c, (b,), generator=generator)
-        self.which = (self.target + 1) % c if self.critical else None
+        self.which = (self.target + 1) % c if self.nearest else None
         if self.ignored:
             self.target[::3] = -100
         self.weight = normal(c).abs().add(0.5).to(self.acc) if self.weighted else None
@@ -292,7 +292,7 @@ def test_reductions_weights_and_ignored_samples(reduction: str, with_grad: bool)
             smoothing=0.3,
             with_grad=with_grad,
         ).check(Simt(variant))
-    Loss(5, 4, 30, reduction=reduction, critical=True, with_grad=with_grad).check(Simt())
+    Loss(5, 4, 30, reduction=reduction, nearest=True, with_grad=with_grad).check(Simt())
 
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
@@ -364,8 +364,8 @@ def test_bad_labels_show_as_nan(variant: int, cluster: int) -> None:
     assert torch.equal(gaps.isnan(), bad)
     assert torch.equal(runner_up == -1, bad)
 
-    # A critical class must be another class.
-    loss = Loss(3, 4, 50, reduction="none", critical=True)
+    # A nearest class must be another class.
+    loss = Loss(3, 4, 50, reduction="none", nearest=True)
     assert loss.which is not None
     loss.which[0], loss.which[1] = loss.target[0], 9
     assert loss.run(simt)[0].isnan().tolist() == [True, True, False]
@@ -424,9 +424,9 @@ def test_logit_gap(dtype: torch.dtype) -> None:
         target = torch.randint(classes, (5,))
         target[2] = -100
         logits[3] = logits[3, 0]  # all tied
-        for critical in (None, (target + 1) % classes):
-            ours = Simt(variant).logit_gap(logits, target, critical, -100)
-            right = reference.logit_gap(logits, target, nearest=critical)
+        for nearest in (None, (target + 1) % classes):
+            ours = Simt(variant).logit_gap(logits, target, nearest, -100)
+            right = reference.logit_gap(logits, target, nearest=nearest)
             assert torch.equal(ours[0].nan_to_num(9), right.gap.nan_to_num(9))
             assert torch.equal(ours[1], right.runner_up)
 
@@ -472,7 +472,7 @@ def test_dual_direction(dtype: torch.dtype, p: float) -> None:
         assert_close("direction", out, exact, same)
 
 
-@pytest.mark.parametrize("p", [1.0, 2.0, INF])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, INF])
 @pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
 def test_attack_step(dtype: torch.dtype, p: float) -> None:
     acc = F64 if dtype == F64 else F32
@@ -489,16 +489,21 @@ def test_attack_step(dtype: torch.dtype, p: float) -> None:
             scale = torch.tensor([0.5, 1.0, 2.0], dtype=acc) if scaled else None
             guarded = Guarded(number // 2)
             simt = Simt(variant, cluster, SCHEDULES[number], POISONS[number % 2], guarded)
-            out = simt.attack_step(x, grad, length, center, radius, dual(p), low, high, scale)
+            # Under p = 1 with the step of one coordinate, of a few, and of all.
+            steepest = (1, 7, 3 * size)[(number + size) % 3] if p == 1 else 1
+            # With and without a step, a center and a ball.
+            rows = [x, grad, length, center, radius]
+            if size == 101 and number > 0:
+                for left_out in ((1, 2), (3,), (4,))[number - 1 :: 3]:
+                    for i in left_out:
+                        rows[i] = None
+            out = simt.attack_step(*rows, dual(p), steepest, low, high, scale)
             guarded.check()
             exact, same = (
                 attack_step(
-                    cast(x),
-                    cast(grad),
-                    cast(length),
-                    cast(center),
-                    cast(radius),
+                    *(None if row is None else cast(row) for row in rows),
                     p=p,
+                    steepest=steepest,
                     data_range=None if low is None or high is None else (cast(low), cast(high)),
                     input_std=None if scale is None else 1 / cast(scale),
                 )
@@ -507,12 +512,41 @@ def test_attack_step(dtype: torch.dtype, p: float) -> None:
             assert_close(f"attack step, size {size}", out, exact, same)
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, INF])
+@pytest.mark.parametrize(("variant", "cluster"), [(WARP, 0), (BLOCK, 1), (BLOCK, 3)])
+def test_attack_step_in_place(variant: int, cluster: int, p: float) -> None:
+    x, grad = torch.randn(4, 101), torch.randn(4, 101)
+    length, radius = torch.ones(4), torch.rand(4)
+    simt = Simt(variant, cluster, schedule=SCHEDULES[cluster])
+    arguments = (grad, length, None, radius, dual(p), 7 if p == 1 else 1, None, None, None)
+    right = simt.attack_step(x, *arguments)
+    simt.attack_step_(x, *arguments)
+    assert torch.equal(x, right)
+
+
+def test_attack_step_of_the_steepest() -> None:
+    """Ties, zeros and numbers without all their bits."""
+    grad = torch.randn(6, 300)
+    grad[1] = grad[1].sign()
+    grad[2, 3:] = 0
+    grad[3] = 0
+    grad[4] *= 1e-40
+    grad[5, ::2] = 1e30
+    x, length = torch.zeros(6, 300), torch.ones(6)
+    for variant, cluster in ((WARP, 0), (BLOCK, 1), (BLOCK, 3)):
+        for steepest in (2, 12, 150, 300):
+            simt = Simt(variant, cluster)
+            out = simt.attack_step(x, grad, length, None, None, 0.0, steepest, None, None, None)
+            right = attack_step(x, grad, length, p=1, steepest=steepest)
+            torch.testing.assert_close(out, right)
+
+
 def test_attack_step_on_a_broken_gradient() -> None:
     x, grad = torch.randn(3, 40), torch.randn(3, 40)
     grad[1, 7] = math.nan
     for p in (1.0, 2.0, INF):
         out = Simt().attack_step(
-            x, grad, torch.ones(3), x, torch.ones(3), dual(p), None, None, None
+            x, grad, torch.ones(3), x, torch.ones(3), dual(p), 1, None, None, None
         )
         assert out.isnan().all(1).tolist() == [False, True, False]
         assert not bool(out[[0, 2]].isnan().any())

@@ -29,19 +29,22 @@ def sample_calls():
         problem = random_problem(3, 4, (2, 3, 5), torch.float32)
         logits, target, grad = problem.logits, problem.target, lay_out(problem.grad, layout)
         scale = torch.tensor([0.5, 2.0])
-        critical = (target + 1) % 4
+        nearest = (target + 1) % 4
         weight = torch.rand(4)
         gap = torch.randn(3)
         yield f"logit_gap-{layout}", "logit_gap", (lay_out(logits, layout), target, None, -100)
-        yield f"logit_gap-critical-{layout}", "logit_gap", (logits, target, critical, -100)
+        yield f"logit_gap-nearest-{layout}", "logit_gap", (logits, target, nearest, -100)
         yield f"margin-{layout}", "first_order_margin", (gap, grad, 2.0, 1e-6, scale)
         yield f"direction-{layout}", "dual_direction", (grad, gap, None, 1.0, scale)
         yield f"direction-base-{layout}", "dual_direction", (grad, gap, problem.grad, 2.0, None)
         ends = (torch.zeros(2), torch.ones(2))
         step = (problem.grad, grad, gap.abs(), problem.grad, gap.abs())
-        yield f"attack-step-{layout}", "attack_step", (*step, 2.0, *ends, scale)
-        yield f"attack-step-free-{layout}", "attack_step", (*step, 1.0, None, None, None)
-        optional = (grad, critical, weight, scale)
+        yield f"attack-step-{layout}", "attack_step", (*step, 2.0, 1, *ends, scale)
+        yield f"attack-step-free-{layout}", "attack_step", (*step, 0.0, 4, None, None, None)
+        ball = (grad, None, None, problem.grad, gap.abs())
+        yield f"attack-step-ball-{layout}", "attack_step", (*ball, 3.0, 1, None, None, None)
+        yield f"attack-step-in-place-{layout}", "attack_step_", (*step, 2.0, 1, *ends, scale)
+        optional = (grad, nearest, weight, scale)
         for reduction in range(3):
             yield (
                 f"loss-{reduction}-{layout}",

@@ -30,7 +30,7 @@ from margin_ext.data.image_data import ImageData
 from margin_ext.measurement import measure
 from margin_ext.models.authors_models import linear_classifier
 from margin_ext.output.atomic_write import write_atomically
-from margin_ext.output.figure_style import COLORS, plain
+from margin_ext.output.figure_style import COLORS, MARKERS, plain
 from margin_ext.output.finite_json import finite_json
 from margin_ext.training import Objective, Recipe, TrainingLoop
 
@@ -186,8 +186,8 @@ def figure() -> Figure:
             _panel(panels[row, column], results, network, quantity)
             panels[row, column].set_ylabel(label if column == 0 else "")
     handles = [
-        Line2D([], [], color=color, linewidth=3, label=title)
-        for (title, _), color in zip(objectives().values(), COLORS, strict=False)
+        Line2D([], [], color=color, marker=marker, linewidth=3, label=title)
+        for (title, _), color, marker in zip(objectives().values(), COLORS, MARKERS, strict=False)
     ]
     handles += [
         Line2D([], [], color="#444444", linestyle=style, label=label)
@@ -201,7 +201,7 @@ def _panel(ax: Axes, results: dict[str, Any], network: str, quantity: str) -> No
     plain(ax, "epoch", "")
     ax.set_xlim(0, MEASURED_AFTER[-1] + 1)
     later: list[float] = []
-    for method, color in zip(objectives(), COLORS, strict=False):
+    for method, color, marker in zip(objectives(), COLORS, MARKERS, strict=False):
         run = results["runs"].get(f"{network} {method}")
         if run is None:
             continue
@@ -209,7 +209,10 @@ def _panel(ax: Axes, results: dict[str, Any], network: str, quantity: str) -> No
             records = [record for record in run["history"] if quantity in record[split]]
             epochs = [record["epoch"] for record in records]
             values = [float(record[split][quantity]) for record in records]
-            ax.plot(epochs, values, color=color, linestyle=style, linewidth=1.5, marker=".")
+            ax.plot(
+                epochs, values, color=color, linestyle=style, linewidth=1.5, marker=marker,
+                markersize=4,
+            )  # fmt: skip
             later += [v for e, v in zip(epochs, values, strict=True) if e > 4 and math.isfinite(v)]
     if not later:
         ax.set_axis_off()

@@ -79,17 +79,18 @@ struct DirectionArguments {
 };
 
 // out [B, D]: x after one step of an attack (core/attack.h). x, center and out have the dtype and
-// the element order of grad.
+// the element order of grad. out may be x.
 struct AttackArguments {
   int64_t batch = 0;
-  NormOptions norm;  // the dual of the threat norm
-  GradientRows grad;
+  NormOptions norm;      // the dual of the threat norm
+  GradientRows grad;     // data == null: no step, only the projections; the rest describes x
+  int64_t steepest = 1;  // p = 1: the number of coordinates that share the step
   const void* x = nullptr;
   int64_t x_stride = 0;
-  const void* center = nullptr;
+  const void* center = nullptr;  // null: x
   int64_t center_stride = 0;
-  const void* length = nullptr;  // Acc [B]
-  const void* radius = nullptr;  // Acc [B]
+  const void* length = nullptr;  // Acc [B]; null where there is no grad
+  const void* radius = nullptr;  // Acc [B]; null: no ball
   ChannelScale low;              // of the data range, by channel; null: no range
   ChannelScale high;
   void* out = nullptr;

@@ -4,12 +4,15 @@
 //   d   = (x - c) / s + L v(s g)        c: the center, L: the length, v: the dual direction
 //   out = clamp(c + s P(d), low, high)
 //
-// P brings d into the l_p ball of radius r. It is the nearest point of the ball:
+// Without a center c = x, without a gradient v = 0, without a radius P(d) = d. Under p = 1 the step
+// can be shared by the k steepest coordinates: see steepest_direction.
+//
+// P brings d into the l_p ball of radius r. For p = 1, 2 and inf it is the nearest point:
 //
 //   p = inf   clamp(d, -r, r)
-//   p = 2     d min(1, r / ||d||_2)
 //   p = 1     sign(d) max(|d| - t, 0), with the smallest t >= 0 for which the l1 norm is at most r
 //             (Duchi et al., 2008); t is found by Michelot's algorithm (1986)
+//   others    d min(1, r / ||d||_p)
 //
 // A sample whose gradient holds a NaN becomes NaN, so that no attack stands still in silence.
 #pragma once
@@ -18,32 +21,41 @@
 
 namespace margin {
 
-// Whether attacks exist for the dual of a threat norm.
-MARGIN_HD constexpr bool is_attackable(Norm norm) {
-  switch (norm) {
-    case Norm::kOne:
+// Whether P multiplies every coordinate by the same factor.
+MARGIN_HD constexpr bool shrinks_into_ball(Norm dual) {
+  switch (dual) {
     case Norm::kTwo:
-    case Norm::kMax:
-      return true;
     case Norm::kGeneral:
+      return true;
+    case Norm::kOne:
+    case Norm::kMax:
       return false;
   }
-  return false;
+  __builtin_unreachable();
 }
+
+// The exponent of the threat norm: p with 1/p + 1/q = 1, for a real q > 1.
+MARGIN_HD constexpr double threat_exponent(double q) { return q / (q - 1); }
 
 template <typename Acc>
 struct Projection {
   Acc radius;
-  Acc factor;     // p = 2
+  Acc factor;     // of a norm that shrinks
   Acc threshold;  // p = 1
 };
+
+// P(d) = d.
+template <typename Acc>
+MARGIN_HD Projection<Acc> no_projection() {
+  return {Range<Acc>::infinity(), Acc(1), Acc(0)};
+}
 
 template <Norm norm, typename Acc>
 MARGIN_HD Acc project_at(const Projection<Acc>& projection, Acc d) {
   if constexpr (norm == Norm::kOne) {
     const Acc r = projection.radius;
     return select(d > r, r, select(d < -r, -r, d));
-  } else if constexpr (norm == Norm::kTwo) {
+  } else if constexpr (shrinks_into_ball(norm)) {
     return d * projection.factor;
   } else {
     static_assert(norm == Norm::kMax, "a norm without a projection");
@@ -80,6 +92,24 @@ MARGIN_HD Acc l1_threshold(Acc radius, const Above& above) {
     if (next.count == found.count || next.count == Acc(0)) return threshold;
     found = next;
   }
+}
+
+// Where the k steepest coordinates begin: the number of magnitudes that are at least `least`.
+template <typename Acc>
+struct Steepest {
+  Acc least = Acc(0);
+  int64_t count = 0;
+};
+
+// The dual direction of p = 1 with its step shared by the k steepest coordinates, and those tied
+// with the last of them. Numbers without all their bits do not count as steep, so that zeros never
+// move.
+template <typename Acc>
+MARGIN_HD Direction<Acc> steepest_direction(const Steepest<Acc>& found, int64_t k, Acc length) {
+  const bool full = found.least >= Range<Acc>::kLeastNormal;
+  const int64_t sharing = full && found.count > k ? found.count : k;
+  return {length / static_cast<Acc>(sharing), full ? found.least : Range<Acc>::kLeastNormal,
+          Acc(0)};
 }
 
 }  // namespace margin

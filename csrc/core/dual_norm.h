@@ -286,8 +286,10 @@ MARGIN_HD Acc direction_at(const Direction<Acc>& direction, Acc x) {
   } else if constexpr (norm == Norm::kOne) {
     return select(x > Acc(0), c, select(x < Acc(0), -c, zero));
   } else if constexpr (norm == Norm::kMax) {
-    // In a zero row both conditions hold, but there the coefficient is 0.
-    return select(x == direction.unit, c, select(x == -direction.unit, -c, zero));
+    // Of a whole row no element is larger than the unit. An attack's step may begin below the
+    // maximum (steepest_direction). In a zero row both conditions hold, but there the coefficient
+    // is 0.
+    return select(x >= direction.unit, c, select(x <= -direction.unit, -c, zero));
   } else {
     static_assert(norm == Norm::kGeneral, "a norm without a formula");
     if (x == 0) return zero;

@@ -204,7 +204,7 @@ MARGIN_HD void for_lanes(int64_t n, const Whole& whole, const Rest& rest) {
   if (j < n) rest(j, n - j);
 }
 
-template <Norm norm, bool kScaled, typename T>
+template <Norm norm, bool kScaled, bool kCentered, typename T>
 void move_row(const T* x, const T* center, const T* grad, const Acc<T>* scale, int64_t n,
               const Direction<Acc<T>>& direction, Acc<T>* moved) {
   using V = Vector<Acc<T>>;
@@ -212,26 +212,27 @@ void move_row(const T* x, const T* center, const T* grad, const Acc<T>* scale, i
   constexpr bool kUnitFirst = kScaled && may_need_second_pass(norm);
   Direction<Acc<T>> along = direction;
   if constexpr (kUnitFirst) along.unit = Acc<T>(1);
-  const auto moved_of = [&](V from, V middle, V g, V s) {
-    V offset = from - middle;
-    if constexpr (kScaled) offset = offset / s;
+  const auto moved_by = [&](V g, V s) {
     if constexpr (kUnitFirst) g = g * V(direction.unit);
-    offset += direction_lanes<norm>(along, kScaled ? g * s : g);
-    return offset;
+    return direction_lanes<norm>(along, kScaled ? g * s : g);
+  };
+  const auto offset = [&](V from, V middle, V s) {
+    return kScaled ? (from - middle) / s : from - middle;
   };
   for_lanes<V>(
       n,
       [&](int64_t j) {
         const V s = kScaled ? load_lanes(scale + j) : V(Acc<T>(1));
-        store_lanes(moved + j,
-                    moved_of(load_lanes(x + j), load_lanes(center + j), load_lanes(grad + j), s));
+        V d = moved_by(load_lanes(grad + j), s);
+        if constexpr (kCentered) d = offset(load_lanes(x + j), load_lanes(center + j), s) + d;
+        store_lanes(moved + j, d);
       },
       [&](int64_t j, int64_t rest) {
         const V s = kScaled ? load_tail(scale + j, rest) : V(Acc<T>(1));
-        store_tail(moved + j,
-                   moved_of(load_tail(x + j, rest), load_tail(center + j, rest),
-                            load_tail(grad + j, rest), s),
-                   rest);
+        V d = moved_by(load_tail(grad + j, rest), s);
+        if constexpr (kCentered)
+          d = offset(load_tail(x + j, rest), load_tail(center + j, rest), s) + d;
+        store_tail(moved + j, d, rest);
       });
 }
 
@@ -239,13 +240,12 @@ template <typename T>
 void move(Norm norm, const T* x, const T* center, const T* grad, const Acc<T>* scale, int64_t n,
           const Direction<Acc<T>>& direction, Acc<T>* moved) {
   visit_norm(norm, [&](auto which) {
-    if constexpr (is_attackable(which.value)) {
-      with_flags(
-          [&](auto scaled) {
-            move_row<which.value, scaled.value>(x, center, grad, scale, n, direction, moved);
-          },
-          scale != nullptr);
-    }
+    with_flags(
+        [&](auto scaled, auto centered) {
+          move_row<which.value, scaled.value, centered.value>(x, center, grad, scale, n, direction,
+                                                              moved);
+        },
+        scale != nullptr, center != nullptr);
   });
 }
 
@@ -280,14 +280,12 @@ void project(Norm norm, const Acc<T>* moved, const T* center, const Acc<T>* scal
              const Acc<T>* low, const Acc<T>* high, int64_t n, const Projection<Acc<T>>& projection,
              T* out) {
   visit_norm(norm, [&](auto which) {
-    if constexpr (is_attackable(which.value)) {
-      with_flags(
-          [&](auto scaled, auto bounded) {
-            project_row<which.value, scaled.value, bounded.value>(moved, center, scale, low, high,
-                                                                  n, projection, out);
-          },
-          scale != nullptr, low != nullptr);
-    }
+    with_flags(
+        [&](auto scaled, auto bounded) {
+          project_row<which.value, scaled.value, bounded.value>(moved, center, scale, low, high, n,
+                                                                projection, out);
+        },
+        scale != nullptr, low != nullptr);
   });
 }
 

@@ -21,7 +21,7 @@ struct RowKernels {
   void (*write_direction)(Norm norm, const T* x, const A* scale, const T* base, int64_t n,
                           const Direction<A>& direction, T* out, bool non_temporal);
 
-  // moved [n] = (x - center) / scale + direction_at(scale * grad); scale null: 1.
+  // moved [n] = (x - center) / scale + direction_at(scale * grad); scale null: 1, center null: x.
   void (*move)(Norm norm, const T* x, const T* center, const T* grad, const A* scale, int64_t n,
                const Direction<A>& direction, A* moved);
   // out [n] = clamp(center + scale * project_at(moved), low, high); low and high null: no range.

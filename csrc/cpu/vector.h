@@ -88,6 +88,14 @@ MARGIN_HD Mask<T> operator>(Vector<T> a, Vector<T> b) {
   return {a.raw > b.raw};
 }
 template <typename T>
+MARGIN_HD Mask<T> operator<=(Vector<T> a, Vector<T> b) {
+  return {a.raw <= b.raw};
+}
+template <typename T>
+MARGIN_HD Mask<T> operator>=(Vector<T> a, Vector<T> b) {
+  return {a.raw >= b.raw};
+}
+template <typename T>
 MARGIN_HD Mask<T> operator==(Vector<T> a, Vector<T> b) {
   return {a.raw == b.raw};
 }

@@ -14,6 +14,7 @@ struct AttackTask {
   AttackArguments arguments;
   bool packed;  // all rows are whole packs on 16-byte boundaries, and no pack spans two channels
   Acc q;
+  Acc p;  // of a norm that shrinks
 };
 
 // Called, because its 64-bit divisions are long.
@@ -31,7 +32,9 @@ class AttackRow {
   MARGIN_DEVICE AttackRow(const AttackArguments& arguments, int64_t i)
       : arguments_(arguments),
         x_(static_cast<const T*>(arguments.x) + i * arguments.x_stride),
-        center_(static_cast<const T*>(arguments.center) + i * arguments.center_stride),
+        center_(arguments.center == nullptr
+                    ? x_
+                    : static_cast<const T*>(arguments.center) + i * arguments.center_stride),
         grad_(static_cast<const T*>(arguments.grad.data) + i * arguments.grad.batch_stride),
         out_(static_cast<T*>(arguments.out) + i * arguments.out_stride) {}
 
@@ -60,14 +63,20 @@ class AttackRow {
   // d of core/attack.h
   template <Norm norm>
   MARGIN_DEVICE void moved(const Direction<Acc>& direction, int64_t j, Acc s, Acc (&d)[V]) const {
-    Acc center[V], g[V];
-    load(x_, j, d);
-    load(center_, j, center);
-    gradient(j, s, g);
+    if (arguments_.grad.data == nullptr) {
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-      d[k] = (d[k] - center[k]) / s + direction_at<norm>(direction, g[k]);
+      for (int k = 0; k < V; ++k) d[k] = Acc(0);
+    } else {
+      gradient(j, s, d);
+#pragma unroll
+      for (int k = 0; k < V; ++k) d[k] = direction_at<norm>(direction, d[k]);
     }
+    if (center_ == x_) return;
+    Acc x[V], center[V];
+    load(x_, j, x);
+    load(center_, j, center);
+#pragma unroll
+    for (int k = 0; k < V; ++k) d[k] += (x[k] - center[k]) / s;
   }
 
   template <Norm norm>
@@ -125,40 +134,83 @@ MARGIN_DEVICE SumAbove<Acc> sums_of_warp(const SumAbove<Acc>& sums) {
   return {sum_of_warp(sums.sum), sum_of_warp(sums.count)};
 }
 
-template <int V, typename T, Norm norm, typename Group, typename Served>
-MARGIN_DEVICE void attack_sample(const AttackTask<AccOf<T>>& task, int64_t i, Group& group,
-                                 const Served& served) {
+// The number of magnitudes that are at least each of three thresholds.
+struct Counts {
+  unsigned first = 0;
+  unsigned second = 0;
+  unsigned third = 0;
+};
+
+MARGIN_DEVICE Counts sums_of_warp(const Counts& counts) {
+  return {sum_of_warp(counts.first), sum_of_warp(counts.second), sum_of_warp(counts.third)};
+}
+
+// Where the k largest magnitudes of a row without NaN begin. Magnitudes have the order of their
+// bits, so it is found from the highest bits on, two at a time, until as many as k lie above. Each
+// pass reads the row again, mostly from the cache.
+template <int V, typename T, typename Group>
+MARGIN_DEVICE Steepest<AccOf<T>> find_steepest(const AttackRow<T, V>& row, int64_t k,
+                                               Group& group) {
   using Acc = AccOf<T>;
-  const AttackArguments& arguments = task.arguments;
-  const AttackRow<T, V> row(arguments, i);
-  const auto of_warp = [&](const NormState<Acc>& s) { return norm_of_warp(served, s); };
-
-  NormState<Acc> state;
-  row.for_parts(group, [&](int64_t j) {
-    Acc g[V];
-    row.gradient(j, row.factor(j), g);
+  using Bits = std::conditional_t<std::is_same_v<Acc, double>, uint64_t, uint32_t>;
+  Steepest<Acc> found;
+  Bits prefix = 0;
+  constexpr int kTop = 8 * sizeof(Acc) - 2;
+#pragma unroll 1
+  for (int shift = kTop; shift >= 0 && found.count != k; shift -= 2) {
+    const auto threshold = [&](int digit) {
+      return bit_cast<Acc>(prefix | static_cast<Bits>(digit) << shift);
+    };
+    const Acc first = threshold(1), second = threshold(2), third = threshold(3);
+    Counts counts;
+    row.for_parts(group, [&](int64_t j) {
+      Acc g[V];
+      row.gradient(j, row.factor(j), g);
 #pragma unroll
-    for (int k = 0; k < V; ++k) norm_add<norm>(state, g[k], task.q);
-  });
-  state = group.reduce(state, of_warp);
-  const Acc value = norm_value<norm>(state, task.q);
-  if (is_nan(value)) {
-    row.for_parts(group, [&](int64_t j) { row.write_nan(j); });
-    return;
+      for (int e = 0; e < V; ++e) {
+        const Acc size = absolute(g[e]);
+        counts.first += size >= first;
+        counts.second += size >= second;
+        counts.third += size >= third;
+      }
+    });
+    counts = group.reduce(counts, [](const Counts& c) { return sums_of_warp(c); });
+    // The highest bit is that of the sign, so the first two are at most 01.
+    const int digit = shift != kTop && counts.third >= k    ? 3
+                      : shift != kTop && counts.second >= k ? 2
+                      : counts.first >= k                   ? 1
+                                                            : 0;
+    if (digit == 0) continue;
+    prefix |= static_cast<Bits>(digit) << shift;
+    found = {bit_cast<Acc>(prefix), digit == 3   ? counts.third
+                                    : digit == 2 ? counts.second
+                                                 : counts.first};
   }
-  const Direction<Acc> direction =
-      make_direction<norm>(state, value, static_cast<const Acc*>(arguments.length)[i], task.q);
+  return found;
+}
 
-  Projection<Acc> projection{static_cast<const Acc*>(arguments.radius)[i], Acc(1), Acc(0)};
-  if constexpr (norm == Norm::kTwo) {
-    NormState<Acc> of_moved;
+template <Norm norm, int V, typename T, typename Group, typename Served>
+MARGIN_DEVICE Projection<AccOf<T>> find_projection(const AttackTask<AccOf<T>>& task,
+                                                   const AttackRow<T, V>& row,
+                                                   const Direction<AccOf<T>>& direction, int64_t i,
+                                                   Group& group, const Served& served) {
+  using Acc = AccOf<T>;
+  Projection<Acc> projection = no_projection<Acc>();
+  const Acc* radius = static_cast<const Acc*>(task.arguments.radius);
+  if (radius == nullptr) return projection;
+  projection.radius = radius[i];
+  if constexpr (shrinks_into_ball(norm)) {
+    NormState<Acc> state;
     row.for_parts(group, [&](int64_t j) {
       Acc d[V];
       row.template moved<norm>(direction, j, row.factor(j), d);
 #pragma unroll
-      for (int k = 0; k < V; ++k) norm_add<norm>(of_moved, d[k], task.q);
+      for (int k = 0; k < V; ++k) norm_add<norm>(state, d[k], task.p);
     });
-    const Acc length = norm_value<norm>(group.reduce(of_moved, of_warp), task.q);
+    Served in_ball = served;
+    in_ball.q = task.p;
+    state = group.reduce(state, [&](const NormState<Acc>& s) { return norm_of_warp(in_ball, s); });
+    const Acc length = norm_value<norm>(state, task.p);
     if (length > projection.radius) projection.factor = projection.radius / length;
   } else if constexpr (norm == Norm::kMax) {
     projection.threshold = l1_threshold(projection.radius, [&](Acc threshold) {
@@ -177,6 +229,40 @@ MARGIN_DEVICE void attack_sample(const AttackTask<AccOf<T>>& task, int64_t i, Gr
       return group.reduce(sums, [](const SumAbove<Acc>& s) { return sums_of_warp(s); });
     });
   }
+  return projection;
+}
+
+template <int V, typename T, Norm norm, typename Group, typename Served>
+MARGIN_DEVICE void attack_sample(const AttackTask<AccOf<T>>& task, int64_t i, Group& group,
+                                 const Served& served) {
+  using Acc = AccOf<T>;
+  const AttackArguments& arguments = task.arguments;
+  const AttackRow<T, V> row(arguments, i);
+  Direction<Acc> direction{};
+  if (arguments.grad.data != nullptr) {
+    NormState<Acc> state;
+    row.for_parts(group, [&](int64_t j) {
+      Acc g[V];
+      row.gradient(j, row.factor(j), g);
+#pragma unroll
+      for (int k = 0; k < V; ++k) norm_add<norm>(state, g[k], task.q);
+    });
+    state = group.reduce(state, [&](const NormState<Acc>& s) { return norm_of_warp(served, s); });
+    const Acc value = norm_value<norm>(state, task.q);
+    if (is_nan(value)) {
+      row.for_parts(group, [&](int64_t j) { row.write_nan(j); });
+      return;
+    }
+    const Acc length = static_cast<const Acc*>(arguments.length)[i];
+    direction = make_direction<norm>(state, value, length, task.q);
+    if constexpr (norm == Norm::kMax) {
+      if (arguments.steepest > 1) {
+        direction = steepest_direction(find_steepest(row, arguments.steepest, group),
+                                       arguments.steepest, length);
+      }
+    }
+  }
+  const Projection<Acc> projection = find_projection<norm>(task, row, direction, i, group, served);
   row.for_parts(group, [&](int64_t j) { row.template write<norm>(direction, projection, j); });
 }
 
@@ -195,12 +281,12 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kAttackBlocks<T, v
   GroupOf<variant> group(shape);
   for (int64_t i = group.first_sample(); i < task.arguments.batch; i += group.sample_step()) {
     served.apply([&](auto norm) {
-      if constexpr (is_attackable(norm.value)) {
-        if (task.packed) {
-          attack_sample<kPackSize<T>, T, norm.value>(task, i, group, served);
-        } else {
-          attack_sample<1, T, norm.value>(task, i, group, served);
-        }
+      // Powers, and float64, take longer than single loads do.
+      constexpr int kPack = takes_scalars(norm.value) || sizeof(T) == 8 ? 1 : kPackSize<T>;
+      if (kPack > 1 && task.packed) {
+        attack_sample<kPack, T, norm.value>(task, i, group, served);
+      } else {
+        attack_sample<1, T, norm.value>(task, i, group, served);
       }
     });
   }
@@ -212,7 +298,6 @@ cudaError_t launch_attack(const AttackArguments& arguments, const LaunchOptions&
   using Task = AttackTask<AccOf<T>>;
   static KernelMemory memory;
   if (arguments.batch == 0) return cudaSuccess;
-  if (!is_attackable(arguments.norm.norm)) return cudaErrorInvalidValue;
   for (const ChannelScale* channels : {&arguments.grad.channels, &arguments.low, &arguments.high}) {
     if (!channels_fit(*channels)) return cudaErrorInvalidValue;
   }
@@ -238,7 +323,8 @@ cudaError_t launch_attack(const AttackArguments& arguments, const LaunchOptions&
   SampleShape shape;
   shape.batch = arguments.batch;
   shape.row_bytes = arguments.grad.size * static_cast<int64_t>(sizeof(T));
-  const Task task{arguments, packed, static_cast<AccOf<T>>(arguments.norm.q)};
+  const Task task{arguments, packed, static_cast<AccOf<T>>(arguments.norm.q),
+                  static_cast<AccOf<T>>(threat_exponent(arguments.norm.q))};
   return launch_samples(kernels, task, shape, options, stream);
 }
 

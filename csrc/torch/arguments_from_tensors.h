@@ -41,12 +41,12 @@ inline double checked_eps(double eps, ScalarType type) {
 struct LogitInput {
   Tensor logits;
   Tensor target;
-  MaybeTensor critical;
+  MaybeTensor nearest;
   LogitRows rows;
 };
 
 inline LogitInput logit_input(const Tensor& logits, const Tensor& target,
-                              const MaybeTensor& critical, int64_t ignore_index) {
+                              const MaybeTensor& nearest, int64_t ignore_index) {
   check(logits.dim() == 2, "logits must be [B, C], got ", shape(logits));
   check(logits.size(1) >= 2, "logits must have at least 2 classes, got ", shape(logits));
   const int64_t batch = logits.size(0);
@@ -57,18 +57,18 @@ inline LogitInput logit_input(const Tensor& logits, const Tensor& target,
   check_same_device("target", target, logits);
   LogitInput input{logits, contiguous_vector(target), std::nullopt, {}};
   if (logits.stride(1) != 1) input.logits = torch::stable::contiguous(logits);
-  if (critical.has_value()) {
-    check_vector("critical", *critical, ScalarType::Long, batch);
-    check_same_device("critical", *critical, logits);
-    input.critical = contiguous_vector(*critical);
+  if (nearest.has_value()) {
+    check_vector("nearest", *nearest, ScalarType::Long, batch);
+    check_same_device("nearest", *nearest, logits);
+    input.nearest = contiguous_vector(*nearest);
   }
   input.rows.dtype = dtype_of("logits", logits);
   input.rows.data = input.logits.const_data_ptr();
   input.rows.batch_stride = input.logits.stride(0);
   input.rows.classes = logits.size(1);
   input.rows.target = static_cast<const int64_t*>(input.target.const_data_ptr());
-  if (input.critical.has_value()) {
-    input.rows.nearest = static_cast<const int64_t*>(input.critical->const_data_ptr());
+  if (input.nearest.has_value()) {
+    input.rows.nearest = static_cast<const int64_t*>(input.nearest->const_data_ptr());
   }
   input.rows.ignore_index = ignore_index;
   return input;
@@ -120,9 +120,9 @@ struct LossSettings {
 };
 
 inline LossInput loss_input(const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
-                            const MaybeTensor& critical, const MaybeTensor& class_weight,
+                            const MaybeTensor& nearest, const MaybeTensor& class_weight,
                             const MaybeTensor& input_scale, const LossSettings& settings) {
-  LossInput input{logit_input(logits, target, critical, settings.ignore_index), {}, {}, {}, {}};
+  LossInput input{logit_input(logits, target, nearest, settings.ignore_index), {}, {}, {}, {}};
   const int64_t batch = logits.size(0);
   LossArguments& arguments = input.arguments;
   arguments.batch = batch;

@@ -18,21 +18,23 @@ namespace margin::binding {
 
 // The ops' schemas. Their arguments are explained in core/arguments.h.
 inline constexpr const char* kSchemas[] = {
-    "logit_gap(Tensor logits, Tensor target, Tensor? critical, int ignore_index) -> (Tensor "
+    "logit_gap(Tensor logits, Tensor target, Tensor? nearest, int ignore_index) -> (Tensor "
     "gap, Tensor runner_up)",
     "first_order_margin(Tensor gap, Tensor grad, float q, float eps, Tensor? input_scale) -> "
     "(Tensor margin, Tensor norm)",
     "dual_direction(Tensor grad, Tensor factor, Tensor? base, float q, Tensor? input_scale) "
     "-> Tensor",
-    "attack_step(Tensor x, Tensor grad, Tensor length, Tensor center, Tensor radius, float q, "
-    "Tensor? low, Tensor? high, Tensor? input_scale) -> Tensor",
-    "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? critical, "
+    "attack_step(Tensor x, Tensor? grad, Tensor? length, Tensor? center, Tensor? radius, float q, "
+    "int steepest, Tensor? low, Tensor? high, Tensor? input_scale) -> Tensor",
+    "attack_step_(Tensor(a!) x, Tensor? grad, Tensor? length, Tensor? center, Tensor? radius, "
+    "float q, int steepest, Tensor? low, Tensor? high, Tensor? input_scale) -> ()",
+    "average_margin_loss(Tensor logits, Tensor target, Tensor? grad, Tensor? nearest, "
     "Tensor? class_weight, Tensor? input_scale, float q, float eps, float mu, int "
     "regularizer, float lo, float hi, float label_smoothing, int ignore_index, int "
     "reduction, bool need_grad_logits, bool need_grad_grad) -> (Tensor loss, Tensor margin, "
     "Tensor gap, Tensor norm, Tensor statistics, Tensor grad_logits, Tensor grad_grad)",
     "average_margin_loss_backward(Tensor upstream, Tensor logits, Tensor target, Tensor? "
-    "grad, Tensor? critical, Tensor? class_weight, Tensor? input_scale, float q, float eps, "
+    "grad, Tensor? nearest, Tensor? class_weight, Tensor? input_scale, float q, float eps, "
     "float mu, int regularizer, float lo, float hi, float label_smoothing, int ignore_index, "
     "bool need_grad_logits, bool need_grad_grad) -> (Tensor grad_logits, Tensor grad_grad)",
     "scale_gradients_(Tensor(a!) grad_logits, Tensor(b!) grad_grad, Tensor upstream, Tensor "
@@ -42,8 +44,8 @@ inline constexpr const char* kSchemas[] = {
 
 template <typename Backend>
 std::tuple<Tensor, Tensor> logit_gap(const Tensor& logits, const Tensor& target,
-                                     const MaybeTensor& critical, int64_t ignore_index) {
-  LogitInput input = logit_input(logits, target, critical, ignore_index);
+                                     const MaybeTensor& nearest, int64_t ignore_index) {
+  LogitInput input = logit_input(logits, target, nearest, ignore_index);
   const int64_t batch = logits.size(0);
   Tensor gap = empty_vector(logits, accumulation_dtype(logits), batch);
   Tensor runner_up = empty_vector(target, ScalarType::Long, batch);
@@ -129,42 +131,88 @@ Tensor dual_direction(const Tensor& grad, const Tensor& factor, const MaybeTenso
   return out;
 }
 
-template <typename Backend>
-Tensor attack_step(const Tensor& x, const Tensor& grad, const Tensor& length, const Tensor& center,
-                   const Tensor& radius, double q, const MaybeTensor& low, const MaybeTensor& high,
-                   const MaybeTensor& input_scale) {
-  check(grad.dim() >= 1, "grad must be [B, ...], got ", shape(grad));
-  const int64_t batch = grad.size(0);
-  const GradInput input = grad_input(grad, input_scale, batch);
+// A step of an attack from x, in the memory layout of grad, or without grad of x. The tensors own
+// the memory that `arguments` points to; `out` is still to be set.
+struct AttackInput {
+  GradInput grad;
+  Tensor x;
+  MaybeTensor center, length, radius, low, high;
   AttackArguments arguments;
+};
+
+inline AttackInput attack_input(const Tensor& x, const MaybeTensor& grad, const MaybeTensor& length,
+                                const MaybeTensor& center, const MaybeTensor& radius, double q,
+                                int64_t steepest, const MaybeTensor& low, const MaybeTensor& high,
+                                const MaybeTensor& input_scale) {
+  const Tensor& rows = grad.has_value() ? *grad : x;
+  check(rows.dim() >= 1, grad.has_value() ? "grad" : "x", " must be [B, ...], got ", shape(rows));
+  const int64_t batch = rows.size(0);
+  AttackInput input{grad_input(rows, input_scale, batch), {}, {}, {}, {}, {}, {}, {}};
+  AttackArguments& arguments = input.arguments;
   arguments.batch = batch;
   arguments.norm = norm_options(q);
-  check(is_attackable(arguments.norm.norm), "attack_step is for p = 1, 2 and inf, got q = ", q);
+  arguments.grad = input.grad.rows;
+  if (!grad.has_value()) arguments.grad.data = nullptr;
+  check(batch == 0 || (steepest >= 1 && steepest <= arguments.grad.size),
+        "steepest must lie in 1..", arguments.grad.size, ", got ", steepest);
+  check(steepest == 1 || arguments.norm.norm == Norm::kMax, "steepest is for p = 1, got q = ", q,
+        " and steepest = ", steepest);
+  arguments.steepest = steepest;
+  check(length.has_value() == grad.has_value(), "grad and length must be given together");
   check(low.has_value() == high.has_value(), "low and high must be given together");
-  arguments.grad = input.rows;
-  const Tensor from = with_layout_of("x", x, input.grad);
-  const Tensor middle = with_layout_of("center", center, input.grad);
-  arguments.x = from.const_data_ptr();
-  arguments.x_stride = from.stride(0);
-  arguments.center = middle.const_data_ptr();
-  arguments.center_stride = middle.stride(0);
-  for (const auto& [name, vector] : {std::pair{"length", &length}, std::pair{"radius", &radius}}) {
-    check_vector(name, *vector, accumulation_dtype(grad), batch);
-    check_same_device(name, *vector, grad);
+  input.x = with_layout_of("x", x, input.grad.grad);
+  arguments.x = input.x.const_data_ptr();
+  arguments.x_stride = input.x.stride(0);
+  if (center.has_value()) {
+    input.center = with_layout_of("center", *center, input.grad.grad);
+    arguments.center = input.center->const_data_ptr();
+    arguments.center_stride = input.center->stride(0);
   }
-  const Tensor dense_length = contiguous_vector(length), dense_radius = contiguous_vector(radius);
-  arguments.length = dense_length.const_data_ptr();
-  arguments.radius = dense_radius.const_data_ptr();
-  Tensor lowest, highest;
+  const auto vector = [&](const char* name, const MaybeTensor& from, MaybeTensor& to) {
+    if (!from.has_value()) return static_cast<const void*>(nullptr);
+    check_vector(name, *from, accumulation_dtype(rows), batch);
+    check_same_device(name, *from, rows);
+    to = contiguous_vector(*from);
+    return to->const_data_ptr();
+  };
+  arguments.length = vector("length", length, input.length);
+  arguments.radius = vector("radius", radius, input.radius);
   if (low.has_value()) {
-    lowest = channel_values("low", *low, input.grad, arguments.low);
-    highest = channel_values("high", *high, input.grad, arguments.high);
+    input.low = channel_values("low", *low, input.grad.grad, arguments.low);
+    input.high = channel_values("high", *high, input.grad.grad, arguments.high);
   }
-  Tensor out = empty_like_samples(input.grad);
-  arguments.out = out.mutable_data_ptr();
-  arguments.out_stride = out.stride(0);
-  if (batch > 0) Backend(grad).attack_step(arguments);
+  return input;
+}
+
+template <typename Backend>
+Tensor attack_step(const Tensor& x, const MaybeTensor& grad, const MaybeTensor& length,
+                   const MaybeTensor& center, const MaybeTensor& radius, double q, int64_t steepest,
+                   const MaybeTensor& low, const MaybeTensor& high,
+                   const MaybeTensor& input_scale) {
+  AttackInput input =
+      attack_input(x, grad, length, center, radius, q, steepest, low, high, input_scale);
+  Tensor out = empty_like_samples(input.grad.grad);
+  input.arguments.out = out.mutable_data_ptr();
+  input.arguments.out_stride = out.stride(0);
+  if (input.arguments.batch > 0) Backend(x).attack_step(input.arguments);
   return out;
+}
+
+// Into the memory of x.
+template <typename Backend>
+void attack_step_(Tensor x, const MaybeTensor& grad, const MaybeTensor& length,
+                  const MaybeTensor& center, const MaybeTensor& radius, double q, int64_t steepest,
+                  const MaybeTensor& low, const MaybeTensor& high, const MaybeTensor& input_scale) {
+  AttackInput input =
+      attack_input(x, grad, length, center, radius, q, steepest, low, high, input_scale);
+  if (input.arguments.batch == 0) return;
+  input.arguments.out = input.x.mutable_data_ptr();
+  input.arguments.out_stride = input.x.stride(0);
+  check(input.arguments.batch == 1 || input.x.stride(0) >= input.arguments.grad.size,
+        "x must not share memory between its samples");
+  Backend(x).attack_step(input.arguments);
+  // Where x has another layout than grad, a copy was moved.
+  if (input.x.const_data_ptr() != x.const_data_ptr()) torch::stable::copy_(x, input.x);
 }
 
 // Allocates outputs for the gradients that are needed and sets the arguments' pointers to them. The
@@ -189,13 +237,12 @@ inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossI
 // where there is no grad, and so is a gradient that is not needed.
 template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margin_loss(
-    const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
-    const MaybeTensor& critical, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
-    double q, double eps, double mu, int64_t regularizer, double lo, double hi,
-    double label_smoothing, int64_t ignore_index, int64_t reduction, bool need_grad_logits,
-    bool need_grad_grad) {
+    const Tensor& logits, const Tensor& target, const MaybeTensor& grad, const MaybeTensor& nearest,
+    const MaybeTensor& class_weight, const MaybeTensor& input_scale, double q, double eps,
+    double mu, int64_t regularizer, double lo, double hi, double label_smoothing,
+    int64_t ignore_index, int64_t reduction, bool need_grad_logits, bool need_grad_grad) {
   LossInput input =
-      loss_input(logits, target, grad, critical, class_weight, input_scale,
+      loss_input(logits, target, grad, nearest, class_weight, input_scale,
                  {q, eps, mu, regularizer, lo, hi, label_smoothing, ignore_index, reduction});
   LossArguments& arguments = input.arguments;
   const int64_t batch = arguments.batch;
@@ -224,10 +271,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> average_margi
 template <typename Backend>
 std::tuple<Tensor, Tensor> average_margin_loss_backward(
     const Tensor& upstream, const Tensor& logits, const Tensor& target, const MaybeTensor& grad,
-    const MaybeTensor& critical, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
+    const MaybeTensor& nearest, const MaybeTensor& class_weight, const MaybeTensor& input_scale,
     double q, double eps, double mu, int64_t regularizer, double lo, double hi,
     double label_smoothing, int64_t ignore_index, bool need_grad_logits, bool need_grad_grad) {
-  LossInput input = loss_input(logits, target, grad, critical, class_weight, input_scale,
+  LossInput input = loss_input(logits, target, grad, nearest, class_weight, input_scale,
                                {q, eps, mu, regularizer, lo, hi, label_smoothing, ignore_index,
                                 static_cast<int64_t>(Reduction::kSum)});
   LossArguments& arguments = input.arguments;
@@ -291,6 +338,7 @@ void scale_gradients_(Tensor grad_logits, Tensor grad_grad, const Tensor& upstre
   m.impl("first_order_margin", TORCH_BOX(&margin::binding::first_order_margin<Backend>));   \
   m.impl("dual_direction", TORCH_BOX(&margin::binding::dual_direction<Backend>));           \
   m.impl("attack_step", TORCH_BOX(&margin::binding::attack_step<Backend>));                 \
+  m.impl("attack_step_", TORCH_BOX(&margin::binding::attack_step_<Backend>));               \
   m.impl("average_margin_loss", TORCH_BOX(&margin::binding::average_margin_loss<Backend>)); \
   m.impl("average_margin_loss_backward",                                                    \
          TORCH_BOX(&margin::binding::average_margin_loss_backward<Backend>));               \

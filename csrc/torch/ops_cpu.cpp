@@ -34,10 +34,10 @@ struct CpuBackend {
       check(label >= 0 && label < rows.classes, "target must lie in 0..", rows.classes - 1,
             " or equal ignore_index = ", rows.ignore_index, ", got ", label, " at index ", i);
       if (rows.nearest == nullptr) continue;
-      const int64_t critical = rows.nearest[i];  // the op's name for it
-      check(critical >= 0 && critical < rows.classes, "critical must lie in 0..", rows.classes - 1,
-            ", got ", critical, " at index ", i);
-      check(critical != label, "critical must differ from target in every sample, both are ", label,
+      const int64_t nearest = rows.nearest[i];
+      check(nearest >= 0 && nearest < rows.classes, "nearest must lie in 0..", rows.classes - 1,
+            ", got ", nearest, " at index ", i);
+      check(nearest != label, "nearest must differ from target in every sample, both are ", label,
             " at index ", i);
     }
   }

@@ -257,8 +257,9 @@ class _Search:
             within = torch.where(adversarial, torch.minimum(within, best) * (1 - change), within)
             within = torch.minimum(within, best * (1 - change / 2))
             within = torch.minimum(within, self.reach[active])
-            moved = self.threat.search_step(grad, _STEP * decay * within, x, decay)
-            x = self.threat.project(moved, center, within)
+            x = self.threat.attack_step(
+                x, grad, _STEP * decay * within, center=center, radius=within, spread=decay
+            )
 
     def _keep(self, active: Tensor, x: Tensor, distance: Tensor, adversarial: Tensor) -> None:
         """Take over the adversarial points that are nearer than the best so far."""
@@ -274,8 +275,8 @@ class _Search:
         label = self.label[active]
         x = x.detach().requires_grad_()
         logits = checked_logits(self.model, x)
-        critical = None if target is None else target[active]
-        chosen = logit_gap(logits, label, nearest=critical).gap
+        nearest = None if target is None else target[active]
+        chosen = logit_gap(logits, label, nearest=nearest).gap
         require_graph(chosen)
         (grad,) = torch.autograd.grad(-chosen.sum(), x)
         gap = chosen if target is None else logit_gap(logits.detach(), label).gap

@@ -212,6 +212,6 @@ def _save_figures(report: MarginReport, out: Path) -> None:
             write_figure(report.histogram(p), out / f"histogram_{name}.png")
             write_figure(report.scatter(p), out / f"gap_against_margin_{name}.png")
             if norm.bounds:
-                write_figure(report.plot(p), out / f"robustness_{name}.png")
+                write_figure(report.figure(p), out / f"robustness_{name}.png")
     except ImportError as error:
         _tell(f"no figures: {error}")

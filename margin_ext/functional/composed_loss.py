@@ -15,7 +15,7 @@ from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import BatchStatistics
 
 if TYPE_CHECKING:
-    from margin_ext.functional.labels import DenseLabels
+    from margin_ext.functional.dense_labels import DenseLabels
 
 __all__ = ["composed_loss"]
 
@@ -28,8 +28,11 @@ def composed_loss(
     norm: Tensor,
     correct: Tensor,
     settings: LossSettings,
+    term: Tensor | None = None,
 ) -> MarginLoss:
     """L_p = CE_p + mu * w_p * phi(t) at every position, t the margin of its sample.
+
+    With a term it is CE_p + mu * term_p, and the margin is only told.
 
     Args:
         labels: Of the logits.
@@ -39,6 +42,7 @@ def composed_loss(
         norm: [B], or empty.
         correct: Whether each position is classified correctly, bool [B, d1, ...].
         settings: Those of the loss.
+        term: What mu multiplies, [B, d1, ...], with its class weights; 0 where ignored.
     """
     dtype = torch.promote_types(accumulation_dtype(logits), margin.dtype)
     settings.check_type(dtype, with_grad=norm.numel() > 0)
@@ -46,8 +50,9 @@ def composed_loss(
     w = labels.weight(dtype)
     ce = labels.cross_entropy(logits, replace(settings, reduction="none"), dtype)
     units = counted if margin.shape == counted.shape else counted.flatten(1).any(1)
-    phi = torch.where(units, settings.phi(torch.where(units, margin, 0.0)), 0.0)
-    term = w * phi.reshape(phi.shape + (1,) * (w.dim() - phi.dim()))
+    if term is None:
+        phi = torch.where(units, settings.phi(torch.where(units, margin, 0.0)), 0.0)
+        term = w * phi.reshape(phi.shape + (1,) * (w.dim() - phi.dim()))
     loss = ce + settings.mu * term
     total = labels.total(w)
     if settings.reduction == "mean":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -67,14 +68,15 @@ class DoubleBackward(GradientMode):
         """See :class:`GradientMode`."""
         with sharding_suspended(step.model):
             nearest = step.nearest()
-            grad = self._input_gradient(step, nearest)
+            grad = self.watched(step, lambda: step.input_gradient(nearest, create_graph=True))
         return step.loss(grad, nearest)
 
-    def _input_gradient(self, step: Step, nearest: Any) -> Tensor:
+    def watched(self, step: Step, take: Callable[[], Tensor]) -> Tensor:
+        """Take an input gradient with its graph, and see that nothing of the graph is lost."""
         if not self._examined.is_new(step):
-            return step.input_gradient(nearest, create_graph=True)
+            return take()
         with operations_watched(step.logits, step.inputs):
-            grad = step.input_gradient(nearest, create_graph=True)
+            grad = take()
         refuse_missing_derivatives(grad)
         return grad
 

@@ -258,7 +258,7 @@ class _Terms:
         return term if self.objective.per_sample else term.sum()
 
     def moved(self, side: float, factor: float | Tensor) -> Tensor:
-        logits = self.rerun(self.threat.clamp(self._point(side)))
+        logits = self.rerun(self._point(side, self.threat))
         if self.base_is_defined:
             refuse_nan(logits, "FiniteDifference", validate=self.objective.options.validate)
         return self.at(logits, factor)
@@ -267,15 +267,15 @@ class _Terms:
         """What multiplies a difference whose step was cut short by the data range [B]."""
         if self.threat.data_range is None:
             return 1.0
-        point = self._point(side)
+        point = self._point(side, self.threat.without_range())
         inside = self.threat.clamp(point)
         cut = (point != inside).flatten(1).any(1)
         way = self.threat.distance(inside, self.inputs.detach()).to(self.shift.dtype)
         lengthened = self.shift.abs() / torch.where(way > 0, way, math.inf)
         return torch.where(cut, lengthened, 1.0)
 
-    def _point(self, side: float) -> Tensor:
-        return self.threat.step(self.grad, side * self.shift, self.inputs.detach())
+    def _point(self, side: float, threat: ThreatModel) -> Tensor:
+        return threat.attack_step(self.inputs.detach(), self.grad, side * self.shift)
 
 
 def _separate(slope: Tensor, gap: Tensor, length: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margin_ext.functional.labels import Labels, labels_of
+from margin_ext.functional.additive_margin_loss import additive_loss
+from margin_ext.functional.labels import ClassLabels, Labels, labels_of
 from margin_ext.input_gradient import gradient_by_inputs, nearest_class
 from margin_ext.loss_options import LossOptions
 from margin_ext.op_results import MarginLoss
@@ -60,6 +61,34 @@ class Objective:
         """The loss of logits and input gradients grad [B, ...], differentiable in both."""
         return self._normalized(labels.loss(logits, grad, nearest, self.options))
 
+    def loss_of(
+        self,
+        logits: Tensor,
+        labels: Labels,
+        *,
+        margin: Tensor,
+        gap: Tensor,
+        norm: Tensor,
+        term: Tensor | None = None,
+    ) -> MarginLoss:
+        """The loss of margins [B] that are known, differentiable in them.
+
+        Args:
+            logits: [B, C] or [B, C, d1, ...].
+            labels: Of the logits.
+            margin: What the regularizer sees.
+            gap: [B].
+            norm: [B].
+            term: What mu multiplies in place of the regularizer, one value a label, with the
+                class weights; the margin is then only told.
+        """
+        out = labels.loss_of(logits, margin, gap, norm, self.options, term)
+        return self._normalized(out)
+
+    def additive(self, logits: Tensor, labels: ClassLabels, grad: Tensor) -> MarginLoss:
+        """The loss of the additive margin, with input gradients grad [B, ...] of the log-odds."""
+        return self._normalized(additive_loss(labels, logits, grad, self.options.tau, self.options))
+
     def plain(self, logits: Tensor, labels: Labels) -> MarginLoss:
         """The loss without its regularizer, and each sample's gap."""
         return self._normalized(labels.plain_loss(logits, self.options))
@@ -72,21 +101,16 @@ class Objective:
         value = labels.cross_entropy(logits, self.options)
         return value if self.normalizer is None else value / self.normalizer
 
+    def label_losses(self, logits: Tensor, labels: Labels) -> Tensor:
+        """The cross-entropy of each label, with the class weights; 0 where ignored."""
+        return labels.label_losses(logits, self.options)
+
     def nearest(self, logits: Tensor, inputs: Tensor, labels: Labels) -> Any:
         """What the gap of each sample is measured to: with class labels, its nearest class."""
         o = self.options
         if o.classes == "runner_up":
             return labels.nearest(logits)
-        return nearest_class(
-            logits,
-            inputs,
-            labels.target,
-            classes=o.classes,
-            p=o.p,
-            eps=o.eps,
-            input_std=o.input_std,
-            ignore_index=o.ignore_index,
-        )
+        return nearest_class(logits, inputs, labels.target, o.classes, o)
 
     def input_gradient(
         self, logits: Tensor, inputs: Tensor, labels: Labels, nearest: Any, *, create_graph: bool

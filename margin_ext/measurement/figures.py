@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from margin_ext.norms import norm_name
-from margin_ext.output.figure_style import COLORS, GREY, axes_or_new, new_axes, plain
+from margin_ext.output.figure_style import (
+    COLORS,
+    GREY,
+    LINES,
+    MARKERS,
+    axes_or_new,
+    clipped_histogram,
+    legend_below,
+    new_axes,
+    plain,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,25 +46,19 @@ def margin_histogram(
     """Histograms of the first-order margin and of every bound that was measured."""
     figure, ax = axes_or_new(ax)
     norm = report.first if p is None else report[p]
-    finite = {name: norm[name][np.isfinite(norm[name])] for name in norm.quantities}
-    pooled = np.concatenate(list(finite.values()))
-    # The few largest would squeeze the rest into a corner.
-    top = float(np.quantile(pooled, 0.999)) if pooled.size else 1.0
-    bins = np.linspace(float(pooled.min()) if pooled.size else 0.0, top, 61)
-    for color, (name, values) in zip(COLORS, finite.items(), strict=False):
-        mean = values.mean() if values.size else np.nan
-        title = f"{report.title(name)}, mean {mean:.3g}"
+    names = norm.quantities[: len(COLORS)]
+    sign = "signed" if report.signed else "unsigned"
+    sign += f", {int((~report.correct).sum())} misclassified"
+    what = f"{norm_name(norm.p)} margin ({sign})"
+    clipped_histogram(ax, [norm[name] for name in names], what, "samples", share=0.001, bins=60)
+    for color, line, marker, name in zip(COLORS, LINES, MARKERS, names, strict=False):
+        values = norm[name][np.isfinite(norm[name])]
+        title = f"{report.title(name)}, mean {values.mean() if values.size else np.nan:.3g}"
         left_out = norm[name].size - values.size
         if left_out:
             title += f" ({left_out} not found)"
-        ax.hist(values, bins=bins.tolist(), histtype="step", color=color, linewidth=1.4)
-        ax.axvline(mean, color=color, linewidth=1, linestyle="--")
-        ax.plot([], [], color=color, label=title)
-    ax.axvline(0, color=GREY, linewidth=0.8)
-    sign = "signed" if report.signed else "unsigned"
-    sign += f", {int((~report.correct).sum())} misclassified"
-    plain(ax, f"{norm_name(norm.p)} margin ({sign})", "samples")
-    ax.legend(frameon=False, fontsize=8)
+        ax.plot([], [], color=color, linestyle=line, marker=marker, label=title)
+    legend_below(ax)
     return figure
 
 
@@ -68,11 +72,11 @@ def gap_against_margin(
     right = report.correct & kept
     wrong = ~report.correct & kept
     ax.scatter(report.gap[right], norm.margin[right], s=5, alpha=0.5, color=COLORS[0], lw=0)
-    ax.scatter(report.gap[wrong], norm.margin[wrong], s=8, color=COLORS[1], lw=0)
+    ax.scatter(report.gap[wrong], norm.margin[wrong], s=14, color=COLORS[1], marker="x", lw=1)
     ax.scatter([], [], s=12, color=COLORS[0], label="correct")
-    ax.scatter([], [], s=12, color=COLORS[1], label="misclassified")
+    ax.scatter([], [], s=14, color=COLORS[1], marker="x", lw=1, label="misclassified")
     plain(ax, "logit gap", f"first-order {norm_name(norm.p)} margin")
-    ax.legend(frameon=False, fontsize=8)
+    legend_below(ax)
     return figure
 
 
@@ -86,16 +90,16 @@ def robustness_curves(
     """
     figure, ax = axes_or_new(ax)
     norm = report.first if p is None else report[p]
-    for color, name in zip(COLORS, norm.bounds or ("margin",), strict=False):
+    for color, line, name in zip(COLORS, LINES, norm.bounds or ("margin",), strict=False):
         curve = report.robustness_curve(p=norm.p, quantity=name)
         ax.step(
-            curve.radii, curve.fraction, where="post", color=color, linewidth=1.4,
-            label=report.title(name),
+            curve.radii, curve.fraction, where="post", color=color, linestyle=line,
+            linewidth=1.6, label=report.title(name),
         )  # fmt: skip
         ax.fill_between(curve.radii, curve.low, curve.high, color=color, alpha=0.12, step="post")
     ax.set_ylim(-0.02, 1.02)
     plain(ax, f"{norm_name(norm.p)} distance", "fraction of samples beyond")
-    ax.legend(frameon=False, fontsize=8)
+    legend_below(ax)
     return figure
 
 
@@ -119,7 +123,8 @@ def margin_history(
         norm = norm_name(monitor.p)
         for split in monitor.splits:
             label = ", ".join(part for part in (name, split if split != "data" else "") if part)
-            style = {"color": COLORS[color % len(COLORS)], "marker": "o", "markersize": 3}
+            style = {"color": COLORS[color % len(COLORS)], "markersize": 4}
+            style["marker"] = MARKERS[color % len(MARKERS)]
             left.plot(*monitor.series(split, "minimum_margin"), label=label, **style)
             right.plot(*monitor.series(split, "average_margin"), label=label, **style)
             color += 1
@@ -129,7 +134,7 @@ def margin_history(
     plain(left, "epoch", f"minimum first-order {norm} margin")
     plain(right, "epoch", f"average first-order {norm} margin")
     if any(line.get_label() and str(line.get_label())[0] != "_" for line in right.lines):
-        right.legend(frameon=False, fontsize=8)
+        legend_below(right)
     return figure
 
 
@@ -140,7 +145,7 @@ def robust_accuracy_curves(results: Mapping[str, RobustAccuracy], ax: Axes | Non
     """
     figure, ax = axes_or_new(ax)
     p = 2.0
-    for color, (name, result) in zip(COLORS, results.items(), strict=False):
+    for color, marker, (name, result) in zip(COLORS, MARKERS, results.items(), strict=False):
         p = result.threat.p
         radii = [0.0, *result.eps]
         for attack in result.distance:
@@ -148,13 +153,13 @@ def robust_accuracy_curves(results: Mapping[str, RobustAccuracy], ax: Axes | Non
             label = ", ".join(part for part in (name, result.titles[attack]) if part)
             first = attack == next(iter(result.distance))
             ax.plot(
-                radii, shares, color=color, linestyle="-" if first else ":", marker="o",
-                markersize=3, label=label,
+                radii, shares, color=color, linestyle="-" if first else ":", marker=marker,
+                markersize=4, label=label,
             )  # fmt: skip
             if first:
                 error = np.array([2 * result.standard_error(float(share)) for share in shares])
                 ax.fill_between(radii, shares - error, shares + error, color=color, alpha=0.12)
     ax.set_ylim(-0.02, 1.02)
     plain(ax, f"radius of the {norm_name(p)} ball", "accuracy under attack")
-    ax.legend(frameon=False, fontsize=8)
+    legend_below(ax)
     return figure

@@ -315,6 +315,6 @@ class MarginReport:
         """Gap against margin, one point a sample."""
         return draw("gap_against_margin", self, p)
 
-    def plot(self, p: float | str | None = None) -> Figure:
+    def figure(self, p: float | str | None = None) -> Figure:
         """Fraction of the samples beyond each distance: the robustness curve with its band."""
         return draw("robustness_curves", self, p)

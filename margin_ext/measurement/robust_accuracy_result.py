@@ -111,7 +111,7 @@ class RobustAccuracy:
         write_json(path, self.to_dict())
         return path
 
-    def plot(self) -> Figure:
+    def figure(self) -> Figure:
         """Robust accuracy against the radius, one line an attack."""
         return draw("robust_accuracy_curves", {"": self})
 

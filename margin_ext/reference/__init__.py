@@ -8,6 +8,8 @@ float64), whatever the input's type.
 from __future__ import annotations
 
 from margin_ext.op_results import FirstOrderMargin, LogitGap, MarginLoss, SampleGap, SoftGap
+from margin_ext.reference.additive_margin import additive_margin_loss, log_odds
+from margin_ext.reference.attack_step import attack_step
 from margin_ext.reference.dual import dual_direction, dual_norm
 from margin_ext.reference.gap import logit_gap
 from margin_ext.reference.linear import linear_margin
@@ -23,11 +25,14 @@ __all__ = [
     "MarginLoss",
     "SampleGap",
     "SoftGap",
+    "additive_margin_loss",
+    "attack_step",
     "average_margin_loss",
     "dual_direction",
     "dual_norm",
     "first_order_margin",
     "linear_margin",
+    "log_odds",
     "logit_gap",
     "orthogonality_penalty",
     "regularize",

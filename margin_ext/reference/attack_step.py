@@ -16,32 +16,36 @@ from margin_ext.reference.dual import dual_direction
 
 __all__ = ["attack_step"]
 
+_Ends = tuple[float | Sequence[float] | Tensor, float | Sequence[float] | Tensor]
+
 
 def attack_step(
     x: Tensor,
-    grad: Tensor,
-    length: Tensor,
-    center: Tensor,
-    radius: Tensor,
+    grad: Tensor | None = None,
+    length: Tensor | None = None,
+    center: Tensor | None = None,
+    radius: Tensor | None = None,
     *,
     p: float | str = 2,
-    data_range: tuple[float | Sequence[float] | Tensor, float | Sequence[float] | Tensor]
-    | None = None,
+    steepest: int = 1,
+    data_range: _Ends | None = None,
     input_std: InputStd = None,
 ) -> Tensor:
     """Move x by length_i along v(grad_i), then into the ball around center and the data range.
 
-    The nearest point of the ball is taken (p = 1: Duchi et al., 2008), and the range comes last.
-    Computed in float32 (float64 for float64), and rounded once. A sample whose gradient holds a
-    NaN becomes NaN.
+    For p = 1, 2 and infinity the nearest point of the ball is taken (p = 1: Duchi et al., 2008);
+    for other norms the point on the line to the center. The range comes last. Computed in float32
+    (float64 for float64), and rounded once. A sample whose gradient holds a NaN becomes NaN.
 
     Args:
         x: [B, ...].
-        grad: [B, ...], the objective's gradient with respect to x.
+        grad: [B, ...], the objective's gradient with respect to x; None: no step.
         length: [B], in pixel units where input_std is given.
-        center: [B, ...].
-        radius: [B], of the ball, in the same units as length.
-        p: 1, 2 or infinity.
+        center: [B, ...]; None: x.
+        radius: [B], of the ball, in the same units as length; None: no ball.
+        p: The threat norm.
+        steepest: For p = 1: how many coordinates share the step, the steepest ones and those tied
+            with the last of them, each the same part.
         data_range: Lowest and highest value in the units of x, as numbers or one value a channel.
         input_std: The standard deviation(s) by which the loader divided the inputs.
 
@@ -49,7 +53,7 @@ def attack_step(
         The shape and type of x.
 
     Raises:
-        ValueError: There is no attack for this norm.
+        ValueError: steepest does not fit p or x.
 
     Example:
         >>> x = torch.zeros(1, 2)
@@ -57,34 +61,62 @@ def attack_step(
         >>> attack_step(x, grad, torch.tensor([5.0]), x, torch.tensor([10.0]), p=2)
         tensor([[ 3., -4.]])
     """
-    check_grad(grad, grad.shape[0] if grad.dim() else 0)
+    rows = x if grad is None else grad
+    check_grad(rows, rows.shape[0] if rows.dim() else 0)
+    size = rows[:1].numel()
+    if rows.shape[0] and not 1 <= steepest <= size:
+        raise ValueError(f"steepest must lie in 1..{size}, got {steepest}")
     q = dual_exponent(p)
-    if q not in (1.0, 2.0, math.inf):
-        raise ValueError(f"attack_step is for p = 1, 2 and inf, got {p}")
-    dtype = accumulation_dtype(grad)
-    scale = 1.0 if input_std is None else channel_scale(input_std, grad.to(dtype))
-    middle = center.to(dtype)
-    step = dual_direction(grad.to(dtype), length.to(dtype), p=p, input_std=input_std)
-    moved = ((x.to(dtype) - middle + step) / scale).flatten(1)
-    limit = radius.to(dtype).unsqueeze(1)
-    if q == 1:
-        moved = torch.minimum(torch.maximum(moved, -limit), limit)
-    elif q == 2:
-        norm = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
-        moved = torch.where(norm > limit, moved * (limit / norm), moved)
-    else:
-        moved = _into_l1_ball(moved, limit)
-    out = middle + moved.reshape(grad.shape) * scale
+    if steepest > 1 and q != math.inf:
+        raise ValueError(f"steepest is for p = 1, got p = {p} and steepest = {steepest}")
+    if (grad is None) != (length is None):
+        raise ValueError("grad and length must be given together")
+    dtype = accumulation_dtype(x)
+    scale = torch.ones(1, dtype=dtype, device=x.device)
+    if input_std is not None:
+        scale = channel_scale(input_std, x.to(dtype))
+    base = (x if center is None else center).to(dtype)
+    # In pixel units.
+    offset = torch.zeros_like(base) if center is None else (x.to(dtype) - base) / scale
+    if grad is not None and length is not None:
+        steep = (grad.to(dtype) * scale).flatten(1)
+        step = _shared(steep, steepest) if steepest > 1 else dual_direction(steep, p=p)
+        offset = offset + (step * length.to(dtype).unsqueeze(1)).reshape(x.shape)
+    if radius is not None:
+        limit = radius.to(dtype).unsqueeze(1)
+        offset = _into_ball(offset.flatten(1), limit, float(p)).reshape(x.shape)
+    out = base + offset * scale
     if data_range is not None:
         low, high = (_over_channels(end, out) for end in data_range)
         out = torch.minimum(torch.maximum(out, low), high)
-    broken = grad.flatten(1).isnan().any(dim=1).reshape(-1, *[1] * (grad.dim() - 1))
-    return out.masked_fill(broken, math.nan).to(x.dtype)
+    if grad is not None:
+        broken = grad.flatten(1).isnan().any(dim=1).reshape(-1, *[1] * (x.dim() - 1))
+        out = out.masked_fill(broken, math.nan)
+    return out.to(x.dtype)
 
 
 def _over_channels(values: float | Sequence[float] | Tensor, inputs: Tensor) -> Tensor:
     ends = torch.as_tensor(values, dtype=inputs.dtype, device=inputs.device).reshape(-1)
     return ends.reshape(1, -1, *[1] * (inputs.dim() - 2))
+
+
+def _shared(steep: Tensor, count: int) -> Tensor:
+    """The direction [B, D] of the steepest coordinates; numbers without all bits are not steep."""
+    size = steep.abs()
+    tiny = torch.finfo(size.dtype).tiny
+    least = size.topk(count, dim=1).values[:, -1:]
+    chosen = size >= least.clamp_min(tiny)
+    sharing = torch.where(least >= tiny, chosen.sum(dim=1, keepdim=True), count)
+    return steep.sign() * chosen / sharing
+
+
+def _into_ball(delta: Tensor, radius: Tensor, p: float) -> Tensor:
+    if p == math.inf:
+        return torch.minimum(torch.maximum(delta, -radius), radius)
+    if p == 1:
+        return _into_l1_ball(delta, radius)
+    norm = torch.linalg.vector_norm(delta, p, dim=1, keepdim=True)
+    return torch.where(norm > radius, delta * (radius / norm), delta)
 
 
 def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ def _bars(ax: Axes, values: Mapping[str, float], quantities: Mapping[str, str]) 
             [value for _, value in found],
             width,
             color=color,
+            hatch="//" if number else None,
+            edgecolor="white",
             label=f"{network} CNN",
         )
         ax.bar_label(bars, fmt="%.2f", fontsize=8)

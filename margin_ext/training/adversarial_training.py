@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
 from margin_ext.attacks.pgd import attack_gradient
+from margin_ext.functional import logit_gap
+from margin_ext.gradient_modes.boundary_search import (
+    BoundaryPoint,
+    find_boundary,
+    trained_point,
+)
 from margin_ext.gradient_modes.layer_state import inner_modules, state_kept
-from margin_ext.random_points import unit_ball
+from margin_ext.gradient_modes.model_call import ModelCall
+from margin_ext.gradient_modes.parallel import without_ddp
 from margin_ext.threat import ThreatModel
 from margin_ext.training.words import check_words
 
-__all__ = ["AdversarialTraining"]
+__all__ = ["AdversarialOutput", "AdversarialTraining"]
+
+# Radius of the noise before a search, in units of eps.
+_SEARCH_NOISE = 0.8
+
+
+class AdversarialOutput(NamedTuple):
+    """What :meth:`AdversarialTraining.run` returns.
+
+    Attributes:
+        loss: Scalar; call ``backward()`` on it.
+        logits: [B, C], those at the inputs; with ``clean=0``, where the model does not run there,
+            those at the points.
+        points: Where the cross-entropy was taken [B, ...], without a graph.
+        output: All that the model returned with these logits.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    points: Tensor
+    output: Any
 
 
 @dataclass(frozen=True)
@@ -28,23 +55,30 @@ class AdversarialTraining:
     prevents catastrophic overfitting (N-FGSM, de Jorge et al., arXiv 2202.01181). The gradient
     passes leave BatchNorm's running statistics alone.
 
-    It is an objective for `Trial`, in the place of `Objective`.
+    In a loop of your own: ``objective.run(model, inputs, target).loss.backward()``, as with
+    :class:`margin_ext.AverageMarginLoss`. It is an objective for `Trial` too, in the place of
+    `Objective`.
 
     Attributes:
         eps: Radius of the ball, in the threat model's units.
         steps: Gradient steps; each takes one pass forward and one backward to the inputs.
         noise: Radius of the uniform noise at the start, in units of eps (default: 0 for one step,
-            1 for several).
+            1 for several; 0.8 for own lengths).
         step: Length of a step, in units of eps (default: 1 for one step, 2.5 / steps for several).
         attack_loss: What the steps change: "cross_entropy" is raised, "gap" (the logit gap) is
-            lowered.
+            lowered. Own lengths follow the gap.
+        length: "radius" moves every sample by up to eps. "own" moves it a little beyond its own
+            decision boundary, and by at most eps (MMA training, Ding et al., arXiv 1812.02637): the
+            steps project it onto the plane of the gap's tangent, as `Distance` does.
+        misclassified: Where "own" moves misclassified samples: "toward" their class, or "attack",
+            away from it by eps.
         clean: Weight of the cross-entropy at the input itself, from 0 to 1; the rest is that of the
             point.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
         threat: Norm, range of the data and unit.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: A setting is out of its range, or has no effect with the others.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -59,6 +93,8 @@ class AdversarialTraining:
     noise: float | None = None
     step: float | None = None
     attack_loss: Literal["cross_entropy", "gap"] = "cross_entropy"
+    length: Literal["radius", "own"] = "radius"
+    misclassified: Literal["toward", "attack"] = "toward"
     clean: float = 0.0
     label_smoothing: float = 0.0
     threat: ThreatModel = field(default_factory=lambda: ThreatModel(p=2, data_range=(0.0, 1.0)))
@@ -75,56 +111,132 @@ class AdversarialTraining:
             raise ValueError(f"step must be above 0, got {self.step}")
         if not 0 <= self.clean <= 1:
             raise ValueError(f"clean must lie in [0, 1], got {self.clean}")
+        if self.length == "own" and self.step is not None:
+            raise ValueError(f'step={self.step} has no effect with length="own": leave it out')
+        if self.length == "radius" and self.misclassified != "toward":
+            raise ValueError(
+                f'misclassified="{self.misclassified}" has no effect with length="radius", which '
+                "moves all samples alike: leave it out"
+            )
+
+    def run(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        target: Tensor,
+        *,
+        call: Callable[[Any, Tensor], Any] | None = None,
+        logits_fn: Callable[[Any], Tensor] | None = None,
+        radius: Tensor | None = None,
+    ) -> AdversarialOutput:
+        """Run the model on a batch and compute the loss; ``inputs`` are not modified.
+
+        Args:
+            model: Maps inputs to logits [B, C]. It may be wrapped by torch.compile or
+                DistributedDataParallel.
+            inputs: [B, ...].
+            target: int64 [B].
+            call: Maps the model and inputs to what the model returns, for models that take more
+                than the inputs.
+            logits_fn: Takes the logits out of what the model returns.
+            radius: A radius for each sample [B], in place of eps.
+
+        Example:
+            >>> model, x, y = nn.Linear(5, 3), torch.rand(4, 5), torch.tensor([0, 1, 2, 0])
+            >>> AdversarialTraining(eps=0.5, clean=0.2).run(model, x, y).loss.backward()
+        """
+        passes = ModelCall(call, logits_fn)
+        if not self.clean:
+            points = self._points(model, passes, inputs, target, radius)
+            moved = passes.output(model, points)
+            loss = self._cross_entropy(moved.class_logits, target)
+            return AdversarialOutput(loss, moved.logits, points, moved.whole)
+        first = passes.output(model, inputs)
+        logits = first.class_logits
+        loss, points = self._cross_entropy(logits, target), inputs.detach()
+        if self.clean < 1:
+            points = self._points(model, passes, inputs, target, radius, logits)
+            # The wrapper prepares its reducer once in a step.
+            there = passes(without_ddp(model), points)
+            loss = self.clean * loss + (1 - self.clean) * self._cross_entropy(there, target)
+        return AdversarialOutput(loss, first.logits, points, first.whole)
 
     def loss(
         self, model: nn.Module, inputs: Tensor, target: Tensor, *, radius: Tensor | None = None
     ) -> Tensor:
-        """The scalar to differentiate, for inputs [B, ...] and target [B].
-
-        Args:
-            model: Maps inputs to logits [B, C].
-            inputs: [B, ...].
-            target: int64 [B].
-            radius: A radius for each sample [B], in place of eps.
-        """
-        if self.clean == 1:
-            return self._cross_entropy(model(inputs), target)
-        worse = self._cross_entropy(
-            model(self.points(model, inputs, target, radius=radius)), target
-        )
-        if not self.clean:
-            return worse
-        clean = self._cross_entropy(model(inputs), target)
-        return self.clean * clean + (1 - self.clean) * worse
+        """The scalar to differentiate; arguments as in :meth:`run`."""
+        return self.run(model, inputs, target, radius=radius).loss
 
     def points(
         self, model: nn.Module, inputs: Tensor, target: Tensor, *, radius: Tensor | None = None
     ) -> Tensor:
-        """The points [B, ...] at which the cross-entropy is taken; arguments as in `loss`."""
+        """The points [B, ...] at which the cross-entropy is taken; arguments as in :meth:`run`."""
+        return self._points(model, ModelCall(), inputs, target, radius)
+
+    def _points(
+        self,
+        model: Any,
+        passes: ModelCall,
+        inputs: Tensor,
+        target: Tensor,
+        radius: Tensor | None,
+        logits: Tensor | None = None,
+    ) -> Tensor:
         # No gradient of a parameter is asked for, so a wrapper has nothing to average.
-        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        inner = without_ddp(model)
+
+        def run(x: Tensor) -> Tensor:
+            return passes(inner, x)
+
+        # Validation under no_grad has adversarial points too.
+        with (
+            state_kept(inner_modules(inner), "batch"),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
+            center, target = (
+                t.clone() if t.is_inference() else t for t in (inputs.detach(), target)
+            )
+            if radius is None:
+                radius = center.new_full(center.shape[:1], self.eps)
+            if self.length == "radius":
+                return self._in_ball(run, center, target, radius)
+            attacked = None
+            if self.misclassified == "attack":
+                with torch.no_grad():
+                    known = run(center) if logits is None else logits.detach()
+                    attacked = logit_gap(known, target).gap <= 0
+            found = self._search(run, center, target, radius)
+            return trained_point(found, center, radius, self.threat, attacked)
+
+    def _in_ball(
+        self, model: Callable[[Tensor], Tensor], center: Tensor, target: Tensor, radius: Tensor
+    ) -> Tensor:
         several = self.steps > 1
-        center = inputs.detach()
-        if radius is None:
-            radius = center.new_full(center.shape[:1], self.eps)
         noise = float(several) if self.noise is None else self.noise
         length = (2.5 / self.steps if several else 1.0) if self.step is None else self.step
-        x = self._noisy(center, radius * noise) if noise else center
-        with state_kept(inner_modules(inner), "batch"):
-            for _ in range(self.steps):
-                _, grad = attack_gradient(inner, x, target, self.attack_loss)
-                x = self.threat.step(grad, radius * length, x)
-                x = self.threat.project(x, center, radius) if several else self.threat.clamp(x)
+        x = self.threat.noisy(center, radius * noise) if noise else center
+        for _ in range(self.steps):
+            _, grad = attack_gradient(model, x, target, self.attack_loss)
+            x = self.threat.attack_step(
+                x,
+                grad,
+                radius * length,
+                center=center if several else None,
+                radius=radius if several else None,
+            )
         return x
 
-    def _noisy(self, center: Tensor, radius: Tensor) -> Tensor:
-        # A seed from the CPU's random numbers, so that every device draws from the same ones.
-        seed = int(torch.randint(2**62, ()))
-        generator = torch.Generator(center.device).manual_seed(seed)
-        unit = unit_ball(len(center), center[0].numel(), self.threat.p, generator)
-        offset = radius.reshape(-1, *[1] * (center.dim() - 1)) * unit.reshape(center.shape)
-        moved = center + self.threat.in_input_units(offset.to(center.dtype))
-        return self.threat.clamp(moved)
+    def _search(
+        self, model: Callable[[Tensor], Tensor], center: Tensor, target: Tensor, radius: Tensor
+    ) -> BoundaryPoint:
+        def gaps(x: Tensor) -> tuple[Tensor, Tensor]:
+            gap, worse = attack_gradient(model, x, target, "gap")
+            return gap, -worse
+
+        noise = _SEARCH_NOISE if self.noise is None else self.noise
+        start = self.threat.noisy(center, radius * noise) if noise else center
+        return find_boundary(gaps, center, start, radius, steps=self.steps, threat=self.threat)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self.label_smoothing)

@@ -14,8 +14,10 @@ from margin_ext.data.data_source import DataError, data_forms, find_data_source
 from margin_ext.training.declared_fields import MISSING, DeclaredField, declared_fields
 
 __all__ = [
+    "ADDITIVE",
     "ADVERSARIAL",
     "DIFFERENCE",
+    "DISTANCE",
     "LOSSES",
     "OPTIONS",
     "RECIPES",
@@ -211,6 +213,9 @@ def _reader(found: DeclaredField) -> Callable[[Any], Any]:
 # The fields of modes are options of their own, under these prefixes.
 DIFFERENCE: Final = "difference_"
 SECANT: Final = "secant_"
+# The search after the training has "distance_steps" already.
+DISTANCE: Final = "distance_margin_"
+ADDITIVE: Final = "additive_"
 ADVERSARIAL: Final = "adversarial_"
 _MODES: Final = "margin_ext.gradient_modes"
 # Not for a mean loss over a batch with one label a sample.
@@ -247,6 +252,13 @@ _ALL: Final = (
     *_declared("margin_ext.loss_options", "LossOptions", "loss", without=_NOT_HERE),
     *_declared(f"{_MODES}.finite_difference", "FiniteDifference", "loss", prefix=DIFFERENCE),
     *_declared(f"{_MODES}.secant", "Secant", "loss", prefix=SECANT, without=("data_range",)),
+    *_declared(
+        f"{_MODES}.distance", "Distance", "loss", prefix=DISTANCE, without=("data_range",)
+    ),
+    *_declared(
+        f"{_MODES}.additive", "Additive", "loss", prefix=ADDITIVE,
+        without=("data_range", "_exact"),
+    ),
     *_declared(
         "margin_ext.training.adversarial_training", "AdversarialTraining", "loss",
         prefix=ADVERSARIAL, without=("label_smoothing", "threat"),

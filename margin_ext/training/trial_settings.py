@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from margin_ext.data.augmentation import Augmentation
 from margin_ext.data.data_source import load_data
 from margin_ext.data.image_data import data_digest
-from margin_ext.gradient_modes import Auto, FiniteDifference, Secant
+from margin_ext.gradient_modes import Additive, Auto, Distance, FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
 from margin_ext.threat import ThreatModel
 from margin_ext.training.adversarial_training import AdversarialTraining
@@ -21,8 +22,10 @@ from margin_ext.training.image_model import image_model
 from margin_ext.training.ranks import ALONE
 from margin_ext.training.recipe import Recipe
 from margin_ext.training.setting_table import (
+    ADDITIVE,
     ADVERSARIAL,
     DIFFERENCE,
+    DISTANCE,
     OPTIONS,
     SECANT,
     loss_options,
@@ -33,10 +36,15 @@ from margin_ext.training.training_objective import Objective
 from margin_ext.training.trial import CHECKPOINT, SETTINGS, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from margin_ext.training.ranks import Ranks
     from margin_ext.training.training_objective import TrainingObjective
+
+# The margins that are objects, and the prefix of their fields.
+_MARGINS: Final[Mapping[str, tuple[Any, str]]] = {
+    "additive": (Additive, ADDITIVE),
+    "distance": (Distance, DISTANCE),
+    "secant": (Secant, SECANT),
+}
 
 __all__ = ["RunExistsError", "trial_from_settings"]
 
@@ -188,23 +196,20 @@ def _adversarial(settings: Mapping[str, Any]) -> AdversarialTraining:
 
 
 def _margin_loss(settings: Mapping[str, Any]) -> AverageMarginLoss:
-    if (
-        settings["compile"] not in ("off", "eager")
-        and settings["margin"] == "first_order"
-        and settings["gradient"] == "double_backward"
-    ):
+    margin = settings["margin"]
+    exact = margin == "first_order" and settings["gradient"] == "double_backward"
+    if settings["compile"] not in ("off", "eager") and (exact or margin == "additive"):
         raise SettingsError(
-            "compile needs gradient finite_difference, detached or auto: torch.compile has no "
-            "double backward"
+            "compile needs another margin than additive, and gradient finite_difference, detached "
+            "or auto: torch.compile has no double backward"
         )
     options = {name: settings[name] for name in loss_options()}
-    difference, attack = (
-        {field: settings[name] for name, field in options_with(prefix).items()}
-        for prefix in (DIFFERENCE, SECANT)
-    )
-    if options["margin"] == "secant":
+    if margin in _MARGINS:
+        kind, prefix = _MARGINS[margin]
+        fields = {field: settings[name] for name, field in options_with(prefix).items()}
         low, high = settings["data_range"]
-        options["margin"] = Secant(data_range=(low, high), **attack)
+        options["margin"] = kind(data_range=(low, high), **fields)
+    difference = {field: settings[name] for name, field in options_with(DIFFERENCE).items()}
     if options["gradient"] == "finite_difference":
         options["gradient"] = FiniteDifference(**difference)
     elif options["gradient"] == "auto":

@@ -63,7 +63,7 @@ def _grad(rows: Any, grad: Tensor, scale: Tensor | None) -> None:
 
 
 def _logits(
-    rows: Any, logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int
+    rows: Any, logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int
 ) -> None:
     assert logits.stride(1) == 1
     assert target.is_contiguous()
@@ -72,7 +72,7 @@ def _logits(
     rows.batch_stride = logits.stride(0)
     rows.classes = logits.shape[1]
     rows.target = target.data_ptr()
-    rows.nearest = 0 if critical is None else critical.data_ptr()
+    rows.nearest = 0 if nearest is None else nearest.data_ptr()
     rows.ignore_index = ignore_index
 
 
@@ -112,14 +112,14 @@ class Simt:
             raise RefusedError(str(error)) from None
 
     def logit_gap(
-        self, logits: Tensor, target: Tensor, critical: Tensor | None, ignore_index: int
+        self, logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int
     ) -> tuple[Tensor, Tensor]:
         batch = logits.shape[0]
         gap = self.allocate((batch,), accumulation_dtype(logits))
         runner_up = self.allocate((batch,), torch.int64)
         a = kernels().LogitGapArguments()
         a.batch = batch
-        _logits(a.logits, logits, target, critical, ignore_index)
+        _logits(a.logits, logits, target, nearest, ignore_index)
         a.gap, a.runner_up = gap.data_ptr(), runner_up.data_ptr()
         self._launch("logit_gap", a)
         return gap, runner_up
@@ -160,36 +160,62 @@ class Simt:
     def attack_step(
         self,
         x: Tensor,
-        grad: Tensor,
-        length: Tensor,
-        center: Tensor,
-        radius: Tensor,
+        grad: Tensor | None,
+        length: Tensor | None,
+        center: Tensor | None,
+        radius: Tensor | None,
         q: float,
+        steepest: int,
         low: Tensor | None,
         high: Tensor | None,
         input_scale: Tensor | None,
     ) -> Tensor:
-        out = self._like_samples(grad)
+        out = self._like_samples(x if grad is None else grad)
+        self._attack_step(out, x, grad, length, center, radius, q, steepest, low, high, input_scale)
+        return out
+
+    def attack_step_(self, x: Tensor, *others: Any) -> None:
+        self._attack_step(x, x, *others)
+
+    def _attack_step(
+        self,
+        out: Tensor,
+        x: Tensor,
+        grad: Tensor | None,
+        length: Tensor | None,
+        center: Tensor | None,
+        radius: Tensor | None,
+        q: float,
+        steepest: int,
+        low: Tensor | None,
+        high: Tensor | None,
+        input_scale: Tensor | None,
+    ) -> None:
+        rows = x if grad is None else grad
         a = kernels().AttackArguments()
-        a.batch, a.length, a.radius = grad.shape[0], length.data_ptr(), radius.data_ptr()
+        a.batch, a.steepest = rows.shape[0], steepest
+        a.length = 0 if length is None else length.data_ptr()
+        a.radius = 0 if radius is None else radius.data_ptr()
         a.norm.q = q
-        _grad(a.grad, grad, input_scale)
+        _grad(a.grad, rows, input_scale)
+        if grad is None:
+            a.grad.data = 0
         a.x, a.x_stride = x.data_ptr(), x.stride(0)
-        a.center, a.center_stride = center.data_ptr(), center.stride(0)
+        if center is not None:
+            a.center, a.center_stride = center.data_ptr(), center.stride(0)
         for channels, values in ((a.low, low), (a.high, high)):
             if values is not None:
                 channels.scale, channels.count = values.data_ptr(), values.numel()
-                channels.stride = grad.stride(1) if grad.dim() > 2 else 1
+                channels.stride = rows.stride(1) if rows.dim() > 2 else 1
         a.out, a.out_stride = out.data_ptr(), out.stride(0)
         self._launch("attack_step", a)
-        return out
 
     def average_margin_loss(
         self,
         logits: Tensor,
         target: Tensor,
         grad: Tensor | None,
-        critical: Tensor | None,
+        nearest: Tensor | None,
         class_weight: Tensor | None,
         input_scale: Tensor | None,
         q: float,
@@ -206,7 +232,7 @@ class Simt:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         batch, dtype = logits.shape[0], accumulation_dtype(logits)
         a = kernels().LossArguments()
-        self._loss_inputs(a, logits, target, grad, critical, class_weight, input_scale)
+        self._loss_inputs(a, logits, target, grad, nearest, class_weight, input_scale)
         a.norm.q = q
         a.eps, a.mu, a.regularizer, a.lo, a.hi = eps, mu, regularizer, lo, hi
         a.label_smoothing, a.logits.ignore_index = label_smoothing, ignore_index
@@ -231,7 +257,7 @@ class Simt:
         logits: Tensor,
         target: Tensor,
         grad: Tensor | None,
-        critical: Tensor | None,
+        nearest: Tensor | None,
         class_weight: Tensor | None,
         input_scale: Tensor | None,
         q: float,
@@ -246,7 +272,7 @@ class Simt:
         need_grad_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         a = kernels().LossArguments()
-        self._loss_inputs(a, logits, target, grad, critical, class_weight, input_scale)
+        self._loss_inputs(a, logits, target, grad, nearest, class_weight, input_scale)
         a.norm.q = q
         a.eps, a.mu, a.regularizer, a.lo, a.hi = eps, mu, regularizer, lo, hi
         a.label_smoothing, a.logits.ignore_index = label_smoothing, ignore_index
@@ -281,12 +307,12 @@ class Simt:
         logits: Tensor,
         target: Tensor,
         grad: Tensor | None,
-        critical: Tensor | None,
+        nearest: Tensor | None,
         class_weight: Tensor | None,
         input_scale: Tensor | None,
     ) -> None:
         a.batch = logits.shape[0]
-        _logits(a.logits, logits, target, critical, -100)
+        _logits(a.logits, logits, target, nearest, -100)
         a.class_weight = 0 if class_weight is None else class_weight.data_ptr()
         if grad is not None:
             _grad(a.grad, grad, input_scale)

@@ -336,13 +336,25 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
     figures = {
         "histogram": report.histogram("inf"),
         "scatter": report.scatter(),
-        "robustness": found_report().plot(),
-        "estimate": measure(model, data()).plot("2"),
+        "robustness": found_report().figure(),
+        "estimate": measure(model, data()).figure("2"),
         "history": monitor.figure(),
         "several": margin_history({"a": monitor, "b": monitor}),
-        "robust": robust_accuracy(model, data(), [0.1, 0.5], attacks=[PGD(steps=3)]).plot(),
+        "robust": robust_accuracy(model, data(), [0.1, 0.5], attacks=[PGD(steps=3)]).figure(),
     }
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 3000
     assert len(figures["several"].axes) == 2
+
+
+def test_a_histogram_drops_nothing_and_says_what_its_outermost_bins_hold() -> None:
+    pytest.importorskip("matplotlib")
+    from margin_ext.output.figure_style import clipped_histogram, new_axes
+
+    values = np.concatenate([np.linspace(0, 1, 998), [-50.0, 70.0, np.inf]])
+    _, (ax,) = new_axes()
+    clipped_histogram(ax, [values], "margin", "samples", share=0.002, bins=10)
+    # One bar a bin; the outline drawn over them is a single polygon.
+    assert sum(patch.get_height() for patch in ax.patches if hasattr(patch, "get_height")) == 1000
+    assert "also 2 below, down to -50, and 2 above, up to 70" in ax.get_xlabel()

@@ -103,6 +103,7 @@ void bind_arguments(py::module_& m) {
   attack.def_readwrite("batch", &AttackArguments::batch);
   attack.def_readwrite("norm", &AttackArguments::norm);
   attack.def_readwrite("grad", &AttackArguments::grad);
+  attack.def_readwrite("steepest", &AttackArguments::steepest);
   address(attack, "x", &AttackArguments::x);
   attack.def_readwrite("x_stride", &AttackArguments::x_stride);
   address(attack, "center", &AttackArguments::center);

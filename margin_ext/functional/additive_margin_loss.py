@@ -1,0 +1,91 @@
+"""The additive margin: the cross-entropy after the label's logit was lowered by tau ||g||_q."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from margin_ext.accumulation import accumulation_dtype
+from margin_ext.checks import check_grad, check_same_device
+from margin_ext.functional.first_order_margin import first_order_margin
+from margin_ext.functional.labels import ClassLabels
+from margin_ext.functional.log_odds import log_odds
+from margin_ext.loss_settings import FormulaKeywords, LossSettings, formula_settings
+from margin_ext.op_results import MarginLoss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["additive_loss", "additive_margin_loss"]
+
+
+def additive_margin_loss(
+    logits: Tensor,
+    target: Tensor,
+    grad: Tensor,
+    *,
+    tau: float,
+    validate: bool = False,
+    **settings: Unpack[FormulaKeywords],
+) -> MarginLoss:
+    """Cross-entropy of logits z whose label logit is lowered by tau ||grad||_q.
+
+    L_i = CE_i + mu (CE'_i - CE_i), CE' of the lowered logits; with mu = 1 it is CE' alone, which is
+    softplus(tau ||grad||_q - a) with the log-odds a. A network that is linear within tau has at
+    most this cross-entropy there.
+
+    Args:
+        logits: [B, C].
+        target: int64 [B].
+        grad: Input gradient of each sample's :func:`log_odds` [B, ...].
+        tau: How far the samples may be moved, in the unit of the inputs.
+        validate: As in :func:`average_margin_loss`.
+        **settings: The fields of :class:`margin_ext.loss_settings.LossSettings` but for
+            ``regularizer``. ``eps`` bounds the margins that are told, not the loss.
+
+    Returns:
+        ``margin`` is a / ||grad||_q and ``gap`` a.
+
+    Raises:
+        ValueError, TypeError: Shapes, types or settings do not fit, or a label is out of range.
+
+    Example:
+        >>> logits, grad = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> lowered = additive_margin_loss(logits, torch.tensor([0]), grad, tau=1.0).loss
+        >>> round(float(lowered), 4)  # log(1 + exp(2 - 2))
+        0.6931
+    """
+    found = formula_settings(settings)
+    if not tau >= 0:
+        raise ValueError(f"tau must be at least 0, got {tau}")
+    labels = ClassLabels(target, found.weight, found.ignore_index, validate=validate)
+    return additive_loss(labels, logits, grad, tau, found)
+
+
+def additive_loss(
+    labels: ClassLabels, logits: Tensor, grad: Tensor, tau: float, settings: LossSettings
+) -> MarginLoss:
+    """The same, with labels and settings as objects."""
+    check_same_device("logits", logits, grad=grad)
+    check_grad(grad, logits.shape[0])
+    odds = log_odds(
+        logits, labels.target, ignore_index=labels.ignore_index, validate=labels.validate
+    )
+    dtype = accumulation_dtype(logits, grad)
+    ones = torch.ones_like(odds, dtype=dtype)
+    norm = first_order_margin(
+        ones, grad, p=settings.p, eps=settings.eps, input_std=settings.input_std
+    ).norm
+    counted = labels.counted()
+    shift = torch.where(counted, tau * norm, 0.0).unsqueeze(1)
+    label = torch.where(counted, labels.target, 0).unsqueeze(1)
+    wide = logits.to(dtype)
+    lowered = wide.scatter_add(1, label, -shift.to(dtype))
+    term = labels.label_losses(lowered, settings) - labels.label_losses(wide, settings)
+    gap = odds.detach()
+    told = first_order_margin(
+        gap, grad.detach(), p=settings.p, eps=settings.eps, input_std=settings.input_std
+    ).margin
+    return labels.loss_of(logits, told, gap, norm.detach(), settings, term)
