@@ -52,9 +52,13 @@ def forward_mode(model: Model, inputs: Tensor, directions: Tensor) -> LogitDeriv
         derivative: Tensor = torch.func.jvp(model, (inputs,), (moved,))[1]
         return derivative
 
-    with torch.no_grad(), _plain_attention():
+    with torch.no_grad(), _plain_attention(), warnings.catch_warnings():
+        # Torch's own first use of its forward mode.
+        warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", DeprecationWarning)
         try:
-            with _vmap_without_loops():
+            with warnings.catch_warnings():
+                # An operation that vmap runs in a loop saves nothing.
+                warnings.filterwarnings("error", ".*performance drop because we have not yet.*")
                 values = torch.func.vmap(along, randomness="same")(directions)
         # Whatever a layer raises that cannot be batched.
         except Exception:
@@ -95,14 +99,6 @@ def by_differences(
 
 def _rounding(values: Tensor) -> Tensor:
     return _ROUNDINGS * torch.finfo(values.dtype).eps * values.abs().amax(dim=2)
-
-
-@contextmanager
-def _vmap_without_loops() -> Iterator[None]:
-    """Let an operation raise that vmap runs in a loop, which saves nothing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".*performance drop because we have not yet implemented.*")
-        yield
 
 
 @contextmanager
