@@ -116,9 +116,9 @@ def test_nothing(shape: tuple[int, ...]) -> None:
 
 @compiled
 def test_rows_far_apart_in_memory() -> None:
-    """Strides times numbers beyond 31 bits, in 5 GB of memory that is never touched."""
+    """Strides times numbers beyond 31 bits, in 7 GB of memory that is never touched."""
     gap = torch.ones(2, 2)
-    storage = torch.empty(5 * 2**30, dtype=torch.uint8).view(torch.float16)
+    storage = torch.empty(7 * 2**30, dtype=torch.uint8).view(torch.float16)
     grad = storage.as_strided((2, 2, 8), (2**31, 2**30, 1))
     grad.copy_(torch.arange(32.0).reshape(2, 2, 8) % 5)
     found = functional.class_margins(gap, grad, p=[2])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from margin_ext.functional import first_order_margin
+from margin_ext.functional import class_margins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from margin_ext.threat import ThreatModel
 
 __all__ = ["NearestSoFar"]
-
-# A floor that only guards the division: a margin is not to be capped by it.
-_NORM_FLOOR = 1e-30
 
 
 class NearestSoFar:
@@ -41,7 +38,7 @@ class NearestSoFar:
         """Begin without a class.
 
         Args:
-            threats: Norms and units.
+            threats: Norms, with the same units.
             gaps: To every other class, by rank [B, R].
             norm_bound: For each threat model a bound that no gradient's norm may exceed.
             count: How many classes to keep.
@@ -68,18 +65,13 @@ class NearestSoFar:
         """
         gap = self._gaps[rows].gather(1, ranks)
         self.gradients[rows] += ranks.shape[1]
+        found = class_margins(
+            gap, grads, p=[t.p for t in self._threats], input_std=self._threats[0].input_std
+        )
         for p, threat in enumerate(self._threats):
-            found = first_order_margin(
-                gap.flatten(), grads.flatten(0, 1), p=threat.p, eps=_NORM_FLOOR,
-                input_std=threat.input_std,
-            )  # fmt: skip
             if self._norm_bound is not None:
-                _require_bound(found.norm, self._norm_bound[p], threat)
-            norm = found.norm.to(self.norm.dtype).reshape(gap.shape)
-            margin = found.margin.to(self.margin.dtype).reshape(gap.shape)
-            margin = torch.where(norm > 0, margin, gap.sign() * torch.inf)
-            # A gap of 0 lies on the boundary, with or without a gradient.
-            margin = torch.where(gap == 0, 0.0, margin)
+                _require_bound(found.norm[p], self._norm_bound[p], threat)
+            margin, norm = (of[p].to(self.margin.dtype) for of in (found.margin, found.norm))
             self._insert(p, rows, margin, ranks, norm)
 
     def _insert(self, p: int, rows: Tensor, margin: Tensor, rank: Tensor, norm: Tensor) -> None:
