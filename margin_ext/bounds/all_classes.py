@@ -12,7 +12,8 @@ __all__ = ["AllClasses", "ClassSearch", "Derivatives"]
 ClassSearch = Literal["auto", "sketch", "exhaustive"]
 Derivatives = Literal["auto", "forward_mode", "differences"]
 
-# Classes for each sketch from which the search by sketches is faster: see docs/measuring.md.
+# Classes for each sketch from which the search is faster: its 48 derivatives take as long as 63
+# backward passes in a ResNet-50 and in a CNN of two layers, and then some gradients are computed.
 _PAYS_FROM = 150
 _DIRECTIONS = 48
 

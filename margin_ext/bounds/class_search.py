@@ -67,7 +67,7 @@ class ClassSearch:
             label: [B]; None: the predicted class.
             threats: Norms and units.
             norm_bound: For each of them an upper bound on the dual norm of every gap's gradient.
-            count: How many classes to find.
+            count: How many classes to find, at most.
             progress: Told what part of the work is done, from 0 to 1.
         """
         self._model = model
@@ -90,7 +90,8 @@ class ClassSearch:
         wide = torch.promote_types(self.logits.dtype, self._inputs.dtype)
         z = self.logits.to(torch.promote_types(wide, torch.float32))
         self.gaps = z.gather(1, self.label.unsqueeze(1)) - z.gather(1, self.order)
-        self.nearest = NearestSoFar(self._threats, self.gaps, self._norm_bound, self._count)
+        count = min(self._count, self.order.shape[1])
+        self.nearest = NearestSoFar(self._threats, self.gaps, self._norm_bound, count)
 
     def in_order(self, ranks: int | None) -> None:
         """Compute gradients rank by rank, of the first ``ranks`` or of all.

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["class_margins"]
 
+# Norms of one launch: ClassMarginArguments::kMaxNorms.
+_MOST = 8
+
 
 def class_margins(
     gap: Tensor,
@@ -37,7 +40,7 @@ def class_margins(
     Args:
         gap: Logit gaps to the classes [B, K].
         grad: Input gradients of these gaps [B, K, ...].
-        p: Threat norms, up to 8.
+        p: Threat norms.
         input_std: Standard deviation(s) of the loader's normalisation: margins in pixel units.
 
     Raises:
@@ -60,7 +63,11 @@ def class_margins(
         # The channels come after the classes.
         scale = channel_scale(input_std, grad.movedim(1, -1)).reshape(-1)
     exponents = [op_exponent(one) for one in p]
-    found = torch.ops.margin_ext.class_margins(
-        gap.to(accumulation_dtype(grad)), grad, exponents, scale
-    )
-    return ClassMargins(*found)
+    gap = gap.to(accumulation_dtype(grad))
+    found = [
+        torch.ops.margin_ext.class_margins(gap, grad, exponents[first : first + _MOST], scale)
+        for first in range(0, max(len(exponents), 1), _MOST)
+    ]
+    if len(found) > 1:
+        return ClassMargins(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return ClassMargins(*found[0])

@@ -13,6 +13,7 @@ from measurement.networks import relu_network
 from torch import Tensor, nn
 
 from margin_ext.bounds import AllClasses
+from margin_ext.bounds.class_search import ClassSearch
 from margin_ext.bounds.first_order import FirstOrderMargins, first_order_margins
 from margin_ext.bounds.margin_sketch import MarginSketch
 from margin_ext.bounds.norm_sketch import NormSketch, has_sketch
@@ -145,6 +146,20 @@ def test_units_and_norm_bounds() -> None:
     require_same(found, every)
     with pytest.raises(ValueError, match="norm_bound"):
         searched(model, x, None, (2.0,), norm_bound=[1e-6])
+
+
+@pytest.mark.parametrize("norm", [2.0, math.inf])
+def test_the_nearest_few(norm: float) -> None:
+    model, threats = relu_network((30, 40, 120)), [ThreatModel(p=norm)]
+    x, y = data(12, 30, 120)
+    found, every = (ClassSearch(model, x, y, threats, count=5) for _ in range(2))
+    assert found.by_sketch(MarginSketch(AllClasses(search="sketch"), threats))
+    every.in_order(None)
+    assert torch.equal(found.nearest.rank, every.nearest.rank)
+    assert bool((every.nearest.margin.diff(dim=2) >= 0).all())
+    few = ClassSearch(relu_network((30, 3)), x, y % 3, threats, count=5)
+    few.in_order(None)
+    assert few.nearest.rank.shape == (1, 12, 2)
 
 
 def test_samples_in_groups_are_those_of_one() -> None:
