@@ -78,7 +78,7 @@ def _shown(value: Any) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Train, measure, and write what came of it, whole or not."""
     from margin_ext.training import OtherSettingsError, RunExistsError, trial_from_settings
-    from margin_ext.training.ranks import started_ranks
+    from margin_ext.ranks import started_ranks
 
     with contextlib.ExitStack() as held:
         held.enter_context(plain_warnings("train"))

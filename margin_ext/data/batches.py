@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
@@ -10,7 +11,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from margin_ext.checks import FLOAT_TYPES, shape_text
+from margin_ext.data.per_rank import PerRank
+from margin_ext.data.shares import (
+    Item,
+    Share,
+    StreamShare,
+    TensorShare,
+    share_of,
+    target_digest,
+)
 from margin_ext.plain_numbers import whole_number
+from margin_ext.ranks import ALONE, Ranks
 from margin_ext.threat import DataRange, ThreatModel
 
 __all__ = ["Batch", "BatchFunction", "Batches"]
@@ -32,16 +43,24 @@ class Batch(NamedTuple):
         first: Index of the first one in the whole data.
         inputs: [B, ...] on the measuring device. It may be the caller's own memory.
         target: int64 [B].
+        step: From the index of one sample to the next one's.
     """
 
     first: int
     inputs: Tensor
     target: Tensor
+    step: int = 1
+
+    @property
+    def indices(self) -> range:
+        """Of the samples in the whole data."""
+        return range(self.first, self.first + self.step * self.target.shape[0], self.step)
 
     def part(self, start: int, size: int) -> Batch:
         """At most ``size`` samples from ``start`` on, counted in this batch."""
         end = start + size
-        return Batch(self.first + start, self.inputs[start:end], self.target[start:end])
+        first = self.first + self.step * start
+        return Batch(first, self.inputs[start:end], self.target[start:end], self.step)
 
 
 class Batches:
@@ -65,6 +84,7 @@ class Batches:
         limit: int | None = None,
         data_range: DataRange | None = None,
         batch_fn: BatchFunction | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Take the samples of ``data``.
 
@@ -80,6 +100,8 @@ class Batches:
             data_range: Raise where inputs lie outside.
             batch_fn: Takes (inputs, target) from a batch of another form, such as
                 ``lambda batch: (batch[0], batch[2])``.
+            ranks: The processes that share the data: each of them takes every n-th of the source's
+                batches, or all that it has where data is a `PerRank`.
         """
         self.data = data
         self.device = device
@@ -88,28 +110,55 @@ class Batches:
         self.limit = None if limit is None else whole_number("limit", limit)
         self.data_range = data_range
         self.batch_fn = batch_fn
-        self._source, total = _source(data, self.batch_size or DEFAULT_BATCH_SIZE, batch_fn)
+        self.ranks = ranks
+        self._step, self._start = 1, 0
+        if isinstance(data, PerRank):
+            self._step, self._start = ranks.size, ranks.rank
+            data, ranks = data.data, ALONE
+        self._source, total = _source(data, self.batch_size or DEFAULT_BATCH_SIZE, batch_fn, ranks)
+        self._seen = self._source.order
         self.total = total if self.limit is None or total is None else min(total, self.limit)
 
+    @property
+    def order(self) -> str:
+        """Recognises the data and their order as far as they were read.
+
+        Ranks that share data have the same at the beginning, and again at the end.
+        """
+        return "" if self._step > 1 else self._seen
+
     def __iter__(self) -> Iterator[Batch]:
-        first = 0
-        for one in self._source:
+        self._seen = self._source.order
+        first = self._start
+        for item in self._source:
+            one = item.batch
             inputs, target = _pair(one if self.batch_fn is None else self.batch_fn(one))
+            first = first if item.first is None else item.first
+            _require_promised(item, target)
             if self.limit is not None:
-                left = self.limit - first
+                left = max(0, math.ceil((self.limit - first) / self._step))
                 inputs, target = inputs[:left], target[:left]
-            _check(inputs, first, self.data_range)
-            target = _labels(target, first)
-            size = self.batch_size or max(inputs.shape[0], 1)
-            for x, y in zip(inputs.split(size), target.split(size), strict=True):
-                if x.shape[0]:
-                    dtype = _wanted(x.dtype, self.dtype)
-                    yield Batch(first, self._placed(x, dtype), self._placed(y, torch.int64))
-                    first += x.shape[0]
+            if item.first is None and self.ranks.size > 1:
+                self._seen = target_digest(self._seen, target)
+            if item.own:
+                yield from self._checked(first, inputs, target)
+            first += self._step * target.shape[0]
             if self.limit is not None and first >= self.limit:
                 return
-        if first == 0:
+        if first == 0 and self.ranks.size == 1:
             raise ValueError("the data has no samples")
+
+    def _checked(self, first: int, inputs: Tensor, target: Tensor) -> Iterator[Batch]:
+        """One batch of the source, in parts of at most ``batch_size``."""
+        _check(inputs, first, self.data_range)
+        target = _labels(target, first)
+        size = self.batch_size or max(inputs.shape[0], 1)
+        for x, y in zip(inputs.split(size), target.split(size), strict=True):
+            if x.shape[0]:
+                dtype = _wanted(x.dtype, self.dtype)
+                x, y = self._placed(x, dtype), self._placed(y, torch.int64)
+                yield Batch(first, x, y, self._step)
+                first += self._step * x.shape[0]
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         # Inference tensors cannot require gradients; their copies can.
@@ -122,41 +171,46 @@ def _wanted(given: torch.dtype, model: torch.dtype | None) -> torch.dtype:
     return model if given == torch.float64 else torch.promote_types(given, model)
 
 
+def _require_promised(item: Item, target: Tensor) -> None:
+    if item.count is not None and item.count != target.shape[0]:
+        raise ValueError(
+            f"the loader's sampler names {item.count} samples for the batch that begins at sample "
+            f"{item.first}, and the batch has {target.shape[0]}: so ranks cannot share the "
+            "loader; pass a generator of its batches, which each rank reads whole: "
+            "(batch for batch in loader)"
+        )
+
+
 def _source(
-    data: Any, batch_size: int, batch_fn: BatchFunction | None
-) -> tuple[Iterable[Any], int | None]:
+    data: Any, batch_size: int, batch_fn: BatchFunction | None, ranks: Ranks
+) -> tuple[Share, int | None]:
+    """Where batches come from, and the number of this rank's samples where it is known."""
     if isinstance(data, (tuple, list)) and len(data) == 2 and _is_array(data[0]):
-        inputs, target = _pair(data)
-        return _TensorBatches(inputs, target, batch_size), inputs.shape[0]
+        share: Share = TensorShare(*_pair(data), batch_size, ranks)
+        return share, share.total
     if isinstance(data, DataLoader):
         dataset = data.dataset
+        share = share_of(data, ranks)
         known = isinstance(dataset, Sized) and not data.drop_last and data.sampler is not None
-        return data, len(dataset) if known and isinstance(dataset, Sized) else None
+        whole = len(dataset) if known and isinstance(dataset, Sized) else None
+        return share, whole if ranks.size == 1 else share.total
     if isinstance(data, Dataset):
         loader: DataLoader[Any] = DataLoader(data, batch_size=batch_size)
+        share = share_of(loader, ranks)
         sized = isinstance(data, Sized) and not isinstance(data, IterableDataset)
-        return loader, len(data) if sized and isinstance(data, Sized) else None
+        whole = len(data) if sized and isinstance(data, Sized) else None
+        return share, whole if ranks.size == 1 else share.total
     if isinstance(data, Mapping) or _is_array(data):
         kind = type(data).__name__
         raise TypeError(
             f"data must hold inputs and target, such as (inputs, target), got one {kind}"
         )
     if isinstance(data, Iterable) and not isinstance(data, str):
-        return data, None
+        return StreamShare(data, ranks), None
     raise TypeError(
         "data must be (inputs, target) arrays, a Dataset, a DataLoader or an iterable of batches "
         f"(inputs, target), got {type(data).__name__}"
     )
-
-
-class _TensorBatches:
-    def __init__(self, inputs: Tensor, target: Tensor, batch_size: int) -> None:
-        self.inputs, self.target, self.batch_size = inputs, target, batch_size
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(
-            self.inputs.split(self.batch_size), self.target.split(self.batch_size), strict=True
-        )
 
 
 def _is_array(thing: Any) -> bool:

@@ -8,7 +8,7 @@ the cross-entropy there; DyART (Xu et al., arXiv 2302.03015) differentiates the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -90,6 +90,10 @@ class Distance(GradientMode):
     def reruns(self) -> int:
         """See :class:`GradientMode`."""
         return self.steps + (1 if self.noise else 0)
+
+    def without_noise(self) -> Distance:
+        """See :class:`GradientMode`."""
+        return replace(self, noise=0.0)
 
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""

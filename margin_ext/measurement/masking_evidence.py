@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from margin_ext.measurement.masking import MaskingSigns
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model, evaluation_mode
 from margin_ext.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from margin_ext.data.batches import Batch
+    from margin_ext.together import Together
 
 __all__ = ["EvidenceSamples", "MaskingEvidence", "gather_evidence"]
 
@@ -62,15 +67,42 @@ class EvidenceSamples:
         self.seed = seed
         self.kept: list[_Sample] = []
 
-    def offer(
-        self, first: int, inputs: Tensor, target: Tensor, correct: Tensor, robust: Tensor
-    ) -> None:
-        """Look at a batch: inputs [B, ...], target [B], correct [B], robust [B, R]."""
-        for row in correct.nonzero().squeeze(1).tolist():
-            index = first + row
-            rank = hashlib.blake2b(f"{self.seed}/evidence/{index}".encode()).hexdigest()
-            self.kept.append(_Sample(rank, index, inputs[row], target[row], robust[row]))
+    def offer(self, batch: Batch, correct: Tensor, robust: Tensor) -> None:
+        """Look at a batch, of which these samples [B] are correct, and robust at the radii [B, R]."""
+        ranks = {
+            hashlib.blake2b(f"{self.seed}/evidence/{batch.indices[row]}".encode()).hexdigest(): row
+            for row in correct.nonzero().squeeze(1).tolist()
+        }
+        chosen = sorted([*(one.rank for one in self.kept), *ranks])[:LOOKED_AT]
+        for rank in set(chosen) & ranks.keys():
+            row = ranks[rank]
+            # A copy: a view of one sample would hold its whole batch.
+            x, y = batch.inputs[row].clone(), batch.target[row].clone()
+            self.kept.append(_Sample(rank, batch.indices[row], x, y, robust[row].clone()))
+        self._choose()
+
+    def _choose(self) -> None:
         self.kept = sorted(self.kept, key=lambda one: one.rank)[:LOOKED_AT]
+
+    def join(self, meeting: Together, device: torch.device | None) -> None:
+        """Choose among the samples of all ranks, so that each of them holds the chosen ones.
+
+        Args:
+            meeting: The ranks.
+            device: Where the samples are measured; None: where they are.
+        """
+        place = self.kept[0].inputs.device if device is None and self.kept else device
+        offered = meeting.exchange([one.rank for one in self.kept])
+        chosen = set(sorted(chain.from_iterable(offered))[:LOOKED_AT])
+        # The inputs of no others are sent.
+        own = [_Sample(*(_moved(v, "cpu") for v in s)) for s in self.kept if s.rank in chosen]
+        everyone = chain.from_iterable(meeting.exchange(own))
+        self.kept = [_Sample(*(_moved(value, place) for value in one)) for one in everyone]
+        self._choose()
+
+
+def _moved(value: Any, device: torch.device | str | None) -> Any:
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
 def gather_evidence(

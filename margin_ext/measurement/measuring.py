@@ -34,9 +34,11 @@ class Samples:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches in order. The first one is used to look at the model."""
+        looked = False
         for batch in self._batches:
-            if batch.first == 0:
+            if not looked:
                 require_measurable(self._model, batch.inputs)
+                looked = True
             self._shown = 0.0
             yield batch
             self.done(batch.target.shape[0])
@@ -60,7 +62,8 @@ def measuring(
 ) -> Iterator[Samples]:
     """Batches of the data, while the model is in evaluation mode.
 
-    Model, random states and the generators of the loader are restored at the end.
+    Model, random states and the generators of the loader are restored at the end. Where ranks share
+    the data, these are this rank's batches, and only rank 0 shows the bar.
 
     Args:
         model: The function to measure.
@@ -71,8 +74,7 @@ def measuring(
     """
     batches.device = model_device(model) if device is None else usable_device(device)
     batches.dtype = model_dtype(model)
-    bar = progress_bar(batches.total, title, progress)
-
+    bar = progress_bar(batches.total, title, progress if batches.ranks.is_main else False)
     try:
         with evaluation_mode(model), kept_generators(batches.data):
             yield Samples(model, batches, bar)

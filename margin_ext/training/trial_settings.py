@@ -15,11 +15,11 @@ from margin_ext.data.data_source import load_data
 from margin_ext.data.image_data import data_digest
 from margin_ext.gradient_modes import Additive, Auto, Distance, FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
+from margin_ext.ranks import ALONE
 from margin_ext.threat import ThreatModel
 from margin_ext.training.adversarial_training import AdversarialTraining
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.image_model import image_model
-from margin_ext.training.ranks import ALONE
 from margin_ext.training.recipe import Recipe
 from margin_ext.training.setting_table import (
     ADDITIVE,
@@ -36,7 +36,9 @@ from margin_ext.training.training_objective import Objective
 from margin_ext.training.trial import CHECKPOINT, SETTINGS, Trial
 
 if TYPE_CHECKING:
-    from margin_ext.training.ranks import Ranks
+    from collections.abc import Mapping
+
+    from margin_ext.ranks import Ranks
     from margin_ext.training.training_objective import TrainingObjective
 
 # The margins that are objects, and the prefix of their fields.
@@ -199,10 +201,8 @@ def _margin_loss(settings: Mapping[str, Any]) -> AverageMarginLoss:
     margin = settings["margin"]
     exact = margin == "first_order" and settings["gradient"] == "double_backward"
     if settings["compile"] not in ("off", "eager") and (exact or margin == "additive"):
-        raise SettingsError(
-            "compile needs another margin than additive, and gradient finite_difference, detached "
-            "or auto: torch.compile has no double backward"
-        )
+        other = "gradient finite_difference, detached or auto" if exact else "another margin"
+        raise SettingsError(f"compile needs {other}: torch.compile has no double backward")
     options = {name: settings[name] for name in loss_options()}
     if margin in _MARGINS:
         kind, prefix = _MARGINS[margin]
