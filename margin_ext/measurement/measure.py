@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["measure", "threat_norms"]
 
+# Bytes for each class and norm of a sample that a search among all classes holds.
+_HELD = 96
+
 
 def threat_norms(p: float | str | Sequence[float | str]) -> tuple[float, ...]:
     """One or several threat norms as numbers, checked, without repetition."""
@@ -230,7 +233,9 @@ class _Measurement:
             return [batch]
         if not isinstance(self.model, InParts):
             # The first batch decides. What bounds hold in addition they fit into the memory.
-            size = samples_that_fit(self.model, batch.inputs, self.max_memory)
+            # Of a sketch a few numbers for each class are held until the margins are found.
+            held = 0 if self.sketch is None else _HELD * len(self.threats)
+            size = samples_that_fit(self.model, batch.inputs, self.max_memory, held)
             if self.sketch is not None:
                 self.sketch.fit = functools.partial(rows_that_fit, memory=self.max_memory)
             self.model = InParts(self.model, size, parse_memory(self.max_memory))

@@ -85,7 +85,7 @@ def _counts(thing: Any) -> bool:
     return isinstance(thing, Tensor) and thing.layout == torch.strided
 
 
-def samples_that_fit(model: Model, inputs: Tensor, memory: Any) -> int:
+def samples_that_fit(model: Model, inputs: Tensor, memory: Any, a_class: int = 0) -> int:
     """Largest batch whose forward and backward pass stay within ``memory``, without the weights.
 
     Found by running one and two of the samples.
@@ -94,11 +94,15 @@ def samples_that_fit(model: Model, inputs: Tensor, memory: Any) -> int:
         model: In evaluation mode.
         inputs: [B, ...], the first samples.
         memory: Bytes, or such as "2GB".
+        a_class: Bytes that the caller holds for each class of a sample.
     """
     allowed = parse_memory(memory) / _UNSEEN
     sample = inputs[:1].detach()
     one, two = (_peak(model, torch.cat([sample] * copies)) for copies in (1, 2))
     a_sample = max(two - one, sample.nbytes) + _COPIES * sample.nbytes
+    if a_class:
+        with torch.no_grad():
+            a_sample += a_class * model(sample).shape[1]
     always = max(one - (two - one), 0)
     return max(1, int((allowed - always) // a_sample))
 
