@@ -156,15 +156,20 @@ __global__ void __launch_bounds__(kMaxThreads, kResidentBlocks<BlockGroup, T>)
     const Acc gap = static_cast<const Acc*>(arguments.gap)[r];
 #pragma unroll 1
     for (int p = 0; p < arguments.norms; ++p) {
-      const NormOptions& norm = arguments.norm[p];
-      Acc value = norm.norm == Norm::kOne   ? plain.one
-                  : norm.norm == Norm::kTwo ? plain.two
-                                            : plain.max;
-      if (norm.norm == Norm::kGeneral) {
-        const Acc q = static_cast<Acc>(norm.q);
-        value = norm_value<Norm::kGeneral>(
-            state_of_row<Norm::kGeneral>(row, arguments.grad.channels, q, Acc(1)), q);
-      }
+      const Acc q = static_cast<Acc>(arguments.norm[p].q);
+      const Acc value = visit_norm(arguments.norm[p].norm, [&](auto norm) {
+        if constexpr (norm.value == Norm::kOne) {
+          return plain.one;
+        } else if constexpr (norm.value == Norm::kTwo) {
+          return plain.two;
+        } else if constexpr (norm.value == Norm::kMax) {
+          return plain.max;
+        } else {
+          static_assert(!may_need_second_pass(norm.value));
+          return norm_value<norm.value>(
+              state_of_row<norm.value>(row, arguments.grad.channels, q, Acc(1)), q);
+        }
+      });
       if (threadIdx.x != 0) continue;
       static_cast<Acc*>(arguments.norm_out)[p * rows + r] = value;
       static_cast<Acc*>(arguments.margin)[p * rows + r] = class_margin(gap, value);
