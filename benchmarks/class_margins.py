@@ -67,10 +67,10 @@ def main() -> None:
             )
             case = {"shape": shape, "norms": len(p), "bytes": grad.nbytes, "seconds": times}
             cases.append(case)
+            op = times["op"]
             print(
-                f"{shape} {len(p)} norms: {times['op'] * 1e3:.2f} ms, "
-                f"{grad.nbytes / times['op'] / 1e9:.1f} GB/s; eager {times['eager'] / times['op']:.1f}"
-                f" x, compiled {times['compiled'] / times['op']:.1f} x",
+                f"{shape} {len(p)} norms: {op * 1e3:.2f} ms, {grad.nbytes / op / 1e9:.1f} GB/s; eager "
+                f"{times['eager'] / op:.1f} x, compiled {times['compiled'] / op:.1f} x",
                 flush=True,
             )
     if given.out is not None:

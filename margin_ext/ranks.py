@@ -156,7 +156,7 @@ def started_ranks(device: str | None = None) -> Iterator[Ranks]:
     place = None
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "cuda":
+    if device.partition(":")[0] == "cuda":
         if local >= torch.cuda.device_count():
             raise ValueError(
                 f"process {local} of this machine has no GPU of its own: there are "

@@ -124,7 +124,7 @@ class _Board:
         self._store: Any = None
         if store is not None:
             prefix = f"margin_ext/{_MEETINGS[name]}"
-            self._store = torch.distributed.PrefixStore(prefix, store)
+            self._store = torch.distributed.distributed_c10d.PrefixStore(prefix, store)
 
     def tell(self, text: str) -> None:
         """Leave word that this rank has failed ("failed"), or that it is gone."""

@@ -38,7 +38,7 @@ class AffineLayer:
         self.given = given
         # The output at 0 is b.
         self._bias = self._layer(zero)
-        self.gives = self._bias.shape
+        self.gives: torch.Size = self._bias.shape
         self.sums, self.terms = _terms(self._layer, given)
         self.bytes = sum(
             tensor.nbytes
@@ -57,7 +57,10 @@ class AffineLayer:
         return out
 
     def pull(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Linear forms rows [S, ...] on the output as forms on the input, and constants rows @ b [S]."""
+        """Linear forms on the output, rows [S, ...], as forms on the input and constants [S].
+
+        The forms are rows @ W, the constants rows @ b.
+        """
         rows = rows.reshape(rows.shape[0], *self.gives[1:])
         return self._transposed(rows), (rows * self._bias).flatten(1).sum(dim=1)
 
@@ -79,7 +82,11 @@ class AffineLayer:
 
 
 class Scale(nn.Module):
-    """weight * h + bias a channel: BatchNorm in evaluation mode."""
+    """(h - mean) * weight + bias a channel: BatchNorm in evaluation mode."""
+
+    weight: Tensor
+    mean: Tensor
+    bias: Tensor
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d, dimensions: int) -> None:
         super().__init__()
@@ -101,7 +108,7 @@ class Scale(nn.Module):
 
 
 class Windows(nn.Module):
-    """The windows of a pooling layer, [B, channels, H, W] to [B, window, channels, rows, columns]."""
+    """The windows of a pooling layer: [B, channels, H, W] to [B, size, channels, h, w]."""
 
     def __init__(self, size: tuple[int, int], stride: tuple[int, int]) -> None:
         super().__init__()
@@ -175,16 +182,16 @@ def _terms(layer: nn.Module, given: torch.Size) -> tuple[int, int]:
         # Other paddings than zeros repeat numbers.
         copies = 1 if _pads_with_zeros(layer) else math.prod(given[2:])
         return layer.in_channels // layer.groups * taps + 1, channels * taps * copies + 1
-    if isinstance(layer, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
-        return math.prod(given[2:]), math.prod(given[2:])
-    if isinstance(layer, Scale):
-        return _FEW, _FEW
-    if isinstance(layer, (PairDifferences, PairMaxima)):
+    whole = math.prod(given[2:])
+    kinds: tuple[tuple[Any, int, int], ...] = (
+        ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), whole, whole),
+        (Scale, _FEW, _FEW),
         # The model compares the numbers themselves, which rounds nothing.
-        return 0, _FEW
-    if isinstance(layer, Windows):
-        return 0, math.prod(layer.size)
-    return 0, 0
+        ((PairDifferences, PairMaxima), 0, _FEW),
+        (Windows, 0, whole),
+    )
+    found = ((sums, terms) for kind, sums, terms in kinds if isinstance(layer, kind))
+    return next(found, (0, 0))
 
 
 def _pads_with_zeros(layer: nn.Conv1d | nn.Conv2d) -> bool:

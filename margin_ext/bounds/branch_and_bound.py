@@ -12,7 +12,6 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -115,7 +114,9 @@ class _Limit:
 class _Tree:
     """Branches that together cover a ball, for every rival class."""
 
-    def __init__(self, relaxation: Relaxation, rows: Tensor, slack: Tensor, ball: Ball, limit: _Limit) -> None:
+    def __init__(
+        self, relaxation: Relaxation, rows: Tensor, slack: Tensor, ball: Ball, limit: _Limit
+    ) -> None:
         self.relaxation = relaxation
         self.rows = rows
         self.slack = slack
@@ -136,7 +137,8 @@ class _Tree:
         while self._open and self.bound < goal and not self.limit.reached:
             if self._open[0].final:
                 return
-            chosen, kept = [], []
+            chosen: list[_Branch] = []
+            kept: list[_Branch] = []
             while self._open and len(chosen) < self._together() and self._open[0].bound < goal:
                 branch = heapq.heappop(self._open)
                 (kept if branch.final else chosen).append(branch)

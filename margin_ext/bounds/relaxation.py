@@ -101,6 +101,8 @@ class Relaxation:
         self.threat = threat
         self.rows = rows
         self._unit = unit
+        single = unit >= torch.finfo(torch.float32).eps / 2
+        self._floor = torch.finfo(torch.float32 if single else torch.float64).tiny / unit
         self.first_norms = self._norms() if first_norms is None else first_norms
         # How far an input coordinate moves in a ball of radius 1.
         self._moves = threat.in_input_units(torch.ones_like(x))
@@ -134,7 +136,9 @@ class Relaxation:
         for number, stage in enumerate(self.stages):
             magnitudes = []
             for layer in stage.layers:
-                h = layer.magnitude(h)
+                # As rounded by the model, which may be a little larger; products that underflow are
+                # off by no more than the relative error of the floor.
+                h = layer.magnitude(h) * (1 + self._error(layer)) + self._floor
                 magnitudes.append(h.flatten())
             ball.magnitudes.append(magnitudes)
             if stage.activation is None:
@@ -212,9 +216,9 @@ class Relaxation:
         assert stage.activation is not None
         lines = enclosing_lines(stage.activation, low, high, position)
         # Units that pass lie on both lines.
-        return Lines(*(
-            _widened(line, stage, value) for line, value in zip(lines, (1, 0, 1, 0), strict=True)
-        ))
+        return Lines(
+            *(_widened(line, stage, value) for line, value in zip(lines, (1, 0, 1, 0), strict=True))
+        )
 
     def retouched(
         self, lines: Sequence[Lines], positions: Tensor, low: Tensor, high: Tensor

@@ -51,7 +51,7 @@ class Stage:
     @property
     def units(self) -> int:
         """Numbers that come out of the last affine layer."""
-        return self.layers[-1].gives.numel()
+        return int(self.layers[-1].gives.numel())
 
     def affine(self, h: Tensor) -> Tensor:
         """The affine layers' output [B, ...]."""
@@ -96,9 +96,9 @@ class _Builder:
             raise TypeError(f"a {kind.__name__} is in training mode: call model.eval()")
         if kind in _NORMS and layer.running_mean is not None:
             self._affine(Scale(layer, len(self.shape)))  # type: ignore[arg-type]
-        elif kind is nn.AvgPool2d and layer.divisor_override is None:
-            self._affine(layer)
-        elif kind in _AFFINE and kind is not nn.AvgPool2d:
+        elif (kind is nn.AvgPool2d and layer.divisor_override is None) or (
+            kind in _AFFINE and kind is not nn.AvgPool2d
+        ):
             self._affine(layer)
         elif kind is nn.MaxPool2d:
             self._max_pool(layer)  # type: ignore[arg-type]

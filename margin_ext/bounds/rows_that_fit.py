@@ -36,7 +36,8 @@ def rows_that_fit(stages: Sequence[Stage], rows: int, together: int, memory: int
     least = always + max(at_once, 2 * a_row)
     if least > memory:
         raise ValueError(
-            f"max_memory of {memory} bytes does not hold the certified bounds of this network, which "
-            f"take {least} (its float64 copy {always}, {together} forms with gradients {at_once})"
+            f"max_memory of {memory} bytes does not hold the certified bounds of this network, "
+            f"which take {least}: {always} for its float64 copy, "
+            f"{at_once} for {together} forms with gradients"
         )
-    return max(2, min(rows, (memory - always) // a_row))
+    return int(max(2, min(rows, (memory - always) // a_row)))

@@ -151,16 +151,18 @@ class Sampled:
                 for start in range(0, self.points, self.chunk):
                     count = min(self.chunk, self.points - start)
                     noise = _draw(generators[group], count, inputs[0].numel(), threat.p)
-                    norms = torch.cat([
-                        _gap_norms(
-                            model,
-                            self._points(inputs[of], offsets, threat),
-                            label[of],
-                            competitors[of],
-                            threat,
-                        )
-                        for of, offsets in _parts(first, count, noise, part)
-                    ])
+                    norms = torch.cat(
+                        [
+                            _gap_norms(
+                                model,
+                                self._points(inputs[of], offsets, threat),
+                                label[of],
+                                competitors[of],
+                                threat,
+                            )
+                            for of, offsets in _parts(first, count, noise, part)
+                        ]
+                    )
                     largest = norms.reshape(-1, count, norms.shape[1]).amax(dim=1)
                     maxima[group, :, block] = torch.maximum(maxima[group, :, block], largest)
         lipschitz = maxima.amax(dim=2)
@@ -193,9 +195,7 @@ class Sampled:
         return max(1, int(model.size * (1 - drawn / memory)))
 
 
-def _draw(
-    generators: Sequence[torch.Generator], count: int, dimensions: int, p: float
-) -> Tensor:
+def _draw(generators: Sequence[torch.Generator], count: int, dimensions: int, p: float) -> Tensor:
     """Points of the unit ball [B * count, D], each sample's in a row."""
     drawn = [unit_ball(count, dimensions, p, generator) for generator in generators]
     return torch.cat(drawn) if len(drawn) > 1 else drawn[0]
@@ -212,7 +212,7 @@ def _parts(first: int, count: int, noise: Tensor, size: int) -> Iterator[tuple[T
 def _gap_norms(
     model: Model, points: Tensor, label: Tensor, competitors: Tensor, threat: ThreatModel
 ) -> Tensor:
-    """Dual norms [N, K] of the gap gradients at points [N, ...] with label [N], for classes [N, K]."""
+    """Dual norms [N, K] of the gap gradients at points [N, ...], for competitors [N, K]."""
     x = points.requires_grad_()
     logits = checked_logits(model, x)
     require_graph(logits)

@@ -57,8 +57,9 @@ class Choice:
 
     def lines(self, relaxation: Relaxation) -> list[Lines]:
         """Lines around all activations."""
-        parts = (part.split(relaxation.counts, dim=1) for part in (self.low, self.high, self.positions))
-        return [relaxation.enclose(number, *ends) for number, ends in enumerate(zip(*parts, strict=True))]
+        chosen = (self.low, self.high, self.positions)
+        parts = zip(*(part.split(relaxation.counts, dim=1) for part in chosen), strict=True)
+        return [relaxation.enclose(number, *ends) for number, ends in enumerate(parts)]
 
     def forms(self, relaxation: Relaxation, rows: Tensor, ball: Ball) -> Forms:
         """Lower bounds on rows [S, C] times the logits."""

@@ -153,9 +153,7 @@ def _measure(arguments: argparse.Namespace, ranks: Ranks) -> None:
         sys.stdout.write(f"\nsaved in {out}\n")
 
 
-def _model_and_data(
-    arguments: argparse.Namespace, ranks: Ranks
-) -> tuple[torch.nn.Module, Any]:
+def _model_and_data(arguments: argparse.Namespace, ranks: Ranks) -> tuple[torch.nn.Module, Any]:
     from margin_ext.data import load_part
     from margin_ext.measurement.measuring import usable_device
     from margin_ext.models.checkpoint import load_checkpoint
@@ -163,7 +161,8 @@ def _model_and_data(
 
     device = None
     if arguments.device is not None:
-        device = usable_device(ranks.device(arguments.device))
+        own = arguments.device == "cuda"  # one of this process
+        device = usable_device(ranks.device("cuda") if own else arguments.device)
     data = load_part(arguments.data, "train" if arguments.train else "test")
     shape = classes = None
     if isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[1], "max"):

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Item", "Share", "StreamShare", "TensorShare", "share_of", "target_digest"]
 
+# What a loader of other batches takes over; the second only where it has workers.
+_LOADER_SETTINGS = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "generator")
+_WORKER_SETTINGS = ("timeout", "prefetch_factor", "multiprocessing_context")
+
 
 class Item(NamedTuple):
     """What a source yields.
@@ -25,13 +29,13 @@ class Item(NamedTuple):
     Attributes:
         batch: As the source has it.
         first: Number of its first sample; None: it follows the one before.
-        count: Of its samples, where that is known before it is read.
+        size: Number of its samples, where that is known before it is read.
         own: Whether this rank measures it.
     """
 
     batch: Any
     first: int | None = None
-    count: int | None = None
+    size: int | None = None
     own: bool = True
 
 
@@ -109,7 +113,7 @@ def share_of(source: Iterable[Any], ranks: Ranks) -> Share:
         return StreamShare(source, ranks)
     sampler = getattr(source.batch_sampler, "sampler", source.sampler)
     if isinstance(sampler, DistributedSampler) or isinstance(source.sampler, DistributedSampler):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004
             "the loader's DistributedSampler gives each rank other samples: pass a loader without "
             "it, whose batches the ranks then share, or PerRank(loader) from margin_ext.data"
         )
@@ -134,25 +138,9 @@ def _keys(loader: DataLoader[Any]) -> list[Any]:
 
 def _loader_of(loader: DataLoader[Any], keys: Sequence[Any]) -> DataLoader[Any]:
     """The loader for batches of these keys only."""
-    workers: dict[str, Any] = {}
-    if loader.num_workers:
-        workers = {
-            "timeout": loader.timeout,
-            "prefetch_factor": loader.prefetch_factor,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=keys,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator,
-        **workers,
-    )
-
-
+    names = (*_LOADER_SETTINGS, *(_WORKER_SETTINGS if loader.num_workers else ()))
+    settings: dict[str, Any] = {name: getattr(loader, name) for name in names}
+    return DataLoader(loader.dataset, batch_sampler=keys, **settings)
 
 
 def target_digest(before: str, target: Tensor) -> str:

@@ -188,14 +188,13 @@ class PartialResults:
         Raises:
             ValueError: The samples differ from those that the results belong to.
         """
-        rows = [self._rows.get(index) for index in batch.indices]
-        if not any(row is not None for row in rows):
-            return [(batch, None)]
-        ends = [i for i in range(1, len(rows)) if (rows[i] is None) != (rows[i - 1] is None)]
+        # -1 is no row: the sample is new.
+        rows = np.array([self._rows.get(index, -1) for index in batch.indices])
+        ends = (np.flatnonzero(np.diff(rows < 0)) + 1).tolist()
         found: list[tuple[Batch, Columns | None]] = []
         for start, end in zip([0, *ends], [*ends, len(rows)], strict=True):
             piece, chosen = batch.part(start, end - start), rows[start:end]
-            if chosen[0] is None:
+            if chosen[0] < 0:
                 found.append((piece, None))
                 continue
             known = {name: column[chosen] for name, column in self._known.items()}

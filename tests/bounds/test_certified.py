@@ -43,7 +43,8 @@ NETWORKS = {
     ],
     "pooled before": lambda: [nn.MaxPool2d(3, 2), nn.Conv2d(2, 3, 2), nn.ReLU(), *flat(12)],
     "batch norm": lambda: [
-        nn.Conv2d(2, 3, 3, stride=2, padding=1), batch_norm(3), nn.ReLU(), nn.AvgPool2d(2), *flat(12)
+        nn.Conv2d(2, 3, 3, stride=2, padding=1), batch_norm(3), nn.ReLU(),
+        nn.AvgPool2d(2), *flat(12),
     ],
     "leaky": lambda: [nn.Flatten(), nn.Linear(98, 8), nn.LeakyReLU(0.2), nn.Linear(8, 4)],
     "softplus": lambda: [nn.Flatten(), nn.Linear(98, 8), nn.Softplus(beta=3), nn.Linear(8, 4)],
@@ -194,9 +195,7 @@ def test_linear_bounds_hold_in_exact_arithmetic(scale: float) -> None:
             model[0].weight[1::2] = model[0].weight[::2] * (1 + 1e-13)  # type: ignore[index]
             model[0].bias[1::2] = model[0].bias[::2]  # type: ignore[index]
         x = torch.randn(1, 3, dtype=torch.float64)
-        relaxation = Relaxation(
-            relaxed_network(model, x), x, ThreatModel(), rows=64, unit=2.0**-53
-        )
+        relaxation = Relaxation(relaxed_network(model, x), x, ThreatModel(), rows=64, unit=2.0**-53)
         rows = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
         for radius in (0.0, 1e-3):
             ball = relaxation.ball(radius)

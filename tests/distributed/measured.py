@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from measurement.networks import relu_network
 from torch import Tensor, nn
 
 from margin_ext.bounds import MinimumDistance, Sampled
 from margin_ext.measurement import MarginReport, RobustAccuracy
-from measurement.networks import relu_network
 
 __all__ = ["BOUNDS", "COUNT", "EPS", "digest", "make_data", "make_model"]
 

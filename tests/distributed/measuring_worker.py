@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
@@ -88,7 +90,7 @@ def measured_alike(ranks: Ranks) -> dict[str, Any]:
     found["limit"] = equal(
         measure(model, (x, y), **limited), measure(model, (x, y), ranks=ranks, **limited)
     )
-    parts = {"batch_size": 16, "max_memory": "6KB", **MARGINS}
+    parts = {"batch_size": 16, "max_memory": "6KB", "bounds": BOUNDS[:1]}
     found["parts of a batch"] = equal(
         measure(model, (x, y), **parts), measure(model, (x, y), ranks=ranks, **parts)
     )
@@ -165,6 +167,10 @@ def split_models(ranks: Ranks) -> dict[str, Any]:
     found["fsdp is left as it was"] = settings == kept and bool(
         torch.equal(before, gradient(split, ranks))
     )
+    parallel = make_model()
+    mesh = init_device_mesh("cpu", (ranks.size,))
+    parallel[0].weight = nn.Parameter(distribute_tensor(parallel[0].weight.data, mesh, [Shard(0)]))
+    found["tensor parallel"] = problem(lambda: measure(parallel, (x, y), ranks=ranks))
     one = FullyShardedDataParallel(make_model(), device_id=torch.device("cpu"))
     found["fsdp1"] = problem(lambda: measure(one, (x, y), ranks=ranks))
     return found
@@ -221,9 +227,7 @@ def errors(ranks: Ranks, folder: Path) -> dict[str, Any]:
         "another model": lambda: measure(other, (x, y), **common),
         "another seed": lambda: measure(model, (x, y), seed=int(first), **common),
         "other tensors": lambda: measure(model, (x, y.flip(0) if first else y), **common),
-        "another stream": lambda: measure(
-            model, [(x, y.flip(0) if first else y)] * 4, ranks=ranks
-        ),
+        "another stream": lambda: measure(model, [(x, y.flip(0) if first else y)] * 4, ranks=ranks),
         "distributed sampler": lambda: measure(model, folded, ranks=ranks),
         "batches of another size": lambda: measure(model, crops, ranks=ranks),
         "no samples": lambda: measure(model, [], ranks=ranks),

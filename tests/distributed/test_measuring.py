@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +85,7 @@ def test_an_error_of_one_rank_is_raised_on_all(
         ("no samples", "the data has no samples"),
         ("no samples of their own", "the data has no samples"),
         ("fsdp alone", "so that all have to run it together"),
+        ("tensor parallel", "by something else than fully_shard, such as tensor parallelism"),
         ("fsdp1", "FullyShardedDataParallel (FSDP1) cannot be measured"),
     ],
 )

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from training.small_images import checkpoint, same_weights, weights, write_images
 
 from distributed.run_on_ranks import HERE, require_gloo, run_on_ranks
 from distributed.training_worker import SPLIT
 from margin_ext.measurement.monitor import read_history
-from training.small_images import checkpoint, same_weights, weights, write_images
 
 require_gloo()
 
@@ -48,7 +48,9 @@ def test_a_killed_training_ends_like_one_that_was_not(
     histories = [read_history(folder / out / "history.jsonl") for out in ("killed", "whole")]
     for one, other in zip(*histories, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
-    measured = [json.loads((folder / out / "measured.json").read_text()) for out in ("killed", "whole")]
+    measured = [
+        json.loads((folder / out / "measured.json").read_text()) for out in ("killed", "whole")
+    ]
     assert measured[0] == measured[1]
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import distributed
+from training.small_images import MODELS
 
 from margin_ext.distributed import Ranks, all_ranks
 from margin_ext.training import Trial, TrialsReport, trial_from_settings
 from margin_ext.training.training_loop import TrainingLoop
-from training.small_images import MODELS
 
 SETTINGS: dict[str, Any] = {
     "data": "npz",
@@ -60,7 +60,7 @@ def trial(ranks: Ranks, out: str, model: str, **settings: Any) -> Trial:
     return trial_from_settings(settings, out, ranks)
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -72,12 +72,12 @@ def interrupted(made: Trial, steps: int) -> None:
         nonlocal count
         count += 1
         if count > steps:
-            raise Interrupted
+            raise StoppedError
 
     try:
         for _ in made.loop.epochs(step):
             pass
-    except Interrupted:
+    except StoppedError:
         pass
 
 

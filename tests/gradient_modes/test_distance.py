@@ -426,3 +426,39 @@ def test_what_it_cannot_do_is_refused():
 def test_settings_that_make_no_search_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Distance(**settings)
+
+
+def test_a_search_starts_where_the_last_one_ended():
+    net = smooth_net()
+    x, y = data(net)
+    indices = torch.arange(30) * 2 + 1
+    mode = Distance(form="envelope", steps=1, noise=0.0, memory=True)
+    criterion = AverageMarginLoss(tau=2.0, margin=mode)
+    other = AverageMarginLoss(tau=2.0, margin=Distance(form="envelope", steps=1, noise=0.0))
+    with pytest.raises(ValueError, match=r"needs the indices.*criterion\.margin\.samples"):
+        criterion.run(net, x, y)
+    for steps in (1, 2, 3):
+        with criterion.margin.samples(indices):
+            found = criterion.run(net, x, y)
+        other.margin = Distance(form="envelope", steps=steps, noise=0.0)
+        wanted = other.run(net, x, y)
+        torch.testing.assert_close(found.margin, wanted.margin)
+        torch.testing.assert_close(found.loss, wanted.loss)
+    offsets = criterion.margin.state_dict()["offsets"]
+    assert offsets.shape == (60, 6)
+    assert not bool(offsets[::2].any())
+    again = AverageMarginLoss(
+        tau=2.0, margin=Distance(form="envelope", steps=1, noise=0.0, memory=True)
+    )
+    again.margin.load_state_dict({"offsets": offsets.clone()})
+    with again.margin.samples(indices[:7]), criterion.margin.samples(indices[:7]):
+        torch.testing.assert_close(
+            again.run(net, x[:7], y[:7]).loss, criterion.run(net, x[:7], y[:7]).loss
+        )
+    # A validation neither needs nor changes it.
+    kept = criterion.margin.state_dict()["offsets"].clone()
+    with torch.no_grad():
+        criterion.run(net, x, y)
+    assert torch.equal(criterion.margin.state_dict()["offsets"], kept)
+    with criterion.margin.samples(indices), pytest.raises(ValueError, match="one for each of 7"):
+        criterion.run(net, x[:7], y[:7])

@@ -65,9 +65,10 @@ def test_a_stream_gives_the_report_of_its_samples_in_memory(stream: Any) -> None
     found = measure(linear_model(), stream(), bounds=bounds)
     for name, column in whole.columns().items():
         torch.testing.assert_close(torch.tensor(found.columns()[name]), torch.tensor(column))
-    assert robust_accuracy(linear_model(), stream(), 0.1).curve() == robust_accuracy(
-        linear_model(), samples(), 0.1
-    ).curve()
+    assert (
+        robust_accuracy(linear_model(), stream(), 0.1).curve()
+        == robust_accuracy(linear_model(), samples(), 0.1).curve()
+    )
 
 
 @pytest.mark.parametrize("attacked", [False, True])
@@ -169,13 +170,13 @@ def test_a_stream_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         robust_accuracy(model, stopped(), [0.1, 0.3], **options)
     again = robust_accuracy(model, generator(), [0.1, 0.3], **options)
-    assert str(again) == str(robust_accuracy(model, generator(), [0.1, 0.3], attacks=[PGD(steps=3)]))
+    assert str(again) == str(
+        robust_accuracy(model, generator(), [0.1, 0.3], attacks=[PGD(steps=3)])
+    )
     with pytest.raises(ValueError, match="results with other eps"):
         robust_accuracy(model, generator(), [0.2], **options)
     with pytest.raises(ValueError, match="another model"):
-        robust_accuracy(
-            model, generator(), [0.1, 0.3], logits_fn=lambda z: 2 * z, **options
-        )
+        robust_accuracy(model, generator(), [0.1, 0.3], logits_fn=lambda z: 2 * z, **options)
 
 
 def test_a_limit_ends_a_stream_that_has_no_end() -> None:
