@@ -52,8 +52,7 @@ class AverageMarginLoss(nn.Module):
     classes there may be probabilities, floating and of the shape of the logits (mixup,
     distillation). docs/labels.md says what the margin is then.
 
-    After each call ``criterion.statistics`` holds the minimum and average margin, the average gap
-    and gradient norm and the accuracy of the batch, on the device.
+    After each call ``criterion.statistics`` holds the batch's margins and accuracy, on the device.
 
     Args:
         **options: The fields of :class:`margin_ext.LossOptions`, which describes each; p, mu and
@@ -344,7 +343,8 @@ class AverageMarginLoss(nn.Module):
             model: As in :meth:`run`, but a module.
             inputs: [B, ...]; a few samples are enough.
             target: As in :meth:`forward`.
-            call, logits_fn: As in :meth:`run`.
+            call: As in :meth:`run`.
+            logits_fn: As in :meth:`run`.
             directions: How many; each takes two passes forward and backward.
             seed: Of the directions, and of the model's own randomness during the check.
 

@@ -19,7 +19,8 @@ from margin_ext.bounds.first_order import (
     first_order_margins,
 )
 from margin_ext.bounds.linear import is_linear
-from margin_ext.data.batches import Batch, Batches, BatchFunction
+from margin_ext.data.batches import Batch, Batches
+from margin_ext.data.reading import BatchFunction, Reading
 from margin_ext.measurement.collect import Collected, Place, collect
 from margin_ext.measurement.memory import parse_memory, samples_that_fit
 from margin_ext.measurement.report import (
@@ -153,14 +154,7 @@ def measure(
             max_memory=max_memory,
         )
         measurement.check()
-        batches = Batches(
-            data,
-            batch_size=batch_size,
-            limit=limit,
-            data_range=data_range,
-            batch_fn=batch_fn,
-            ranks=ranks,
-        )
+        batches = Batches(data, Reading(batch_size, limit, data_range, batch_fn), ranks)
         place = Place(
             device, "margins", progress, None if resume is None else Path(resume), save_every
         )

@@ -14,7 +14,8 @@ from torch import Tensor
 from margin_ext.attacks import Attack, resolve_attacks
 from margin_ext.attacks.attack import Sweep
 from margin_ext.checks import check_labels
-from margin_ext.data.batches import Batch, Batches, BatchFunction
+from margin_ext.data.batches import Batch, Batches
+from margin_ext.data.reading import BatchFunction, Reading
 from margin_ext.functional import logit_gap
 from margin_ext.input_std import InputStd
 from margin_ext.measurement.collect import Collected, Place, collect
@@ -133,14 +134,7 @@ def robust_accuracy(
             attack.check(threat)
         function = logits_function(model, call, logits_fn)
         run = _Run(function, threat, radii, chosen, seed)
-        batches = Batches(
-            data,
-            batch_size=batch_size,
-            limit=limit,
-            data_range=data_range,
-            batch_fn=batch_fn,
-            ranks=ranks,
-        )
+        batches = Batches(data, Reading(batch_size, limit, data_range, batch_fn), ranks)
         path = None if resume is None else Path(resume)
         place = Place(device, "robust accuracy", progress, path, save_every)
         evidence = None

@@ -37,14 +37,18 @@ def margin_loss(**options: Any) -> Callable[[float], Objective]:
     )
 
 
+def with_memory(smoothing: float) -> Objective:
+    """Each has its own, since a memory is that of one training."""
+    return margin_loss(margin=Distance(steps=1, memory=True), mu=0.8)(smoothing)
+
+
 FREE = ThreatModel(p=2)
 OBJECTIVES: dict[str, Callable[[float], Any]] = {
     "cross_entropy": lambda s: Objective(nn.CrossEntropyLoss(label_smoothing=s)),
     "first_order": margin_loss(),
     "secant": margin_loss(margin="secant"),
     "distance": margin_loss(margin="distance", mu=0.8),
-    # Made anew each time: the memory is that of one training.
-    "memory": lambda s: margin_loss(margin=Distance(steps=1, memory=True), mu=0.8)(s),
+    "memory": with_memory,
     "envelope": margin_loss(margin=Distance(form="envelope")),
     "additive": margin_loss(margin=Additive(noise=1.0)),
     "logit_gap": margin_loss(margin="logit_gap"),
