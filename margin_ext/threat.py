@@ -178,6 +178,26 @@ class ThreatModel:
         bounds = self.bounds(x)
         return x if bounds is None else torch.clamp(x, *bounds)
 
+    def require_inside(self, x: Tensor, what: str = "inputs") -> None:
+        """Require x [B, ...] in the data range, up to the rounding of a loader's arithmetic.
+
+        Clamping would otherwise move inputs of other units far away. It waits for the device.
+
+        Raises:
+            ValueError: An element lies outside.
+        """
+        bounds = self.bounds(x)
+        if bounds is None or not x.numel():
+            return
+        low, high = bounds
+        slack = max(1e-5, torch.finfo(x.dtype).eps) * (high - low)
+        if bool(((x < low - slack) | (x > high + slack)).any()):
+            raise ValueError(
+                f"{what} lie in [{float(x.min()):.6g}, {float(x.max()):.6g}], outside the stated "
+                f"data range {self.data_range}: are they normalised? Give the range in the units "
+                "that the model gets"
+            )
+
     def distance(self, x: Tensor, center: Tensor) -> Tensor:
         """||x_i - center_i||_p of every sample [B]."""
         delta = (x - center) * self._to_pixels(x)

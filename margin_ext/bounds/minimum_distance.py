@@ -19,8 +19,11 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from margin_ext.bounds.all_classes import AllClasses
 from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
+from margin_ext.bounds.class_search import ClassSearch
 from margin_ext.bounds.logit_ratio import logit_ratio
+from margin_ext.bounds.margin_sketch import MarginSketch
 from margin_ext.functional import logit_gap
 from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
 from margin_ext.models.evaluation_mode import Model
@@ -195,18 +198,11 @@ def _nearest_classes(
     model: Model, inputs: Tensor, label: Tensor, threat: ThreatModel, count: int
 ) -> list[Tensor]:
     """Classes [B] with the smallest first-order margins, nearest first."""
-    x = inputs.detach().requires_grad_()
-    logits = checked_logits(model, x)
-    order = class_order(logits, label)
-    ranks = order.shape[1]
-    margins = []
-    for rank in range(ranks):
-        gap = logit_gap(logits, label, nearest=order[:, rank]).gap
-        (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=rank + 1 < ranks)
-        margins.append(gap.detach() / threat.dual_norm(grad))
-    # 0 / 0 where the gap and its gradient vanish.
-    nearest = torch.stack(margins, dim=1).nan_to_num(math.inf).argsort(dim=1, stable=True)
-    return [order.gather(1, nearest[:, i : i + 1]).squeeze(1) for i in range(min(count, ranks))]
+    threats = [threat]
+    search = ClassSearch(model, inputs, label, threats, count=count)
+    if not search.by_sketch(MarginSketch(AllClasses(), threats)):
+        search.in_order(None)
+    return list(search.order.gather(1, search.nearest.rank[0]).unbind(dim=1))
 
 
 class _Search:

@@ -211,7 +211,7 @@ class _Run:
         """The whole batch at once."""
         return [batch]
 
-    def columns(self, batch: Batch) -> dict[str, NDArray[Any]]:
+    def columns(self, batch: Batch, progress: Callable[[float], None]) -> dict[str, NDArray[Any]]:
         """Attack a batch."""
         with torch.no_grad():
             logits = checked_logits(self.model, batch.inputs)
