@@ -130,6 +130,12 @@ class LossSettings:
         found = {field.name: getattr(self, field.name) for field in fields(LossSettings)}
         return cast("LossKeywords", {**found, "regularizer": self.phi})
 
+    def formula_keywords(self) -> FormulaKeywords:
+        """As keywords of the functional ops without a regularizer."""
+        found = {**self.keywords()}
+        del found["regularizer"]
+        return cast("FormulaKeywords", found)
+
     @property
     def phi(self) -> Regularizer:
         """The regularizer as a function of the margin."""

@@ -35,6 +35,7 @@ NORMS = tuple(p for p in ALL_NORMS if p != 1.5)
 SCHEDULES = (0, 1, 2, 5)
 POISONS = (0xFF, 0x7E)
 GRADIENT_SCALE = 8
+ADDITIVE = 5  # of RegularizerKind in csrc/core/regularizer.h
 
 
 def dual(p: float) -> float:
@@ -110,6 +111,7 @@ class Loss:
     reduction: str = "mean"
     with_grad: bool = True
     layout: str = "contiguous"
+    tau: float | None = None  # of the additive margin, in place of the regularizer
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.size + self.classes)
@@ -139,7 +141,9 @@ class Loss:
             self.which,
             self.weight,
             self.scale if self.with_grad else None,
-            *(dual(self.p), 1e-6, 0.7, phi.code, phi.lo, phi.hi, self.smoothing, -100),
+            *(dual(self.p), 1e-6, 0.7),
+            *((phi.code, phi.lo, phi.hi) if self.tau is None else (ADDITIVE, 0.0, self.tau)),
+            *(self.smoothing, -100),
             get_args(Reduction).index(self.reduction),
             True,
             True,
@@ -155,21 +159,35 @@ class Loss:
         assert logits is not None
         assert grad is not None
         inputs = [logits.clone().requires_grad_(), grad.clone().requires_grad_()]
-        found = reference.average_margin_loss(
-            inputs[0],
-            self.target,
-            inputs[1] if self.with_grad else None,
-            regularizer=self.regularizer,
-            mu=0.7,
-            p=self.p,
-            nearest=self.which,
-            weight=cast(self.weight),
-            label_smoothing=self.smoothing,
-            reduction=self.reduction,
-            input_std=None if self.scale is None or not self.with_grad else 1 / cast(self.scale),
-        )
+        settings: dict[str, Any] = {
+            "mu": 0.7,
+            "p": self.p,
+            "weight": cast(self.weight),
+            "label_smoothing": self.smoothing,
+            "reduction": self.reduction,
+            "input_std": None if self.scale is None or not self.with_grad else 1 / cast(self.scale),
+        }
+        if self.tau is not None:
+            found = reference.additive_margin_loss(
+                inputs[0], self.target, inputs[1], tau=self.tau, **settings
+            )
+        else:
+            found = reference.average_margin_loss(
+                inputs[0],
+                self.target,
+                inputs[1] if self.with_grad else None,
+                regularizer=self.regularizer,
+                nearest=self.which,
+                **settings,
+            )
         gradients = torch.autograd.grad(found.loss.sum(), inputs, allow_unused=True)
-        outputs = [found.loss, found.margin, found.gap, found.norm, found.statistics.values_tensor]
+        values = found.statistics.values_tensor.clone()
+        if self.tau is not None:  # what the op's stored gradients lack is the same of every loss
+            plain = reference.average_margin_loss(
+                logits, self.target, regularizer=self.regularizer, **settings
+            )
+            values[GRADIENT_SCALE] = plain.statistics.values_tensor[GRADIENT_SCALE]
+        outputs = [found.loss, found.margin, found.gap, found.norm, values]
         return [*outputs, *(g if g is not None else logits.new_empty(0) for g in gradients)]
 
     def check(self, simt: Simt) -> tuple[Tensor, ...]:
@@ -293,6 +311,70 @@ def test_reductions_weights_and_ignored_samples(reduction: str, with_grad: bool)
             with_grad=with_grad,
         ).check(Simt(variant))
     Loss(5, 4, 30, reduction=reduction, nearest=True, with_grad=with_grad).check(Simt())
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_additive_margin(dtype: torch.dtype, p: float) -> None:
+    """Every variant; classes for one warp, for all warps of a block, and for a cluster."""
+    for number, (variant, cluster) in enumerate(ways(p, dtype)):
+        simt = Simt(variant, cluster, SCHEDULES[number % 4], POISONS[number % 2])
+        for classes in (2, 300):
+            smoothing = 0.1 if (number + classes) % 3 == 0 else 0.0
+            Loss(3, classes, 500, p, dtype, smoothing=smoothing, tau=0.4).check(simt)
+
+
+@pytest.mark.parametrize("reduction", get_args(Reduction))
+def test_additive_margin_with_weights_and_ignored_samples(reduction: str) -> None:
+    for variant, smoothing in ((AUTO, 0.3), (BLOCK, 0.0), (BLOCK, 0.3)):
+        for shape in ((30,), (3, 5, 9)):
+            Loss(
+                7,
+                4,
+                shape=shape,
+                size=30,
+                reduction=reduction,
+                weighted=True,
+                ignored=True,
+                scaled=len(shape) > 1,
+                smoothing=smoothing,
+                tau=1.5,
+            ).check(Simt(variant))
+
+
+def test_additive_margin_at_extremes() -> None:
+    """Masked classes, certain and hopeless logits, a zero row, a row without bounds."""
+    rows = [
+        [1.0, -INF, -INF, -INF],
+        [1.0, -INF, 0.5, 0.0],
+        [200.0, 0.0, -1.0, 0.0],
+        [-200.0, 0.0, 1.0, 0.0],
+        [90.0, 0.0, 0.0, 0.0],
+        [0.5, 0.5, 0.5, 0.5],
+        [1.0, 2.0, 0.5, 0.0],
+    ]
+    for variant, cluster in ((WARP, 0), (BLOCK, 1), (BLOCK, 2)):
+        loss = Loss(len(rows), 4, 20, tau=5.0)
+        loss.logits, loss.target = torch.tensor(rows), torch.zeros(len(rows), dtype=torch.int64)
+        loss.grad[0] = loss.grad[-1] = 0
+        loss.grad[4] = 20 / math.sqrt(20)  # lowered by 100
+        loss.check(Simt(variant, cluster))
+
+
+def test_additive_margin_of_bad_labels() -> None:
+    loss = Loss(4, 5, 30, tau=1.0)
+    right = loss.run(Simt())
+    loss.target[1] = 7
+    loss.reduction = "none"
+    out = loss.run(Simt())
+    for i in (0, 1, 2, 5, 6):
+        assert bool(out[i][1].isnan().all())
+    torch.testing.assert_close(out[2][[0, 2, 3]], right[2][[0, 2, 3]])
+
+
+def test_additive_margin_needs_a_row() -> None:
+    with pytest.raises(RefusedError):
+        Loss(4, 5, 30, tau=1.0, with_grad=False).run(Simt())
 
 
 @pytest.mark.parametrize("kind", REGULARIZERS)

@@ -86,7 +86,8 @@ class SumOverClasses {
   int terms_ = 0;
 };
 
-// What a pass over a sample's logits z [C] finds.
+// What a pass over a sample's logits z [C] finds. Under the additive margin log_sum_exp and
+// smoothing_sum are those of the classes other than the label.
 template <typename Acc>
 struct LogitRow {
   LogSumExp<Acc> log_sum_exp;
@@ -108,13 +109,15 @@ struct SampleOptions {
   Acc class_weight_sum;  // sum_c w_c; C without weights
   int64_t classes;       // C
   bool first_order;      // t is the first-order margin, otherwise the gap
+
+  MARGIN_HD bool additive() const { return regularizer.kind == RegularizerKind::kAdditive; }
 };
 
 template <typename Acc>
 struct SampleLoss {
   Acc loss;
   Acc cross_entropy;  // weighted, as it enters the loss
-  Acc regularizer;    // phi(t), without mu and weight
+  Acc regularizer;    // weighted, without mu
   Acc gap;
   Acc margin;     // t
   Acc grad_gap;   // dL_i / d gap
@@ -156,7 +159,7 @@ MARGIN_HD SampleLoss<Acc> sample_loss(const LogitRow<Acc>& row, Acc norm, Acc we
   if (options.first_order) margin = first_order_margin(out.gap, norm, options.eps);
   out.margin = margin.value;
   const RegularizerValue<Acc> phi = regularize(options.regularizer, out.margin);
-  out.regularizer = phi.value;
+  out.regularizer = weight * phi.value;
   out.loss = out.cross_entropy + options.mu * weight * phi.value;
   out.grad_gap = options.mu * weight * phi.slope * margin.per_gap;
   // The exponential's slope may be infinite, and 0 * inf would be NaN.
@@ -174,6 +177,14 @@ struct LogitGradient {
   Acc smoothing;  // coefficient of -w_k
   int64_t target;
   int64_t nearest;
+  bool target_alone = false;  // at_target is the label's whole gradient
+};
+
+// A sample's loss, and how its logits' gradient is made.
+template <typename Acc>
+struct LossOfSample {
+  SampleLoss<Acc> sample;
+  LogitGradient<Acc> gradient;
 };
 
 template <typename Acc>
@@ -206,7 +217,7 @@ MARGIN_HD V logit_gradient_common(const LogitGradient<Acc>& g, V e, V class_weig
 template <typename Acc>
 MARGIN_HD Acc logit_gradient_at(const LogitGradient<Acc>& g, Acc e, int64_t k, Acc class_weight) {
   Acc value = logit_gradient_common(g, e, class_weight);
-  if (k == g.target) value += g.at_target;
+  if (k == g.target) value = (g.target_alone ? Acc(0) : value) + g.at_target;
   if (k == g.nearest) value += g.at_nearest;
   return value;
 }

@@ -363,10 +363,35 @@ RunnerUp<A> find_runner_up(A* buffer, int64_t classes, int64_t target) {
   return found;
 }
 
+// sum_k w_k (max - z_k), without one class (-1: with all).
+template <typename A>
+A smoothing_sum(const A* buffer, int64_t classes, int64_t without, A max, const A* class_weight) {
+  SumOverClasses<A> sum;
+  for (int64_t k = 0; k < classes; ++k) {
+    if (k != without)
+      sum.add((class_weight == nullptr ? A(1) : class_weight[k]) * (max - buffer[k]));
+  }
+  return sum.total();
+}
+
+// Leaves e = exp(z - max) in the buffer, and returns its sum.
+template <typename A>
+A exponentiate(A* buffer, int64_t classes, A max) {
+  using V = Vector<A>;
+  V sum(A(0));
+  for (int64_t k = 0; k < classes; k += V::kLanes) {
+    const V e = exponential(V::load(buffer + k) - V(max));
+    e.store(buffer + k);
+    sum += e;
+  }
+  A total = 0;
+  for (int l = 0; l < V::kLanes; ++l) total += sum[l];
+  return total;
+}
+
 template <typename A>
 LogitRow<A> reduce_logits(A* buffer, int64_t classes, int64_t target, int64_t nearest,
                           bool smoothing, const A* class_weight) {
-  using V = Vector<A>;
   LogitRow<A> row;
   row.target = buffer[target];
   row.runner_up = find_runner_up(buffer, classes, target);
@@ -374,21 +399,23 @@ LogitRow<A> reduce_logits(A* buffer, int64_t classes, int64_t target, int64_t ne
   row.nearest = buffer[row.nearest_class];
   A max = row.runner_up.value;
   if (row.target > max || is_nan(row.target)) max = row.target;
-  if (smoothing) {
-    SumOverClasses<A> sum;
-    for (int64_t k = 0; k < classes; ++k) {
-      sum.add((class_weight == nullptr ? A(1) : class_weight[k]) * (max - buffer[k]));
-    }
-    row.smoothing_sum = sum.total();
-  }
-  V sum(A(0));
-  for (int64_t k = 0; k < classes; k += V::kLanes) {
-    const V e = exponential(V::load(buffer + k) - V(max));
-    e.store(buffer + k);
-    sum += e;
-  }
-  row.log_sum_exp.max = max;
-  for (int l = 0; l < V::kLanes; ++l) row.log_sum_exp.sum += sum[l];
+  if (smoothing) row.smoothing_sum = smoothing_sum(buffer, classes, -1, max, class_weight);
+  row.log_sum_exp = {max, exponentiate(buffer, classes, max)};
+  return row;
+}
+
+template <typename A>
+LogitRow<A> reduce_others(A* buffer, int64_t classes, int64_t target, bool smoothing,
+                          const A* class_weight) {
+  LogitRow<A> row;
+  row.target = buffer[target];
+  row.runner_up = find_runner_up(buffer, classes, target);
+  const A max = row.runner_up.value;
+  if (smoothing) row.smoothing_sum = smoothing_sum(buffer, classes, target, max, class_weight);
+  buffer[target] = minus_infinity<A>();
+  // Where all others are masked, -inf less -inf would be NaN.
+  const bool masked = max == minus_infinity<A>();
+  row.log_sum_exp = {max, exponentiate(buffer, classes, masked ? A(0) : max)};
   return row;
 }
 
@@ -409,6 +436,7 @@ void write_logit_gradient(const Acc<T>* e, const Acc<T>* class_weight, int64_t c
   }
   const int64_t specials[] = {gradient.target, gradient.nearest};
   for (const int64_t special : specials) {
+    if (special < 0) continue;
     const A weight = weighted ? class_weight[special] : A(1);
     store_tail(out + special, V(logit_gradient_at(gradient, e[special], special, weight)), 1);
   }
@@ -421,7 +449,7 @@ constexpr RowKernels<T> kRowKernels = {
 };
 
 template <typename A>
-constexpr LogitKernels<A> kLogitKernels = {reduce_logits<A>, find_runner_up<A>};
+constexpr LogitKernels<A> kLogitKernels = {reduce_logits<A>, reduce_others<A>, find_runner_up<A>};
 
 #define MARGIN_STRINGIFY_(x) #x
 #define MARGIN_STRINGIFY(x) MARGIN_STRINGIFY_(x)

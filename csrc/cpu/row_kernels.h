@@ -46,6 +46,9 @@ struct LogitKernels {
   // the gap is measured to; negative: the runner-up. class_weight: for label smoothing; null: ones.
   LogitRow<A> (*reduce)(A* buffer, int64_t classes, int64_t target, int64_t nearest, bool smoothing,
                         const A* class_weight);
+  // The same of the classes other than the target, whose e is 0, for the additive margin.
+  LogitRow<A> (*reduce_others)(A* buffer, int64_t classes, int64_t target, bool smoothing,
+                               const A* class_weight);
   // Finds the runner-up and leaves the buffer as it was.
   RunnerUp<A> (*runner_up)(A* buffer, int64_t classes, int64_t target);
 };

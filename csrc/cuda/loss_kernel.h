@@ -2,7 +2,7 @@
 // sample's loss between them, and the batch reduction.
 #pragma once
 
-#include "core/sample_loss.h"
+#include "core/additive_margin.h"
 #include "cuda/logits.h"
 #include "cuda/row_pass.h"
 #include "cuda/totals.h"
@@ -64,6 +64,7 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
   const LossArguments& arguments = task.arguments;
   const Acc* class_weight = static_cast<const Acc*>(arguments.class_weight);
   const bool smoothed = task.options.label_smoothing > 0;
+  const bool additive = kHasRow && task.options.additive();
   GroupOf<variant> group(shape);
   const bool wants_totals = task.totals.partials != nullptr;
   if (wants_totals) BlockTotals::start(group);
@@ -110,14 +111,17 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
     if (reads_logits) {
       label = logits.label();
       logits.template for_each<4>(first_class, class_step, [&](int k, Acc z) {
-        if (smoothed)
+        const bool is_target = k == label.target;
+        const bool summed = !(additive && is_target);
+        if (smoothed && summed)
           state.logits.add_smoothing(z, class_weight == nullptr ? Acc(1) : class_weight[k]);
-        state.logits.add(z, k, k == label.target);
+        state.logits.add(z, k, is_target, summed);
       });
     }
     state = group.gather(state, [&](SampleState<Acc> s) {
       if constexpr (kHasRow) s.norm = norm_of_warp(norm, s.norm);
-      if (reads_logits) s.logits = logits_of_warp(s.logits, label.target_logit, smoothed);
+      const Acc included = additive ? minus_infinity<Acc>() : label.target_logit;
+      if (reads_logits) s.logits = logits_of_warp(s.logits, included, smoothed);
       return s;
     });
 
@@ -134,16 +138,25 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
       logit_row.nearest_class = label.nearest < 0 ? state.logits.runner_up_class : label.nearest;
       logit_row.smoothing_sum = state.logits.spread;
       SampleOptions<Acc> options = task.options;
-      if (class_weight != nullptr && smoothed) options.class_weight_sum = state.logits.weight;
       weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
       if (!label.bad()) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
+      if (class_weight != nullptr && smoothed) {
+        options.class_weight_sum = state.logits.weight + (additive ? weight : Acc(0));
+      }
       row_norm = kHasRow ? norm.value(state.norm) : not_a_number<Acc>();
-      sample = sample_loss(logit_row, row_norm, weight, options);
       const Acc* upstream = static_cast<const Acc*>(arguments.upstream);
       const Acc scale =
           upstream == nullptr ? task.scale : upstream[arguments.upstream_per_sample ? i : 0];
-      gradient.logits =
-          make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
+      if (additive) {
+        const LossOfSample<Acc> found =
+            additive_margin_loss(logit_row, row_norm, label.target, weight, scale, options);
+        sample = found.sample;
+        gradient.logits = found.gradient;
+      } else {
+        sample = sample_loss(logit_row, row_norm, weight, options);
+        gradient.logits =
+            make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
+      }
       if constexpr (kHasRow) {
         gradient.row = norm.direction(state.norm, row_norm, scale * sample.grad_norm);
       }
