@@ -5,6 +5,7 @@
 #   make test-integrations   run the tests that need other libraries, with these libraries
 #   make bench    run the benchmarks
 #   make wheel    build the source distribution, and from it a wheel for this platform, into dist/
+#   make gpu-library CUDA=9.0   build the libraries in place, to be carried to a machine with a GPU
 #   make docs     build the documentation site into site/
 #   make lint     run the checks of style and types
 #   make format   put the sources into the checked form
@@ -40,7 +41,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(or $(DEVICES),7.5;9.0+PTX)
 export MARGIN_EXT_CUDA ?= auto
 $(VENV)/installed-demo: MARGIN_EXT_CUDA := $(if $(DEVICES),$(MARGIN_EXT_CUDA),off)
 
-.PHONY: demo test test-integrations bench wheel docs lint format clean
+.PHONY: demo test test-integrations bench wheel gpu-library docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -61,6 +62,11 @@ wheel: $(VENV)/tools
 	$(PIP) build
 	$(if $(CUDA),MARGIN_EXT_CUDA=on MARGIN_EXT_LOCAL_VERSION=cuda TORCH_CUDA_ARCH_LIST='$(CUDA)',MARGIN_EXT_CUDA=off) \
 	  $(BIN)/python -m build --no-isolation --outdir dist$(if $(CUDA),/cuda) $(ARGS)
+
+# margin_ext/lib can be copied with the sources: it serves every torch that the package serves.
+gpu-library: $(VENV)/tools
+	MARGIN_EXT_CUDA=on TORCH_CUDA_ARCH_LIST='$(CUDA)' \
+	  $(PIP) --no-build-isolation --no-deps --editable .
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)

@@ -1,22 +1,40 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in one run that ends inside 10 minutes:
+# What only a GPU can tell, in four parts that each end inside 10 minutes. The first one answers the
+# most:
 #
-#   benchmarks/gpu_check.sh OUT
+#   benchmarks/gpu_check.sh OUT first       the library loads; values; launches; speed of the kernels
+#   benchmarks/gpu_check.sh OUT sanitizers  every op, and NVIDIA's four sanitizers
+#   benchmarks/gpu_check.sh OUT profile     ncu on full sizes; kernels beside torch.compile
+#   benchmarks/gpu_check.sh OUT training    whole training steps in every gradient mode
 #
-# Builds the CUDA library for the devices of this machine, runs the tests on them, NVIDIA's
-# sanitizers and profiler on a reduced program, and the benchmarks. Logs, results and summary.json go
-# to OUT; the last line is the verdict. Without a GPU it builds, says which steps it skips, and runs
-# the benchmarks' smoke test on the CPU. Variables: PYTHON, the interpreter with torch; STEPS, a
-# regular expression of the steps to run.
+# Logs, results and summary.json go to OUT/PART; the last line is the verdict, also when the run is
+# stopped early. The CUDA library is built for this machine's devices, unless one that serves them is
+# there already: `make gpu-library CUDA=9.0` builds it on a machine without a GPU. No network is
+# needed. Without a GPU the steps that need one are skipped in words, and the benchmarks run their
+# smoke test on the CPU. Variables: PYTHON, the interpreter with torch; STEPS, a regular expression
+# of the steps to run.
 set -uo pipefail
-out=$(mkdir -p "${1:?usage: benchmarks/gpu_check.sh OUT}" && cd "$1" && pwd)
+usage='usage: benchmarks/gpu_check.sh OUT first|sanitizers|profile|training'
+part=${2:?$usage}
+case $part in first | sanitizers | profile | training) ;; *) echo "$usage" >&2 && exit 2 ;; esac
+out=$(mkdir -p "${1:?$usage}/$part" && cd "$1/$part" && pwd)
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 : >"$out/steps.tsv"
+
+verdict() { "$python" -m benchmarks.gpu.verdict "$out"; }
+trap 'verdict; exit 1' TERM INT
 
 have_gpu() { "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
 
-# step NAME SECONDS COMMAND...: runs the command, its output to OUT/NAME.log.
+# Whether the CUDA library that is there has code for every device of this machine.
+library_serves() {
+  "$python" -c 'from margin_ext._extension import require_ops; require_ops("cuda")' \
+    >"$out/library.log" 2>&1
+}
+
+# step NAME SECONDS COMMAND...: runs the command, its output to OUT/PART/NAME.log.
 step() {
   local name=$1 limit=$2 started=$SECONDS status=ok
   shift 2
@@ -37,53 +55,62 @@ gpu_step() {
   fi
 }
 
-# A tool of NVIDIA's on the program that calls every kernel; any finding fails the step.
-sanitize() { gpu_step "$1" 100 compute-sanitizer --tool "$1" --error-exitcode 9 \
-  "$python" -m benchmarks.gpu.every_kernel; }
+# A tool of NVIDIA's on the program that calls every kernel; any finding fails the step. Every tensor
+# is an allocation of its own, so that an access past its end is seen.
+sanitize() {
+  gpu_step "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" \
+    --error-exitcode 9 "$python" -m benchmarks.gpu.every_kernel
+}
+
+pytest() { "$python" -m pytest -q -p no:cacheprovider -o addopts= "$@"; }
 
 gpu=false
 have_gpu && gpu=true
 $gpu && nvidia-smi >"$out/nvidia-smi.txt" 2>&1
 
-# No network is needed: what the build needs has to be there already.
-if [[ -z ${TORCH_CUDA_ARCH_LIST:-} ]]; then
-  TORCH_CUDA_ARCH_LIST=9.0
-  $gpu && TORCH_CUDA_ARCH_LIST=$("$python" -c \
+if $gpu && ! library_serves; then
+  TORCH_CUDA_ARCH_LIST=$("$python" -c \
     'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
-  export TORCH_CUDA_ARCH_LIST
+  export TORCH_CUDA_ARCH_LIST MARGIN_EXT_CUDA=on
+  step build 180 "$python" -m pip install --no-build-isolation --no-deps --no-index \
+    --disable-pip-version-check --editable .
 fi
-step build 240 "$python" -m pip install --no-build-isolation --no-deps --no-index \
-  --disable-pip-version-check --editable .
-step doctor 60 "$python" -m margin_ext doctor
 
-parallel=()
-"$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8)
-gpu_step device_tests 120 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda_device.py \
-  tests/test_no_synchronisation.py --junitxml "$out/device_tests.xml"
-gpu_step op_tests 200 "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" -m cuda \
-  tests/reference tests/functional --junitxml "$out/op_tests.xml"
-
-sanitize memcheck
-sanitize racecheck
-sanitize initcheck
-sanitize synccheck
-gpu_step ncu 100 ncu --clock-control none --set basic --csv --page raw \
-  --kernel-name 'regex:kernel' --launch-count 40 --log-file "$out/ncu.csv" \
-  "$python" -m benchmarks.gpu.every_kernel
-
-gpu_step call_overhead 60 "$python" -m benchmarks.call_overhead --device cuda \
-  --out "$out/call_overhead.json"
-gpu_step kernels 150 "$python" -m benchmarks.kernels --device cuda --no-compile \
-  --out "$out/kernels.json"
-# With torch.compile, and the training step: STEPS='^(kernels_compiled|training_step)$' in a run of
-# their own.
-if [[ -n ${STEPS:-} ]]; then
-  gpu_step kernels_compiled 540 "$python" -m benchmarks.kernels --device cuda \
-    --out "$out/kernels_compiled.json"
-  gpu_step training_step 300 "$python" -m benchmarks.training_step --device cuda \
-    --out "$out/training_step.json"
-fi
-$gpu || step smoke 120 "$python" -m benchmarks.kernels --quick --no-compile --only loss \
-  --out "$out/smoke.json"
-
-"$python" -m benchmarks.gpu.verdict "$out"
+case $part in
+  first)
+    step doctor 40 "$python" -m margin_ext doctor
+    gpu_step launches 40 "$python" -m benchmarks.gpu.launches --out "$out/launches.json"
+    gpu_step device_tests 90 pytest tests/test_cuda_device.py tests/test_no_synchronisation.py \
+      --junitxml "$out/device_tests.xml"
+    gpu_step kernels 150 "$python" -m benchmarks.kernels --device cuda --no-compile \
+      --out "$out/kernels.json"
+    gpu_step call_overhead 40 "$python" -m benchmarks.call_overhead --device cuda \
+      --out "$out/call_overhead.json"
+    $gpu || step smoke 120 "$python" -m benchmarks.kernels --quick --no-compile --only loss \
+      --out "$out/smoke.json"
+    ;;
+  sanitizers)
+    parallel=()
+    "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8)
+    gpu_step op_tests 120 pytest "${parallel[@]}" -m cuda tests/reference tests/functional \
+      --junitxml "$out/op_tests.xml"
+    sanitize memcheck 90
+    sanitize racecheck 110
+    sanitize initcheck 70
+    sanitize synccheck 70
+    ;;
+  profile)
+    gpu_step ncu 200 ncu --clock-control none --section SpeedOfLight --section LaunchStats \
+      --section Occupancy --section WarpStateStats --section MemoryWorkloadAnalysis --csv --page raw \
+      --kernel-name-base demangled --kernel-name 'regex:margin::cuda' --log-file "$out/ncu.csv" \
+      "$python" -m benchmarks.gpu.full_sizes
+    gpu_step kernels_compiled 220 "$python" -m benchmarks.kernels --device cuda --only loss \
+      --out "$out/kernels_compiled.json"
+    ;;
+  training)
+    gpu_step training_step 400 "$python" -m benchmarks.training_step --device cuda \
+      --out "$out/training_step.json"
+    ;;
+esac
+trap - TERM INT
+verdict

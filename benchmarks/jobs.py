@@ -79,8 +79,10 @@ def _gap(api: ModuleType, shape: Shape) -> Forward:
 
 
 def _margin(api: ModuleType, shape: Shape) -> Forward:
+    std = shape.channel_std
+
     def run(gap: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(api.first_order_margin(gap, grad, p=shape.p))
+        return tuple(api.first_order_margin(gap, grad, p=shape.p, input_std=std))
 
     return run
 
@@ -93,11 +95,11 @@ def _direction(api: ModuleType, shape: Shape) -> Forward:
 
 
 def _loss(api: ModuleType, shape: Shape) -> Forward:
-    phi = regularizer(shape)
+    phi, std = regularizer(shape), shape.channel_std
 
     def run(logits: Tensor, target: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         out = api.average_margin_loss(
-            logits, target, grad, regularizer=phi, p=shape.p, validate=False
+            logits, target, grad, regularizer=phi, p=shape.p, input_std=std, validate=False
         )
         return out.loss, out.margin, out.gap, out.norm, out.statistics.values_tensor
 

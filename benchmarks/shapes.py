@@ -28,6 +28,7 @@ class Shape:
         reason: Why this shape is measured.
         dtype: Of logits and gradients.
         p: Threat norm.
+        input_std: Whether gradients are rescaled by each channel's standard deviation.
     """
 
     batch: int
@@ -36,6 +37,14 @@ class Shape:
     reason: str
     dtype: torch.dtype = torch.float32
     p: float = 2.0
+    input_std: bool = False
+
+    @property
+    def channel_std(self) -> list[float] | None:
+        """One standard deviation a channel, none equal; None: inputs are not normalised."""
+        if not self.input_std:
+            return None
+        return [0.2 + 0.01 * channel for channel in range(self.sample[0])]
 
     @property
     def size(self) -> int:
@@ -55,7 +64,8 @@ class Shape:
         kind = SHORT_NAMES[self.dtype]
         if self.sample == NO_SAMPLE:
             return f"{self.batch}, C {self.classes}, {kind}"
-        return f"{self.batch} x {self.size}, C {self.classes}, {kind}, p {self.p:g}"
+        std = ", input_std" if self.input_std else ""
+        return f"{self.batch} x {self.size}, C {self.classes}, {kind}, p {self.p:g}{std}"
 
 
 _CIFAR_10MB = Shape(1024, CIFAR, 10, "CIFAR, 12.6 MB: the size from which the goal counts")
@@ -77,6 +87,7 @@ CPU_TRAINING = (
     Shape(2048, CIFAR, 10, "fp16, 12.6 MB: the backward recomputes (loss scaler)", torch.float16),
     replace(_CIFAR_10MB, p=1.0, reason="p = 1: dual norm is the maximum, output nearly all zeros"),
     replace(_CIFAR_10MB, p=math.inf, reason="p = inf: dual norm is the sum, output is signs"),
+    replace(_CIFAR_10MB, input_std=True, reason="normalised inputs: a factor for each channel"),
     Shape(256, CIFAR, 1000, "1000 classes on 32 x 32 images: logits count for a quarter"),
     Shape(64, CIFAR, 21841, "ImageNet-21k classes: the logits are the larger part"),
 )
@@ -114,6 +125,8 @@ CUDA_TRAINING = (
     replace(_GPU_WIDE, p=math.inf, reason="p = inf: only signs need stay on chip"),
     Shape(32_768, CIFAR, 10, "p = 1 on short rows", p=1.0),
     Shape(32_768, CIFAR, 10, "p = inf on short rows", p=math.inf),
+    Shape(32_768, CIFAR, 10, "normalised inputs: a factor for each channel", input_std=True),
+    replace(_GPU_WIDE, input_std=True, reason="normalised inputs, long rows"),
     Shape(8192, CIFAR, 1000, "1000 classes on 32 x 32 images"),
     Shape(4096, CIFAR, 21841, "ImageNet-21k classes: the logits are the larger part"),
     Shape(2048, (150_529,), 1000, "odd row length: no row but the first is aligned"),
@@ -130,6 +143,7 @@ QUICK_TRAINING = (
     _TINY,
     replace(_TINY, batch=3, dtype=torch.bfloat16, p=math.inf, reason="smoke test: bf16, p = inf"),
     replace(_TINY, dtype=torch.float16, reason="smoke test: fp16"),
+    replace(_TINY, input_std=True, reason="smoke test: normalised inputs"),
 )
 QUICK_PARTS = (_TINY, replace(_TINY, p=1.0, reason="smoke test: p = 1"))
 

@@ -233,6 +233,10 @@ def backend_info() -> BackendInfo:
     """Tell what margin_ext runs on here, what is missing, and what would mend it.
 
     Where torch sees CUDA devices, their properties are asked for, which initialises CUDA.
+
+    Example:
+        >>> backend_info().torch_version == str(torch.__version__)
+        True
     """
     devices = _devices()
     cpu, cuda = _extension.cpu_library, _extension.cuda_library

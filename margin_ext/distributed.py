@@ -26,6 +26,16 @@ def reduce_statistics(
     Args:
         statistics: Those of this rank, as ``criterion.statistics`` or ``out.statistics``.
         group: The process group; None: all ranks.
+
+    Example:
+        >>> from margin_ext import AverageMarginLoss
+        >>> criterion = AverageMarginLoss(margin="logit_gap")
+        >>> loss = criterion(torch.tensor([[3.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+        >>> store = distributed.HashStore()  # of a single process; torchrun makes it for several
+        >>> distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> reduce_statistics(criterion.statistics).minimum_margin
+        tensor(-1.)
+        >>> distributed.destroy_process_group()
     """
     values = statistics.values_tensor
     count = values[_COUNT]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from margin_ext.checks import check_classes
 from margin_ext.functional import first_order_margin, gap_cotangent, logit_gap
-from margin_ext.input_std import InputStd
+from margin_ext.loss_settings import LossSettings
 from margin_ext.movable_inputs import require_movable, require_same_batch
 from margin_ext.second_derivative import require_path
 
@@ -99,12 +99,8 @@ def nearest_class(
     logits: Tensor,
     inputs: Tensor,
     target: Tensor,
-    *,
     classes: str | int,
-    p: float | str = 2,
-    eps: float = 1e-6,
-    input_std: InputStd = None,
-    ignore_index: int = -100,
+    settings: LossSettings,
 ) -> Tensor:
     """The class whose first-order margin is smallest, int64 [B], -1 for ignored samples.
 
@@ -112,16 +108,13 @@ def nearest_class(
         logits: [B, C], computed from ``inputs``.
         inputs: [B, ...].
         target: int64 [B].
-        classes: "runner_up" looks at the class of the largest other logit only; k at the k largest
+        classes: "runner_up" looks only at the class of the largest other logit; k at the k largest
             others, with k gradient passes; "all" at every other class, with C - 1.
-        p: Threat norm.
-        eps: Floor of the gradient norm.
-        input_std: Standard deviation(s) of the loader's normalisation.
-        ignore_index: Label of samples that do not count.
+        settings: Say how margins are measured, and which samples are ignored.
     """
     check_classes(classes)
-    z = logits.detach()
-    runner_up = logit_gap(z, target, ignore_index=ignore_index).runner_up
+    s, z = settings, logits.detach()
+    runner_up = logit_gap(z, target, ignore_index=s.ignore_index).runner_up
     others = z.shape[1] - 1
     count = {"runner_up": 1, "all": others}.get(classes) if isinstance(classes, str) else classes
     assert count is not None
@@ -138,7 +131,7 @@ def nearest_class(
         gap = z.gather(1, label).squeeze(1) - z.gather(1, rivals[:, k : k + 1]).squeeze(1)
         grad = input_gradient(logits, inputs, target, candidate, create_graph=False)
         gap = gap.to(torch.promote_types(gap.dtype, torch.float32))
-        found = first_order_margin(gap, grad, p=p, eps=eps, input_std=input_std)
+        found = first_order_margin(gap, grad, p=s.p, eps=s.eps, input_std=s.input_std)
         margin = found.margin.to(torch.float64)
         # Where other classes are masked with -inf too, topk may name the label itself.
         closer = valid & (candidate != target) & ((margin < smallest) | (best < 0))

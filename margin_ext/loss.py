@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from margin_ext.checks import check_normalizer, check_weight_values
 from margin_ext.gradient_modes import Detached, GradientCheck, Step
-from margin_ext.gradient_modes.gradient_check import check_gradient
+from margin_ext.gradient_modes.gradient_check import Subject, check_gradient
 from margin_ext.gradient_modes.hidden_layers import layered_loss
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
 from margin_ext.gradient_modes.model_call import ModelCall, PassOutput, require_logits
@@ -23,25 +23,16 @@ from margin_ext.gradient_modes.parallel import refuse_fsdp1_behind, refuse_stati
 from margin_ext.input_gradient import check_inputs
 from margin_ext.input_std import checked_std
 from margin_ext.loss_options import LossOptions
-from margin_ext.loss_settings import refuse_renamed, shows_fields_of
+from margin_ext.loss_settings import refuse_renamed
 from margin_ext.movable_inputs import require_movable
 from margin_ext.op_results import MarginLoss
-from margin_ext.option_attributes import add_option_attributes
+from margin_ext.option_attributes import add_option_attributes, takes_options
 from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
+from margin_ext.target_kinds import two_class_logits
 from margin_ext.training_steps import StepCounter
-from margin_ext.two_classes import two_class_logits
 
 __all__ = ["AverageMarginLoss", "RunOutput"]
-
-_Options = ParamSpec("_Options")
-
-
-def _takes(
-    options: Callable[_Options, LossOptions],
-) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _Options], None]]:
-    """Give a constructor the parameters of the options, for type checkers, editors and help()."""
-    return shows_fields_of(options)  # type: ignore[arg-type]
 
 
 class AverageMarginLoss(nn.Module):
@@ -84,7 +75,7 @@ class AverageMarginLoss(nn.Module):
 
     weight: Tensor | None
 
-    @_takes(LossOptions)
+    @takes_options(LossOptions)
     def __init__(self, *positional: Any, **options: Any) -> None:
         refuse_renamed(options)
         super().__init__()
@@ -251,6 +242,12 @@ class AverageMarginLoss(nn.Module):
             RuntimeError: The model is in DistributedDataParallel(static_graph=True), or the mode
                 needs what the model cannot do.
             ValueError: Settings or shapes do not fit.
+
+        Example:
+            >>> criterion, model = AverageMarginLoss(tau=0.5), nn.Linear(5, 3)
+            >>> out = criterion.run(model, torch.ones(2, 5), torch.tensor([0, 1]))
+            >>> out.logits.shape, out.norm.shape
+            (torch.Size([2, 3]), torch.Size([2]))
         """
         normalizer = check_normalizer(normalizer)
         if not torch.is_grad_enabled():
@@ -354,6 +351,11 @@ class AverageMarginLoss(nn.Module):
         Raises:
             TypeError, ValueError: The model is a function, or split by fully_shard; shapes do not
                 fit; margin="logit_gap" has no input gradient to check.
+
+        Example:
+            >>> criterion, model = AverageMarginLoss(regularizer="hinge"), nn.Linear(5, 3)
+            >>> criterion.check(model, torch.ones(1, 5), torch.tensor([0])).agrees
+            True
         """
         mode = self._options.mode
         if mode is None or self._options.margin != "first_order":
@@ -361,15 +363,10 @@ class AverageMarginLoss(nn.Module):
                 'check() judges the gradient of the norm in margin="first_order"; '
                 f'margin="{self._options.margin}" has none'
             )
-        return check_gradient(
-            self._passes(model, ModelCall(call, logits_fn)),
-            self._objective(None, self._options.mu),
-            mode,
-            inputs,
-            target,
-            directions=directions,
-            seed=seed,
-        )
+        passes = self._passes(model, ModelCall(call, logits_fn))
+        objective = self._objective(None, self._options.mu)
+        subject = Subject(passes, objective, inputs.detach(), target, seed)
+        return check_gradient(subject, mode, directions)
 
     def _passes(self, model: Callable[..., Any], call: ModelCall) -> Passes:
         o = self._options
@@ -382,7 +379,9 @@ class AverageMarginLoss(nn.Module):
     def _objective(self, normalizer: float | Tensor | None, mu: float) -> Objective:
         o = self._options
         reduction = o.reduction if normalizer is None else "sum"
-        return Objective(replace(o, mu=mu, weight=self.weight, reduction=reduction), normalizer)
+        if self.weight is not None or (mu, reduction) != (o.mu, o.reduction):
+            o = replace(o, mu=mu, weight=self.weight, reduction=reduction)
+        return Objective(o, normalizer)
 
     def _next_step(self) -> tuple[bool, float]:
         """Whether ``every`` lets margins into this step, and its mu."""

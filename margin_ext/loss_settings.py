@@ -136,6 +136,14 @@ class LossSettings:
         del found["regularizer"]
         return cast("FormulaKeywords", found)
 
+    def cross_entropy_keywords(self) -> dict[str, Any]:
+        """Those of torch's cross_entropy, without its class weights and reduction."""
+        return {name: getattr(self, name) for name in ("ignore_index", "label_smoothing")}
+
+    def label_keywords(self) -> dict[str, Any]:
+        """Those that say how labels count, as keywords of ``sample_gap``."""
+        return {name: getattr(self, name) for name in ("weight", "ignore_index", "aggregation")}
+
     @property
     def phi(self) -> Regularizer:
         """The regularizer as a function of the margin."""

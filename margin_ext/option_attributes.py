@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from margin_ext.loss_options import LossOptions
+from margin_ext.loss_settings import shows_fields_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from margin_ext.loss import AverageMarginLoss
 
-__all__ = ["add_option_attributes"]
+__all__ = ["add_option_attributes", "takes_options"]
+
+_Options = ParamSpec("_Options")
+
+
+def takes_options(
+    options: Callable[_Options, LossOptions],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _Options], None]]:
+    """Give a constructor the parameters of the options, for type checkers, editors and help()."""
+    return shows_fields_of(options)  # type: ignore[arg-type]
 
 
 class _Option:

@@ -35,6 +35,7 @@ from benchmarks import (  # noqa: E402
     timing,
     training_step,
 )
+from benchmarks.gpu.launches import kernel_launches  # noqa: E402
 from benchmarks.inputs import random_inputs  # noqa: E402
 from margin_ext._extension import cpu_library  # noqa: E402
 
@@ -242,6 +243,20 @@ def test_networks_of_the_gpu_run_have_their_known_sizes():
     # 25,557,032 parameters are those of torchvision's resnet50.
     assert sizes["resnet50"] == 25_557_032
     assert 21e6 < sizes["vit_s"] < 23e6
+
+
+def test_our_launches_are_read_from_a_trace_each_configuration_once():
+    ours = {
+        "cat": "kernel",
+        "name": "void margin::cuda::loss_kernel<float>(int)",
+        "args": {"grid": [264, 1, 1], "block": [128, 1, 1], "registers per thread": 80},
+    }
+    other_grid = {**ours, "args": {**ours["args"], "grid": [33, 1, 1]}}
+    theirs = {**ours, "name": "void at::native::fill()"}
+    host = {"cat": "cuda_runtime", "name": "cudaLaunchKernelExC"}
+    found = kernel_launches({"traceEvents": [ours, ours, theirs, host, other_grid]})
+    assert [launch["grid"] for launch in found] == [[264, 1, 1], [33, 1, 1]]
+    assert found[0]["registers"] == 80
 
 
 def test_without_a_gpu_a_run_on_one_is_refused_in_words():

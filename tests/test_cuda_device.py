@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from backends import simt
@@ -37,15 +39,55 @@ def run(logits: Tensor, target: Tensor, grad: Tensor, **options: object) -> list
     return [out.loss, out.margin, out.norm, z.grad, g.grad]
 
 
+def judged(logits: Tensor, target: Tensor, grad: Tensor, **options: object) -> list[Tensor]:
+    """What `run` should return, in float64."""
+    z, g = logits.double().requires_grad_(), grad.double().requires_grad_()
+    out = reference.average_margin_loss(z, target, g, regularizer=PHI, **options)
+    out.loss.backward()
+    return [out.loss, out.margin, out.norm, z.grad, g.grad]
+
+
 @pytest.mark.parametrize("p", [1, 2, "inf", 3])
 @pytest.mark.parametrize(("batch", "size"), SHAPES)
 def test_agrees_with_the_float64_reference(batch, size, p):
     logits, target, grad = problem(batch, size)
     ours = run(logits, target, grad, p=p)
-    z, g = logits.double().requires_grad_(), grad.double().requires_grad_()
-    out = reference.average_margin_loss(z, target, g, regularizer=PHI, p=p)
-    out.loss.backward()
-    for got, expected in zip(ours, [out.loss, out.margin, out.norm, z.grad, g.grad], strict=True):
+    for got, expected in zip(ours, judged(logits, target, grad, p=p), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("batch", "size"), [*SHAPES, (1000, 3072)])
+def test_sixteen_bits_agree_with_the_float64_reference(batch, size, dtype):
+    logits, target, grad = problem(batch, size, dtype)
+    loss, margin, norm, _, row_grad = run(logits, target, grad)
+    expected_loss, expected_margin, expected_norm, _, expected_grad = judged(logits, target, grad)
+    for got, expected in ((loss, expected_loss), (margin, expected_margin), (norm, expected_norm)):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=1e-6)
+    unit = torch.finfo(dtype).eps
+    atol = unit * float(expected_grad.abs().max()) + torch.finfo(dtype).smallest_normal
+    torch.testing.assert_close(row_grad.double(), expected_grad, rtol=unit, atol=atol)
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 28, 28), (64, 3, 32, 32), (4, 3, 224, 224), (4, 5, 17)])
+def test_channels_agree_with_the_float64_reference(shape):
+    logits, target, grad = problem(shape[0], math.prod(shape[1:]))
+    std = [0.2 + 0.05 * channel for channel in range(shape[1])]
+    grad = grad.view(shape)
+    found = run(logits, target, grad, input_std=std)
+    for got, expected in zip(found, judged(logits, target, grad, input_std=std), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+@pytest.mark.parametrize(("batch", "size"), [(64, 783), (64, 3071), (4, 150_529)])
+def test_rows_off_the_16_byte_boundaries_agree(batch, size, offset):
+    logits, target, grad = problem(batch, size)
+    moved = torch.empty(grad.numel() + offset, device=grad.device)[offset:].view(grad.shape)
+    moved.copy_(grad)
+    for got, expected in zip(
+        run(logits, target, moved), judged(*problem(batch, size)), strict=True
+    ):
         torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=1e-6)
 
 
@@ -86,19 +128,20 @@ def test_a_captured_graph_replays_beside_eager_launches():
     assert torch.equal(g.grad, expected[4])
 
 
-def test_streams_do_not_disturb_each_other():
-    problems = [problem(64, 3072), problem(200, 784)]
+@pytest.mark.parametrize("count", [2, 32])
+def test_streams_do_not_disturb_each_other(count):
+    problems = [problem(64 + i, 3072 if i % 2 else 784) for i in range(count)]
     expected = [run(*one) for one in problems]
     streams = [torch.cuda.Stream() for _ in problems]
     torch.cuda.synchronize()
     found = []
-    for _ in range(100):
+    for _ in range(20):
         for stream, one in zip(streams, problems, strict=True):
             with torch.cuda.stream(stream):
                 found.append(run(*one))
     torch.cuda.synchronize()
     for i, outputs in enumerate(found):
-        for a, b in zip(outputs, expected[i % 2], strict=True):
+        for a, b in zip(outputs, expected[i % count], strict=True):
             assert torch.equal(a, b)
 
 

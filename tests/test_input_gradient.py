@@ -9,6 +9,7 @@ import torch
 
 from margin_ext import linear_margin
 from margin_ext.input_gradient import input_gradient, nearest_class
+from margin_ext.loss_options import LossOptions
 
 W = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-3.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
 
@@ -40,13 +41,13 @@ def test_all_classes_find_the_nearest_boundary_of_a_linear_classifier(p):
     inputs = torch.randn(50, 2, dtype=torch.float64)
     x, logits = linear(inputs)
     target = torch.randint(4, (50,))
-    nearest = nearest_class(logits, x, target, classes="all", p=p)
+    nearest = nearest_class(logits, x, target, "all", LossOptions(p=p))
     rows = torch.arange(50)
     gap = logits[rows, target] - logits[rows, nearest]
     q = {1: math.inf, 2: 2, math.inf: 1, 3: 1.5}[p]
     margin = gap / torch.linalg.vector_norm(W[target] - W[nearest], q, dim=1)
     torch.testing.assert_close(margin.detach(), linear_margin(W, None, inputs, target, p=p))
-    runner_up = nearest_class(logits, x, target, classes="runner_up", p=p)
+    runner_up = nearest_class(logits, x, target, "runner_up", LossOptions(p=p))
     assert not torch.equal(nearest, runner_up), "the rules make no difference here"
 
 
@@ -55,7 +56,7 @@ def test_never_the_label_and_ignored_samples_have_none(classes):
     x, logits = linear(torch.randn(20, 2, dtype=torch.float64))
     target = torch.randint(4, (20,))
     target[::5] = -100
-    nearest = nearest_class(logits, x, target, classes=classes)
+    nearest = nearest_class(logits, x, target, classes, LossOptions())
     assert (nearest[::5] == -1).all()
     counted = target >= 0
     assert (nearest[counted] != target[counted]).all()
@@ -68,7 +69,7 @@ def test_masked_classes_do_not_make_a_label_its_own_rival(label):
     x = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
     mask = torch.full((1, 4), -math.inf, dtype=torch.float64)
     mask[0, label] = 0
-    nearest = nearest_class(x @ W.T + mask, x, torch.tensor([label]), classes="all")
+    nearest = nearest_class(x @ W.T + mask, x, torch.tensor([label]), "all", LossOptions())
     assert nearest.tolist() != [label]
     assert 0 <= int(nearest) < 4
 
@@ -77,4 +78,4 @@ def test_masked_classes_do_not_make_a_label_its_own_rival(label):
 def test_unknown_class_rules(classes):
     x, logits = linear(torch.randn(3, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match="classes must be"):
-        nearest_class(logits, x, torch.tensor([0, 1, 2]), classes=classes)
+        nearest_class(logits, x, torch.tensor([0, 1, 2]), classes, LossOptions())

@@ -1,1 +1,1 @@
-"""Programs that gpu_check.sh runs under NVIDIA's tools."""
+"""Programs that gpu_check.sh runs on a GPU and under NVIDIA's tools."""

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import warnings
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from margin_ext.attacks import PGD
-from margin_ext.bounds import FoolboxDistance, MinimumDistance
-from margin_ext.measurement import measure, robust_accuracy
-from margin_ext.threat import ThreatModel
+from benchmarks.robust_training.samples import bits, numbers
+from benchmarks.robust_training.strong_attacks import DecayingPGD
+from margin_ext.attacks import Attack, AutoAttack, Nearest
+from margin_ext.bounds import MinimumDistance
+from margin_ext.measurement import RobustAccuracy, measure, robust_accuracy
 
-__all__ = ["accuracy", "evaluate", "robust_at"]
+__all__ = ["BOX", "Suite", "accuracy"]
 
 BOX = (0.0, 1.0)
-STEPS, RESTARTS = 40, 2
-ATTACKED, MEASURED, LIBRARY = 1000, 300, 500
-LIBRARY_STEPS = 100
+Part = tuple[Tensor, Tensor]
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -32,98 +33,101 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float(torch.cat(right).float().mean())
 
 
-def robust_at(
-    model: nn.Module,
-    part: tuple[Tensor, Tensor],
-    eps: tuple[float, ...],
-    *,
-    p: float = 2.0,
-    count: int,
-    restarts: int,
-    diagnose: bool,
-) -> dict[str, Any]:
-    """PGD on the gap and on the cross-entropy, and what the worse of both leaves."""
-    found = robust_accuracy(
-        model,
-        (part[0][:count], part[1][:count]),
-        eps,
-        p=p,
-        attacks=[
-            "nearest",
-            PGD(loss="gap", steps=STEPS, restarts=restarts),
-            PGD(loss="cross_entropy", steps=STEPS, restarts=restarts),
-        ],
-        data_range=BOX,
-        diagnose_masking=diagnose,
-        progress=False,
-        batch_size=500,
-    )
-    return found.to_dict()
+@dataclass(frozen=True)
+class Suite:
+    """The attacks, which together give the worst case of each image.
 
+    Attributes:
+        targets: Classes toward which the search for the nearest adversarial example goes.
+        count: Images attacked, the first so many.
+        last: Attacks at the largest radius on the images that all others left robust.
+        steps: Of PGD with decaying steps.
+        choice_steps: Of the search by which settings are chosen.
+        distance: Finds the distances; None: ``MinimumDistance.thorough()`` with these targets.
+    """
 
-def evaluate(
-    model: nn.Module,
-    part: tuple[Tensor, Tensor],
-    eps: tuple[float, ...],
-    linf_eps: tuple[float, ...],
-) -> dict[str, Any]:
-    """Accuracy, minimum and average margin by two measures, robust accuracy by three attacks."""
-    few = part[0][:MEASURED], part[1][:MEASURED]
-    with warnings.catch_warnings():
-        # Samples without a gradient are counted ("infinite").
-        warnings.filterwarnings("ignore", ".*no input gradient.*", UserWarning)
-        report = measure(
+    targets: int
+    count: int = 500
+    last: tuple[Attack, ...] = (AutoAttack(parts=("apgd-ce", "apgd-t")),)
+    steps: int = 100
+    choice_steps: int = 60
+    distance: MinimumDistance | None = field(default=None)
+
+    def choose_by(self, model: nn.Module, part: Part, eps: float) -> NDArray[np.bool_]:
+        """Which images have no adversarial example within eps that a short search finds [N]."""
+        targets = min(self.targets, 3)
+        search = MinimumDistance(steps=self.choice_steps, restarts=1, targets=targets)
+        found = self._attacked(model, self._few(part), (eps,), [Nearest(search=search)])
+        return found.robust()[:, -1]
+
+    def evaluate(self, model: nn.Module, part: Part, eps: tuple[float, ...]) -> dict[str, Any]:
+        """Figures and the outcome of every image."""
+        few = self._few(part)
+        search = self.distance or MinimumDistance(steps=100, restarts=3, targets=self.targets)
+        with warnings.catch_warnings():
+            # Images without a gradient are counted: their margins are infinite.
+            warnings.filterwarnings("ignore", ".*no input gradient.*", UserWarning)
+            report = measure(
+                model, few, bounds=[search], data_range=BOX, progress=False, batch_size=500
+            )
+        pgd = [DecayingPGD(loss=loss, steps=self.steps) for loss in ("gap", "cross_entropy")]
+        result = robust_accuracy(
             model,
             few,
-            bounds=[MinimumDistance(steps=100)],
+            eps,
+            attacks=["nearest", *pgd],
             data_range=BOX,
+            report=report,
             progress=False,
-            batch_size=250,
+            batch_size=500,
         )
-    first, attack = report.summary(), report.summary(quantity="minimum_distance")
-    return {
-        "accuracy": accuracy(model, *part),
-        "first_order": {
-            "minimum": first.minimum,
-            "average": first.average,
-            "infinite": first.infinite,
-            "share_above_upper": report.first.share_above_upper(
-                report.first.margin, report.correct
-            ),
-        },
-        "attack_distance": {"average": attack.average, "not_found": attack.infinite},
-        "average_gap": float(report.gap.astype("float64").mean()),
-        "l2": robust_at(model, part, eps, count=ATTACKED, restarts=RESTARTS, diagnose=True),
-        "linf": robust_at(
+        before = result.robust()
+        worst = self._after_the_last(model, few, eps[-1], before)
+        distance = report.first[search.name]
+        diagnosis = result.diagnosis
+        return {
+            "accuracy": accuracy(model, *part),
+            "samples": {
+                "correct": bits(report.correct),
+                "distance": numbers(distance),
+                "margin": numbers(report.margin),
+                "worst": [bits(worst[:, i]) for i in range(len(eps))],
+            },
+            "left_by": {
+                search.name: [float((distance > radius).mean()) for radius in eps],
+                **{name: list(result.curve(name)) for name in result.distance},
+                "all before AutoAttack": [float(x) for x in before.mean(axis=0)],
+            },
+            "signs_of_masking": [] if diagnosis is None else list(diagnosis.findings),
+            "settings": {search.name: search.settings(), **result.settings},
+        }
+
+    def _few(self, part: Part) -> Part:
+        return part[0][: self.count], part[1][: self.count]
+
+    def _attacked(
+        self, model: nn.Module, part: Part, eps: tuple[float, ...], attacks: list[Attack]
+    ) -> RobustAccuracy:
+        return robust_accuracy(
             model,
             part,
-            linf_eps,
-            p=math.inf,
-            count=ATTACKED,
-            restarts=1,
-            diagnose=False,
-        ),
-        "library": _library(model, part, eps),
-    }
+            eps,
+            attacks=attacks,
+            data_range=BOX,
+            diagnose_masking=False,
+            progress=False,
+            batch_size=500,
+        )
 
-
-def _library(
-    model: nn.Module, part: tuple[Tensor, Tensor], eps: tuple[float, ...]
-) -> dict[str, Any]:
-    """Robust accuracy by Foolbox's nearest adversarial examples (DDN and DeepFool)."""
-    images, labels = part[0][:LIBRARY], part[1][:LIBRARY]
-    model.eval()
-    with torch.no_grad():
-        right = model(images).argmax(1) == labels
-    nearest = FoolboxDistance(steps=LIBRARY_STEPS)(
-        model, images, labels, threat=ThreatModel(p=2, data_range=BOX)
-    ).distance
-    distance = torch.where(right, nearest, 0.0)
-    found = distance[distance.isfinite()]
-    return {
-        "eps": list(eps),
-        "count": LIBRARY,
-        "robust_accuracy": [float((distance > radius).float().mean()) for radius in eps],
-        "average_distance": float(found.mean()),
-        "not_found": int(distance.isinf().sum()),
-    }
+    def _after_the_last(
+        self, model: nn.Module, part: Part, eps: float, robust: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """The outcomes [N, R] after the last attacks at the largest radius."""
+        worst = robust.copy()
+        held = np.flatnonzero(robust[:, -1])
+        if len(held) and self.last:
+            chosen = torch.from_numpy(held)
+            rest = part[0][chosen], part[1][chosen]
+            found = self._attacked(model, rest, (eps,), list(self.last))
+            worst[held, -1] = found.robust()[:, -1]
+        return worst

@@ -1,23 +1,23 @@
-"""What robustness costs: robust accuracy against training time and against clean accuracy.
+"""What robustness costs: the worst case against training time, and against clean accuracy.
 
-    python -m benchmarks.robust_training.figures PROBLEM [PROBLEM ...]
+    python -m benchmarks.robust_training.figures
 
-Draws docs/images/robust_training.png, a row a problem, from docs/results.
+Draws docs/images/robust_training.png, a row a problem that was run, from docs/results. Left, test
+images: methods with their chosen settings. Right, validation images: every setting tried.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import environment
-from benchmarks.robust_training.methods import METHODS
+from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.problems import PROBLEMS
-from benchmarks.robust_training.tables import runs_of
-from margin_ext.output.figure_style import COLORS, GREY, plain
+from benchmarks.robust_training.rows import rows_of
+from margin_ext.output.figure_style import COLORS, GREY, plain, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,75 +25,98 @@ if TYPE_CHECKING:
 
 RESULTS = environment.ROOT / "docs" / "results"
 FIGURE = environment.ROOT / "docs" / "images" / "robust_training.png"
+# A shape and a colour for each group, so that the figure can be read in grey too.
+_STYLES = {
+    "peer": ("o", GREY),
+    "tangent": ("^", COLORS[4]),
+    "secant": ("s", COLORS[2]),
+    "distance": ("D", COLORS[0]),
+}
 
 
-def color(key: str) -> str:
-    """By family, so that a reader finds ours and the peers at once."""
-    if key.startswith("adversarial"):
-        return COLORS[1]
-    if key in ("boundary", "secant", "boundary_top_3", "double_backward", "fixed_step", "detached"):
-        return COLORS[0]
-    if key == "linf_boundary":
-        return COLORS[5]
-    return GREY
-
-
-def figure(problems: list[str], folder: Path = RESULTS) -> Figure:
-    """Two panels a problem."""
+def figure(folder: Path = RESULTS) -> Figure:
+    """Two panels a problem that has results."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(11, 4.2 * len(problems)), dpi=110, layout="constrained")
-    panels = drawn.subplots(len(problems), 2, squeeze=False)
-    for row, name in enumerate(problems):
-        results = json.loads((folder / f"{name}.json").read_text())
-        eps, aim = results["problem"]["eps"], results["problem"]["aim"]
-        column = eps.index(aim)
-        base = _mean([_seconds(run) for run in runs_of(results, "plain")])
-        for number, key in enumerate(METHODS, 1):
-            runs = runs_of(results, key)
-            if not runs:
-                continue
-            robust = [run["l2"]["robust_accuracy"]["worst"][column] for run in runs]
-            time = [_seconds(run) / base for run in runs]
-            accuracy = [run["accuracy"] for run in runs]
-            title = f"{number} {METHODS[key].title}"
-            _points(panels[row, 0], time, robust, key, str(number), title)
-            _points(panels[row, 1], accuracy, robust, key, str(number), title)
-        plain(panels[row, 0], "training time, plain = 1", f"robust at l2 eps {aim:g}")
-        plain(panels[row, 1], "clean accuracy", "")
-        panels[row, 0].set_title(results["problem"]["title"], loc="left", fontsize=10)
-        panels[row, 1].legend(
-            fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
-        )
+    found = {}
+    for name in PROBLEMS:
+        path = folder / f"{name}.json"
+        if path.exists():
+            results = json.loads(path.read_text())
+            if results["runs"]:
+                found[name] = results
+    drawn = Figure(figsize=(12, 4.4 * max(len(found), 1)), dpi=110, layout="constrained")
+    panels = drawn.subplots(max(len(found), 1), 2, squeeze=False)
+    for row, results in zip(panels, found.values(), strict=False):
+        _cost(row[0], results)
+        _settings(row[1], results)
     return drawn
 
 
-def _points(ax: Axes, x: list[float], y: list[float], key: str, number: str, title: str) -> None:
-    ax.scatter(x, y, s=16, color=color(key), alpha=0.45, linewidths=0)
-    ax.annotate(
-        number,
-        (_mean(x), _mean(y)),
-        xytext=(4, 4),
-        textcoords="offset points",
-        fontsize=9,
-        color=color(key),
-    )
-    ax.plot([], [], linestyle="none", marker="o", markersize=4, color=color(key), label=title)
+def _cost(ax: Axes, results: dict[str, Any]) -> None:
+    aim = results["problem"]["aim"]
+    rows = rows_of(results)
+    for number, (key, method) in enumerate(METHODS.items(), 1):
+        row = rows.get(key)
+        if row is None or row.time is None:
+            continue
+        shape, color = _STYLES[method.group]
+        ax.scatter([row.time], [row.mean_robust], marker=shape, s=46, color=color, zorder=3)
+        low, high = min(row.robust[1]), max(row.robust[1])
+        ax.plot([row.time] * 2, [low, high], color=color, linewidth=1)
+        ax.annotate(
+            str(number),
+            (row.time, row.mean_robust),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=9,
+        )
+    if REFERENCE in rows:
+        ax.axhline(rows[REFERENCE].mean_robust, color=GREY, linewidth=0.8, linestyle=":")
+    plain(ax, "training time, plain = 1", f"worst case at l2 radius {aim:g}, test images")
+    ax.set_title(results["problem"]["title"], loc="left", fontsize=10)
 
 
-def _seconds(run: dict[str, Any]) -> float:
-    return float(run["cpu_seconds_per_epoch"] * run["epochs"])
-
-
-def _mean(values: list[float]) -> float:
-    return statistics.fmean(values)
+def _settings(ax: Axes, results: dict[str, Any]) -> None:
+    rows = rows_of(results)
+    for number, (key, method) in enumerate(METHODS.items(), 1):
+        tried = [one for one in results["tuning"].get(key, []) if one["accuracy"] > 0]
+        if not tried:
+            continue
+        shape, color = _STYLES[method.group]
+        accuracy = [one["accuracy"] for one in tried]
+        robust = [one["robust"] for one in tried]
+        ax.plot(accuracy, robust, color=color, linewidth=0.8, zorder=1)
+        chosen = rows[key].setting if key in rows else None
+        for one in tried:
+            ax.scatter(
+                [one["accuracy"]],
+                [one["robust"]],
+                marker=shape,
+                s=40,
+                facecolors=color if one["setting"] == chosen else "white",
+                edgecolors=color,
+                zorder=2,
+            )
+        end = max(tried, key=lambda one: float(one["robust"]))
+        ax.annotate(
+            str(number),
+            (end["accuracy"], end["robust"]),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=9,
+        )
+        ax.plot(
+            [], [], linestyle="none", marker=shape, color=color, label=f"{number} {method.title}"
+        )
+    plain(ax, "clean accuracy, validation images", "robust by a short search")
+    ax.set_title("every setting tried; filled: chosen", loc="left", fontsize=10)
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("problems", nargs="+", choices=sorted(PROBLEMS))
-    given = parser.parse_args()
-    figure(given.problems).savefig(FIGURE)
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
+    write_figure(figure(), FIGURE)
     print(FIGURE)
 
 

@@ -1,26 +1,26 @@
 """What is compared: each method, and the few settings that it may choose from.
 
-Settings are chosen on validation images by one rule for all (see `tuning`), from grids of about
-the same size. Radii and margins are given in units of the problem's aim, the l2 radius at which
-robustness is wanted.
+All grids have about the same size, and the peers' are no smaller than ours. Radii and margins are
+in units of the problem's aim, the l2 radius at which robustness is wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from torch import nn
 
-from benchmarks.robust_training.objectives import InputGradientPenalty, MarginAtTheAttack
-from margin_ext import AverageMarginLoss, FiniteDifference, Secant
+from benchmarks.robust_training.objectives import InputGradientPenalty
+from margin_ext import Additive, AverageMarginLoss, Distance, FiniteDifference, Secant
 from margin_ext.training import AdversarialTraining, Objective
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "REFERENCE", "Method", "Setting"]
 
+_BOX = (0.0, 1.0)
 Setting = dict[str, float]
+Settings = tuple[Setting, ...]
 
 
 @dataclass(frozen=True)
@@ -30,138 +30,147 @@ class Method:
     Attributes:
         title: For tables.
         objective: Built from the problem's aim and a setting.
-        grid: The settings to choose from.
-        longer: Epochs, as a multiple of the others': to compare at equal time.
-        headline: Trained with every seed; others with the first.
+        grid: The settings to choose from, by the radii that the problem offers.
+        group: "peer" (no margin), "tangent" (a margin by one gradient), "secant" or "distance".
+        every_seed: Trained with every seed, because a claim rests on it; others with the first.
     """
 
     title: str
     objective: Callable[[float, Setting], Any]
-    grid: tuple[Setting, ...] = ({},)
-    longer: float = 1.0
-    headline: bool = False
+    grid: Callable[[tuple[float, ...]], Settings]
+    group: str
+    every_seed: bool = False
 
 
-def _grid(**values: tuple[float, ...]) -> tuple[Setting, ...]:
-    return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
+def _no_choice(radii: tuple[float, ...]) -> Settings:
+    return ({},)
 
 
-def _first_order(**options: Any) -> Callable[[float, Setting], Objective]:
-    """The first-order margin, pushed up to tau (in units of the aim)."""
+def _each(name: str) -> Callable[[tuple[float, ...]], Settings]:
+    """One setting a radius."""
+    return lambda radii: tuple({name: radius} for radius in radii)
 
-    def make(aim: float, setting: Setting) -> Objective:
-        return Objective(AverageMarginLoss(mu=setting["mu"], tau=setting["tau"] * aim, **options))
 
-    return make
+def _fixed(*settings: Setting) -> Callable[[tuple[float, ...]], Settings]:
+    return lambda radii: settings
+
+
+def _margin(*, mu: float = 2.0, **options: Any) -> Callable[[float, Setting], Objective]:
+    """A margin loss whose tau is in units of the aim."""
+    return lambda aim, setting: Objective(
+        AverageMarginLoss(mu=mu, tau=setting["tau"] * aim, **options)
+    )
 
 
 def _authors(aim: float, setting: Setting) -> Objective:
     criterion = AverageMarginLoss(
         mu=0.1, tau=setting["tau"], margin="logit_gap", regularizer="negative_ramp"
     )
-    return Objective(criterion, beta=setting["beta"])
-
-
-def _gap_ramp(aim: float, setting: Setting) -> Objective:
-    return Objective(AverageMarginLoss(mu=0.1, tau=setting["tau"], margin="logit_gap"))
+    return Objective(criterion, beta=setting.get("beta", 0.0))
 
 
 def _adversarial(steps: int) -> Callable[[float, Setting], AdversarialTraining]:
-    return lambda aim, setting: AdversarialTraining(setting["eps"] * aim, steps)
+    return lambda aim, setting: AdversarialTraining(setting["eps"] * aim, steps, noise=1.0)
 
 
-_BOUNDARY = {"gradient": FiniteDifference(unit="margin", step=1)}
-_FIXED_STEP = {
-    "gradient": FiniteDifference(unit="tau", step=0.5),
-}
+def _additive(noise: float) -> Callable[[float, Setting], Objective]:
+    return _margin(mu=1.0, margin=Additive(noise=noise, data_range=_BOX))
 
 
-def _margin_at_the_attack(aim: float, setting: Setting) -> MarginAtTheAttack:
-    eps = 0.75 * aim
-    criterion = AverageMarginLoss(mu=setting["mu"], tau=eps, **_BOUNDARY)
-    return MarginAtTheAttack(eps, 1, criterion=criterion)
+def _own_length(steps: int, **options: Any) -> Callable[[float, Setting], AdversarialTraining]:
+    """The cross-entropy a little beyond each sample's own boundary, at most eps away."""
+    return lambda aim, setting: AdversarialTraining(
+        setting["eps"] * aim, steps, length="own", **options
+    )
 
 
-_MARGIN_GRID = _grid(mu=(1.0, 2.0), tau=(1.25, 1.5))
-_RADII = _grid(eps=(0.75, 1.0, 1.25))
-# An l_inf margin is to an l2 margin about as an l2 norm's share of one pixel: tuned apart.
-_LINF_GRID = _grid(mu=(1.0, 2.0), tau=(0.05, 0.075))
+# The accuracy of the others is compared with that of this one.
+REFERENCE = "adversarial_7"
 
 METHODS: dict[str, Method] = {
     "plain": Method(
-        "cross-entropy", lambda aim, setting: Objective(nn.CrossEntropyLoss()), headline=True
-    ),
-    "boundary": Method(
-        "first-order margin, differences at the boundary",
-        _first_order(**_BOUNDARY),
-        _MARGIN_GRID,
-        headline=True,
-    ),
-    "secant": Method(
-        "secant margin, 2 attack steps",
-        _first_order(margin=Secant(steps=2, data_range=(0.0, 1.0)), warmup=300),
-        _grid(mu=(2.0, 4.0), tau=(1.25, 1.5)),
-        headline=True,
+        "cross-entropy",
+        lambda aim, setting: Objective(nn.CrossEntropyLoss()),
+        _no_choice,
+        "peer",
+        every_seed=True,
     ),
     "adversarial_7": Method(
-        "adversarial training, 7 steps", _adversarial(7), _grid(eps=(0.75, 1.0)), headline=True
+        "adversarial training, 7 steps", _adversarial(7), _each("eps"), "peer", every_seed=True
     ),
-    "adversarial_1": Method("adversarial training, 1 step", _adversarial(1), _RADII, headline=True),
     "adversarial_2": Method(
-        "adversarial training, 2 steps", _adversarial(2), _grid(eps=(0.75, 1.0)), headline=True
+        "adversarial training, 2 steps", _adversarial(2), _each("eps"), "peer", every_seed=True
     ),
-    "adversarial_1_longer": Method(
-        "adversarial training, 1 step, 1.5 x epochs",
+    "adversarial_1": Method(
+        "adversarial training, 1 step from noise",
         _adversarial(1),
-        _RADII,
-        longer=1.5,
-        headline=True,
+        _each("eps"),
+        "peer",
+        every_seed=True,
     ),
-    "authors_orthogonality": Method(
-        "authors' regularizer and orthogonality",
-        _authors,
-        _grid(tau=(5.0, 40.0), beta=(1e-3, 1e-2)),
-        headline=True,
+    "own_length": Method(
+        "true margin: own lengths, 2 projections",
+        _own_length(2),
+        _each("eps"),
+        "distance",
+        every_seed=True,
     ),
-    "double_backward": Method(
-        "first-order margin, exact gradient",
-        _first_order(gradient="double_backward"),
-        _grid(mu=(1.0, 2.0), tau=(1.25, 1.5, 2.0)),
-        headline=True,
+    "distance": Method(
+        "true margin: own lengths, 2 projections, and .2 clean",
+        _margin(mu=0.8, margin=Distance(steps=2, data_range=_BOX)),
+        _each("tau"),
+        "distance",
+        every_seed=True,
     ),
-    "fixed_step": Method(
-        "first-order margin, differences over tau / 2",
-        _first_order(**_FIXED_STEP),
-        _MARGIN_GRID,
+    "own_length_1": Method(
+        "true margin: own lengths, 1 projection", _own_length(1), _each("eps"), "distance"
     ),
-    "boundary_top_3": Method(
-        "the same at the boundary, nearest of 3 classes",
-        _first_order(classes=3, **_BOUNDARY),
-        _MARGIN_GRID,
+    "own_length_attack": Method(
+        "true margin: own lengths, 2 projections, misclassified images attacked",
+        _own_length(2, misclassified="attack"),
+        _each("eps"),
+        "distance",
     ),
-    "adversarial_1_margin": Method(
-        "adversarial training, 1 step, and the first-order margin there",
-        _margin_at_the_attack,
-        _grid(mu=(0.5, 1.0)),
+    "envelope": Method(
+        "true margin: ramp of the distance, 2 projections",
+        _margin(margin=Distance(form="envelope", steps=2, data_range=_BOX)),
+        _each("tau"),
+        "distance",
     ),
-    "detached": Method(
-        "first-order margin, norm detached", _first_order(gradient="detached"), _MARGIN_GRID
+    "additive_noise": Method(
+        "additive margin from noise", _additive(1.0), _each("tau"), "tangent", every_seed=True
     ),
-    "authors": Method("authors' regularizer", _authors, _grid(tau=(5.0, 40.0), beta=(0.0,))),
-    "gap_ramp": Method("logit gap, ramp from 0 to tau", _gap_ramp, _grid(tau=(5.0, 10.0, 40.0))),
-    "orthogonality": Method(
-        "orthogonality only",
-        lambda aim, setting: Objective(nn.CrossEntropyLoss(), beta=setting["beta"]),
-        _grid(beta=(1e-3, 1e-2, 1e-1)),
+    "additive": Method("additive margin, exact", _additive(0.0), _each("tau"), "tangent"),
+    "secant": Method(
+        "secant margin, 2 attack steps",
+        _margin(margin=Secant(steps=2, data_range=_BOX), warmup=300),
+        _each("tau"),
+        "secant",
+    ),
+    "first_order": Method(
+        "first-order margin, differences at the boundary",
+        _margin(gradient=FiniteDifference(unit="margin", step=1)),
+        _each("tau"),
+        "tangent",
     ),
     "penalty": Method(
         "input-gradient penalty",
         lambda aim, setting: InputGradientPenalty(setting["weight"]),
-        _grid(weight=(0.1, 0.3, 1.0)),
+        _fixed({"weight": 0.3}, {"weight": 1.0}, {"weight": 3.0}),
+        "peer",
     ),
-    "linf_boundary": Method(
-        "first-order l_inf margin, differences at the boundary",
-        _first_order(p="inf", **_BOUNDARY),
-        _LINF_GRID,
+    "authors": Method(
+        "authors' regularizer",
+        _authors,
+        _fixed({"tau": 5.0}, {"tau": 10.0}, {"tau": 40.0}),
+        "tangent",
+    ),
+    "authors_orthogonality": Method(
+        "authors' regularizer and orthogonality",
+        _authors,
+        _fixed(
+            {"tau": 5.0, "beta": 1e-3}, {"tau": 40.0, "beta": 1e-3}, {"tau": 40.0, "beta": 1e-2}
+        ),
+        "tangent",
     ),
 }

@@ -1,6 +1,6 @@
-"""Peers of the margin loss, each in a few lines on the package's own parts.
+"""Peers of the margin loss that the package itself does not offer.
 
-All have what `margin_ext.training.Trial` asks of an objective: ``loss`` and ``settings``.
+They have what `margin_ext.training.TrainingLoop` asks of an objective: ``loss`` and ``settings``.
 """
 
 from __future__ import annotations
@@ -12,33 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from margin_ext import AverageMarginLoss
 from margin_ext.reference.dual import dual_norm
-from margin_ext.training import AdversarialTraining
 
-__all__ = ["InputGradientPenalty", "MarginAtTheAttack"]
-
-
-@dataclass(frozen=True)
-class MarginAtTheAttack(AdversarialTraining):
-    """The margin loss at the point that adversarial training would take.
-
-    Attributes:
-        criterion: What is minimised there.
-    """
-
-    criterion: AverageMarginLoss | None = None
-
-    def loss(
-        self, model: nn.Module, inputs: Tensor, target: Tensor, *, radius: Tensor | None = None
-    ) -> Tensor:
-        assert self.criterion is not None
-        x = self.points(model, inputs, target, radius=radius)
-        return self.criterion.run(model, x, target).loss
-
-    def settings(self) -> dict[str, Any]:
-        plain = AdversarialTraining(self.eps, self.steps).settings()
-        return {**plain, "criterion": repr(self.criterion)}
+__all__ = ["InputGradientPenalty"]
 
 
 @dataclass(frozen=True)

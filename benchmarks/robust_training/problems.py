@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from margin_ext.data import load_data
+from margin_ext.data.augmentation import Augmentation
 from margin_ext.data.image_data import ImageData
 from margin_ext.models.small_cnn import small_cnn
 from margin_ext.training import Recipe
 
 __all__ = ["PROBLEMS", "Problem"]
 
-
-@dataclass(frozen=True)
-class Tuning:
-    """The shorter trainings by which settings are chosen: images and epochs."""
-
-    images: int
-    epochs: int
+_USUAL_RADII = (1.0, 1.25, 1.5)
+_NONE = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,12 @@ class Problem:
         network: With initial weights drawn from torch's generator.
         recipe: How all methods are trained; the seed is set for each run.
         images: Training images used, the first so many; None: all.
-        tuning: How settings are chosen.
-        eps: Radii of the l2 attacks, ascending.
-        aim: The radius that settings are chosen by, one of eps.
-        linf_eps: Radii of l_inf attacks that are reported beside them.
-        narrowed: The settings tried here in place of a method's whole grid, to save time.
+        aim: The l2 radius at which robustness is wanted; figures are at half of it too.
+        allowed_loss: Validation accuracy that a method may lack against the chosen 7-step
+            adversarial training.
+        targets: Classes toward which the search for the nearest adversarial example goes.
+        radii: What methods with a radius may choose from, in units of the aim.
+        augmentation: Of the training images.
     """
 
     title: str
@@ -47,11 +44,16 @@ class Problem:
     network: Callable[[], nn.Module]
     recipe: Recipe
     images: int | None
-    tuning: Tuning
-    eps: tuple[float, ...]
     aim: float
-    linf_eps: tuple[float, ...]
-    narrowed: Mapping[str, tuple[dict[str, float], ...]] = field(default_factory=dict)
+    allowed_loss: float
+    targets: int
+    radii: tuple[float, ...] = _USUAL_RADII
+    augmentation: Augmentation = _NONE
+
+    @property
+    def eps(self) -> tuple[float, float]:
+        """The radii of the figures, ascending."""
+        return self.aim / 2, self.aim
 
     def load(self, folder: Path) -> ImageData:
         return load_data(self.data, folder).limited(train=self.images, held_out=None)
@@ -67,61 +69,66 @@ def _mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 10))
 
 
-_CNN_SETTINGS = {
-    "secant": ({"mu": 2.0, "tau": 1.25}, {"mu": 2.0, "tau": 1.5}),
-    "boundary": ({"mu": 2.0, "tau": 1.25}, {"mu": 2.0, "tau": 1.5}),
-    "double_backward": ({"mu": 2.0, "tau": 1.5}, {"mu": 2.0, "tau": 2.0}),
-    "adversarial_1": ({"eps": 0.75}, {"eps": 1.0}),
-    "authors_orthogonality": ({"tau": 40.0, "beta": 1e-3},),
-    "penalty": ({"weight": 0.3}, {"weight": 1.0}),
-}
-# One each: nothing was tuned on CIFAR-10. With mu 8, as much times tau as on MNIST, neither the
-# first-order margin nor the secant began to learn; nor did the former with 4.
-_CIFAR_SETTINGS = {
-    "secant": ({"mu": 2.0, "tau": 1.25},),
-    "boundary": ({"mu": 2.0, "tau": 1.25},),
-    "double_backward": ({"mu": 2.0, "tau": 1.25},),
-    "adversarial_7": ({"eps": 1.0},),
-    "adversarial_1": ({"eps": 1.0},),
-    "adversarial_2": ({"eps": 1.0},),
-    "authors_orthogonality": ({"tau": 10.0, "beta": 1e-3},),
-    "penalty": ({"weight": 0.3},),
-}
+def _relu_cnn() -> nn.Module:
+    smooth = small_cnn((1, 28, 28))
+    return nn.Sequential(*(nn.ReLU() if isinstance(m, nn.GELU) else m for m in smooth))
+
+
+_MNIST_RECIPE = Recipe(epochs=4, batch_size=128, learning_rate=0.1)
+_CIFAR_RECIPE = Recipe(epochs=15, batch_size=64, learning_rate=0.05)
 
 PROBLEMS: dict[str, Problem] = {
-    "mnist_mlp": Problem(
-        "MNIST, MLP 784-1024-10 with ReLU",
-        "mnist",
-        _mlp,
-        Recipe(epochs=4, batch_size=128, learning_rate=0.1),
-        None,
-        Tuning(images=20_000, epochs=3),
-        (1.0, 2.0),
-        2.0,
-        (0.1,),
-    ),
     "mnist_cnn": Problem(
         "MNIST, CNN of two strided convolutions with GELU",
         "mnist",
         lambda: small_cnn((1, 28, 28)),
-        Recipe(epochs=4, batch_size=128, learning_rate=0.1),
-        30_000,
-        Tuning(images=30_000, epochs=4),
-        (1.0, 2.0),
-        2.0,
-        (0.1,),
-        _CNN_SETTINGS,
+        _MNIST_RECIPE,
+        images=30_000,
+        aim=2.0,
+        allowed_loss=0.002,
+        targets=9,
+    ),
+    "mnist_relu_cnn": Problem(
+        "MNIST, the same CNN with ReLU",
+        "mnist",
+        _relu_cnn,
+        _MNIST_RECIPE,
+        images=30_000,
+        aim=2.0,
+        allowed_loss=0.002,
+        targets=3,
+        radii=(0.75, *_USUAL_RADII),
     ),
     "cifar_cnn": Problem(
-        "CIFAR-10 (10,000 images), CNN of two strided convolutions with GELU",
+        "CIFAR-10 (9,000 images), CNN of two strided convolutions with GELU",
         "cifar10",
         lambda: small_cnn((3, 32, 32)),
-        Recipe(epochs=15, batch_size=64, learning_rate=0.05),
-        None,
-        Tuning(images=10_000, epochs=8),
-        (0.25, 0.5),
-        0.5,
-        (2 / 255,),
-        _CIFAR_SETTINGS,
+        _CIFAR_RECIPE,
+        images=None,
+        aim=0.5,
+        allowed_loss=0.01,
+        targets=3,
+    ),
+    "cifar_cnn_augmented": Problem(
+        "CIFAR-10 (9,000 images, shifted and mirrored), CNN of two strided convolutions with GELU",
+        "cifar10",
+        lambda: small_cnn((3, 32, 32)),
+        _CIFAR_RECIPE,
+        images=None,
+        aim=0.5,
+        allowed_loss=0.01,
+        targets=3,
+        augmentation=Augmentation(crop=4, flip=True),
+    ),
+    "mnist_mlp": Problem(
+        "MNIST, MLP 784-1024-10 with ReLU",
+        "mnist",
+        _mlp,
+        _MNIST_RECIPE,
+        images=30_000,
+        aim=2.0,
+        allowed_loss=0.002,
+        targets=9,
+        radii=(0.75, *_USUAL_RADII),
     ),
 }

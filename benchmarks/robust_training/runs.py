@@ -1,39 +1,42 @@
-"""Choosing settings and training: every result is kept as it comes, and none is made twice."""
+"""Choosing settings, training and attacking: every result is kept, and none is made twice."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
-from benchmarks.robust_training.evaluate_network import accuracy, evaluate, robust_at
+from benchmarks.robust_training.choice import chosen_setting
+from benchmarks.robust_training.epoch_timing import time_epochs
+from benchmarks.robust_training.evaluate_network import Suite, accuracy
 from benchmarks.robust_training.methods import METHODS, Setting
 from benchmarks.robust_training.problems import PROBLEMS, Problem
+from benchmarks.robust_training.samples import bits
 from margin_ext.data.image_data import ImageData
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.finite_json import finite_json
-from margin_ext.training import Recipe, TrainingLoop
+from margin_ext.training import DivergedError, TrainingLoop
 
-__all__ = ["Comparison", "chosen_setting"]
+__all__ = ["Comparison"]
 
-# Of the validation images, by which settings are chosen.
-JUDGED = 500
-# Clean accuracy that a method may give up for robustness.
-ALLOWED_LOSS = 0.005
+Piece = Callable[[], str]
 
 
 class Comparison:
     """All methods on one problem, in one JSON file.
 
     Attributes:
-        results: What the file holds: "setting", "environment", "tuning" and "runs".
+        results: What the file holds: "problem", "environment", "tuning", "runs" and "timing".
     """
 
-    def __init__(self, name: str, folder: Path, out: Path, work: Path) -> None:
+    def __init__(
+        self, name: str, folder: Path, out: Path, work: Path, suite: Suite | None = None
+    ) -> None:
         """Read what is there.
 
         Args:
@@ -41,118 +44,133 @@ class Comparison:
             folder: The data.
             out: Folder of the JSON file.
             work: Folder of the checkpoints.
+            suite: The attacks; None: those of the protocol.
         """
         self.problem: Problem = PROBLEMS[name]
-        self.name = name
         self.data: ImageData = self.problem.load(folder)
+        self.suite = suite or Suite(self.problem.targets)
         self.path = out / f"{name}.json"
         self.work = work / name
-        self.results: dict[str, Any] = {"tuning": {}, "runs": {}}
+        self.results: dict[str, Any] = {"tuning": {}, "runs": {}, "timing": {}}
         if self.path.exists():
             self.results = json.loads(self.path.read_text())
 
-    def run(self, methods: Sequence[str], seeds: Sequence[int], tell: Callable[[str], Any]) -> None:
-        """Choose each method's setting, then train and evaluate it with each seed."""
+    def run(
+        self,
+        methods: Sequence[str],
+        seeds: Sequence[int],
+        tell: Callable[[str], Any],
+        *,
+        timing: bool = True,
+        seconds: float | None = None,
+    ) -> bool:
+        """Choose each method's setting, then train and attack it with each seed, then time all.
+
+        Args:
+            methods: Keys of `METHODS`.
+            seeds: The first is the one that settings are chosen with.
+            tell: Gets a line after each piece of work.
+            timing: Measure training times, if the methods that were attacked have changed.
+            seconds: Begin no further piece after so much time, but one at least; None: do all.
+
+        Returns:
+            Whether everything that was asked for is there now.
+        """
+        start = time.monotonic()
+        for count, piece in enumerate(self._missing(methods, seeds, timing)):
+            if count and seconds is not None and time.monotonic() - start >= seconds:
+                return False
+            line = piece()
+            self._save()
+            tell(line)
+        return True
+
+    def _missing(
+        self, methods: Sequence[str], seeds: Sequence[int], timing: bool
+    ) -> Iterator[Piece]:
         for key in methods:
-            for setting in self._grid(key):
-                self._tune(key, setting, tell)
+            yield from self._missing_trials(key)
         for seed in seeds:
             for key in methods:
-                if seed == seeds[0] or METHODS[key].headline:
-                    self._train(key, seed, tell)
+                if seed == seeds[0] or METHODS[key].every_seed:
+                    yield from self._missing_test(key, seed)
+        if timing:
+            attacked = [key for key in METHODS if f"{key} {seeds[0]}" in self.results["runs"]]
+            wanted = {key: self.results["runs"][f"{key} {seeds[0]}"]["setting"] for key in attacked}
+            if "plain" in wanted and self.results["timing"].get("settings") != wanted:
+                yield partial(self._time, wanted)
 
-    def _grid(self, key: str) -> tuple[Setting, ...]:
-        return self.problem.narrowed.get(key, METHODS[key].grid)
-
-    def _save(self) -> None:
-        problem = self.problem
-        self.results["problem"] = {
-            "title": problem.title,
-            "recipe": dataclasses.asdict(problem.recipe),
-            "training_images": len(self.data.train[1]),
-            "tuning": dataclasses.asdict(problem.tuning),
-            "eps": problem.eps,
-            "aim": problem.aim,
-            "linf_eps": problem.linf_eps,
-        }
-        self.results["environment"] = environment.describe("cpu")
-        text = json.dumps(finite_json(self.results), indent=1) + "\n"
-        write_atomically(self.path, lambda file: file.write(text.encode()))
-
-    def _tune(self, key: str, setting: Setting, tell: Callable[[str], Any]) -> None:
+    def _missing_trials(self, key: str) -> Iterator[Piece]:
         tried = self.results["tuning"].setdefault(key, [])
-        method = METHODS[key]
-        if len(self._grid(key)) == 1 and key != "plain":
-            return
-        if any(attempt["setting"] == setting for attempt in tried):
-            return
-        tuning = self.problem.tuning
-        data = self.data.limited(train=tuning.images, held_out=None)
-        recipe = dataclasses.replace(
-            self.problem.recipe, epochs=round(tuning.epochs * method.longer), seed=0
-        )
-        training, _ = self._trained(key, setting, data, recipe)
-        robust = robust_at(
-            training.model,
-            data.validation,
-            (self.problem.aim,),
-            count=JUDGED,
-            restarts=1,
-            diagnose=False,
-        )
-        attempt = {
-            "setting": setting,
-            "accuracy": accuracy(training.model, *data.validation),
-            "robust": robust["robust_accuracy"]["worst"][0],
-        }
-        tried.append(attempt)
-        self._save()
-        tell(
-            f"tuning {key} {setting}: accuracy {attempt['accuracy']:.4f}, "
+        for setting in METHODS[key].grid(self.problem.radii):
+            if not any(attempt["setting"] == setting for attempt in tried):
+                yield partial(self._tune, key, setting)
+
+    def _missing_test(self, key: str, seed: int) -> Iterator[Piece]:
+        setting = chosen_setting(self.results["tuning"], key, self.problem)
+        if setting is None:
+            raise ValueError(
+                f"the setting of {key} cannot be chosen yet: plain and 7-step adversarial training "
+                "must be tried first, so name them too"
+            )
+        done = self.results["runs"].get(f"{key} {seed}")
+        if done is None or done["setting"] != setting:
+            yield partial(self._test, key, seed, setting)
+
+    def _tune(self, key: str, setting: Setting) -> str:
+        attempt: dict[str, Any] = {"setting": setting}
+        try:
+            model, seconds = self._trained(key, setting, seed=0)
+        except DivergedError as error:
+            attempt |= {"accuracy": 0.0, "robust": 0.0, "diverged": str(error).split(":")[0]}
+        else:
+            robust = self.suite.choose_by(model, self.data.validation, self.problem.aim)
+            attempt |= {
+                "accuracy": accuracy(model, *self.data.validation),
+                "robust": float(robust.mean()),
+                "held": bits(robust),
+                "cpu_seconds": round(seconds, 2),
+            }
+        self.results["tuning"][key].append(attempt)
+        return (
+            f"tried {key} {setting}: validation accuracy {attempt['accuracy']:.4f}, "
             f"robust {attempt['robust']:.3f}"
         )
 
-    def _train(self, key: str, seed: int, tell: Callable[[str], Any]) -> None:
-        name = f"{key} {seed}"
-        if name in self.results["runs"]:
-            return
-        method = METHODS[key]
-        setting = chosen_setting(self.results, key, self._grid(key))
-        recipe = dataclasses.replace(
-            self.problem.recipe,
-            epochs=round(self.problem.recipe.epochs * method.longer),
-            seed=seed,
-        )
-        training, seconds = self._trained(key, setting, self.data, recipe)
-        found = evaluate(training.model, self.data.test, self.problem.eps, self.problem.linf_eps)
-        self.results["runs"][name] = {
+    def _test(self, key: str, seed: int, setting: Setting) -> str:
+        model, seconds = self._trained(key, setting, seed=seed)
+        start = time.process_time()
+        found = self.suite.evaluate(model, self.data.test, self.problem.eps)
+        self.results["runs"][f"{key} {seed}"] = {
             "setting": setting,
-            "epochs": recipe.epochs,
-            "cpu_seconds_per_epoch": seconds / recipe.epochs,
+            "cpu_seconds": round(seconds, 2),
+            "cpu_seconds_of_attacks": round(time.process_time() - start, 1),
+            "commit": environment.describe("cpu")["commit"],
             **found,
         }
-        self._save()
-        tell(
-            f"{name} {setting}: accuracy {found['accuracy']:.4f}, {found['l2']['robust_accuracy']}"
+        worst = [text.count("1") / len(text) for text in found["samples"]["worst"]]
+        return f"attacked {key} {seed} {setting}: accuracy {found['accuracy']:.4f}, worst {worst}"
+
+    def _time(self, settings: dict[str, Setting]) -> str:
+        self.results["timing"] = time_epochs(self.problem, self.data, settings)
+        median = self.results["timing"]["median"]
+        return "time over plain: " + ", ".join(
+            f"{key} {seconds / median['plain']:.1f}" for key, seconds in median.items()
         )
 
-    def _trained(
-        self, key: str, setting: Setting, data: ImageData, recipe: Recipe
-    ) -> tuple[TrainingLoop, float]:
-        """A finished training, and its CPU seconds.
-
-        Where settings are chosen by trainings of the whole length, the first seed's is there.
-        """
-        words = [key, *(f"{name}={value:g}" for name, value in setting.items())]
-        words += [f"images={len(data.train[1])}", f"epochs={recipe.epochs}", f"seed={recipe.seed}"]
+    def _trained(self, key: str, setting: Setting, *, seed: int) -> tuple[Any, float]:
+        """A trained network, and its CPU seconds; one that was trained before is read."""
+        recipe = dataclasses.replace(self.problem.recipe, seed=seed)
+        words = [key, *(f"{name}={value:g}" for name, value in setting.items()), f"seed={seed}"]
         folder = self.work / "_".join(words)
         training = TrainingLoop(
-            self.problem.model(recipe.seed),
-            data.train,
+            self.problem.model(seed),
+            self.data.train,
             METHODS[key].objective(self.problem.aim, setting),
             recipe,
             checkpoint=folder / "checkpoint.pt",
-            settings={"images": len(data.train[1])},
+            settings={"images": len(self.data.train[1])},
+            augment=self.problem.augmentation or None,
         )
         begun, start = training.epoch, time.process_time()
         for _ in training.epochs():
@@ -165,19 +183,24 @@ class Comparison:
             seconds = json.loads(kept.read_text())
         else:  # continued after an interruption: what was seen stands for the rest
             seconds *= recipe.epochs / max(recipe.epochs - begun, 1)
-        return training, seconds
+        return training.result, seconds
 
-
-def chosen_setting(results: dict[str, Any], key: str, grid: tuple[Setting, ...]) -> Setting:
-    """The setting with the best robust accuracy at the aim among those that keep the accuracy.
-
-    Kept means: at most half a point below plain training's. Where none keeps it, the most accurate.
-    """
-    if len(grid) == 1:
-        return grid[0]
-    tried = [a for a in results["tuning"][key] if a["setting"] in grid]
-    floor = results["tuning"]["plain"][0]["accuracy"] - ALLOWED_LOSS
-    kept = [attempt for attempt in tried if attempt["accuracy"] >= floor]
-    if not kept:
-        return max(tried, key=lambda attempt: attempt["accuracy"])["setting"]
-    return max(kept, key=lambda attempt: attempt["robust"])["setting"]
+    def _save(self) -> None:
+        problem = self.problem
+        self.results["problem"] = {
+            "title": problem.title,
+            "recipe": dataclasses.asdict(problem.recipe),
+            "augmentation": dataclasses.asdict(problem.augmentation),
+            "training_images": len(self.data.train[1]),
+            "validation_images": len(self.data.validation[1]),
+            "test_images": len(self.data.test[1]),
+            "attacked_images": self.suite.count,
+            "eps": problem.eps,
+            "aim": problem.aim,
+            "allowed_loss": problem.allowed_loss,
+            "targets": self.suite.targets,
+            "radii": problem.radii,
+        }
+        self.results["environment"] = environment.describe("cpu")
+        text = json.dumps(finite_json(self.results), indent=1) + "\n"
+        write_atomically(self.path, lambda file: file.write(text.encode()))

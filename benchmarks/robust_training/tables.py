@@ -3,72 +3,86 @@
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
-from typing import Any
 
-from benchmarks.robust_training.methods import METHODS
+from benchmarks.robust_training.methods import METHODS, REFERENCE
+from benchmarks.robust_training.rows import Row, rows_of
 
-__all__ = ["runs_of", "tables"]
+__all__ = ["table"]
 
-
-def tables(path: Path) -> str:
-    """One row a method, means over the seeds and half the range."""
-    results = json.loads(path.read_text())
-    eps = results["problem"]["eps"]
-    linf = results["problem"]["linf_eps"]
-    header = [
-        "training",
-        "setting",
-        "seeds",
-        "accuracy",
-        "min / average margin (first-order)",
-        "average attack distance",
-        *(f"robust at {radius:g}" for radius in eps),
-        f"library attack at {eps[-1]:g}",
-        *(f"l_inf {radius:.3g}" for radius in linf),
-        "time",
-    ]
-    lines = [f"**{results['problem']['title']}**", "", _row(header), _row(["---"] * len(header))]
-    plain = runs_of(results, "plain")
-    seconds = statistics.fmean(run["cpu_seconds_per_epoch"] * run["epochs"] for run in plain)
-    for key, method in METHODS.items():
-        runs = runs_of(results, key)
-        if runs:
-            lines.append(_row([method.title, *_cells(runs, seconds)]))
-    return "\n".join(lines)
+_HEADER = (
+    "training",
+    "setting",
+    "seeds",
+    "accuracy",
+    "robust at {half:g}",
+    "**robust at {aim:g}**",
+    "minus 7 steps",
+    "average / median distance (not found)",
+    "tangent over distance",
+    "time",
+)
 
 
-def runs_of(results: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """A method's runs in the order of their seeds."""
-    found = results["runs"]
-    return [found[name] for name in sorted(found) if name.rsplit(" ", 1)[0] == key]
+def table(path: Path) -> str:
+    """One row a method; methods that were not run are named."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    title = results["problem"]["title"] if results else path.stem
+    rows = rows_of(results)
+    lines = [f"**{title}**", ""]
+    if rows:
+        half, aim = results["problem"]["eps"]
+        header = [cell.format(half=half, aim=aim) for cell in _HEADER]
+        lines += [_line(header), _line(["---"] * len(header))]
+        lines += [_line(_cells(row, rows.get(REFERENCE))) for row in rows.values()]
+        lines.append("")
+    missing = [method.title for key, method in METHODS.items() if key not in rows]
+    if missing:
+        lines.append(f"Not run yet: {'; '.join(missing)}.")
+    return "\n".join(lines).rstrip()
 
 
-def _cells(runs: list[dict[str, Any]], plain_seconds: float) -> list[str]:
-    def mean(values: list[float], digits: int = 3) -> str:
-        middle = f"{statistics.fmean(values):.{digits}f}"
-        if len(values) == 1:
-            return middle
-        return f"{middle} ± {(max(values) - min(values)) / 2:.{digits}f}"
-
-    setting = ", ".join(f"{name} {value:g}" for name, value in runs[0]["setting"].items())
-    worst = [run["l2"]["robust_accuracy"]["worst"] for run in runs]
-    linf = [run["linf"]["robust_accuracy"]["worst"] for run in runs]
-    first = [run["first_order"] for run in runs]
-    seconds = [run["cpu_seconds_per_epoch"] * run["epochs"] / plain_seconds for run in runs]
+def _cells(row: Row, reference: Row | None) -> list[str]:
+    setting = ", ".join(f"{name} {value:g}" for name, value in row.setting.items())
+    if reference is None or row.key == REFERENCE:
+        difference = "-"
+    else:
+        mean, error = row.minus(reference)
+        difference = f"{_signed(mean)} ± {_plain(error)}"
+    time = "-" if row.time is None else f"{row.time:.1f}"
     return [
+        METHODS[row.key].title,
         setting or "-",
-        str(len(runs)),
-        mean([run["accuracy"] for run in runs], 4),
-        f"{mean([f['minimum'] for f in first], 2)} / {mean([f['average'] for f in first], 2)}",
-        mean([run["attack_distance"]["average"] for run in runs], 2),
-        *(mean([row[i] for row in worst]) for i in range(len(worst[0]))),
-        mean([run["library"]["robust_accuracy"][-1] for run in runs]),
-        *(mean([row[i] for row in linf]) for i in range(len(linf[0]))),
-        mean(seconds, 1),
+        str(len(row.seeds)),
+        _ranged(row.accuracy, digits=4),
+        _ranged(row.robust[0]),
+        f"**{_plain(row.mean_robust)}**" + _range(row.robust[1]),
+        difference,
+        f"{row.average_distance:.2f} / {row.median_distance:.2f} ({row.not_found})",
+        f"{row.tangent_over_distance:.2f}",
+        time,
     ]
 
 
-def _row(cells: list[str]) -> str:
+def _plain(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    return ("-" if round(value, 3) < 0 else "+") + _plain(abs(value))
+
+
+def _ranged(values: list[float], digits: int = 3) -> str:
+    mean = sum(values) / len(values)
+    return _plain(mean, digits) + _range(values, digits)
+
+
+def _range(values: list[float], digits: int = 3) -> str:
+    """The range over seeds."""
+    if len(values) == 1:
+        return ""
+    return f" ({_plain(min(values), digits)} to {_plain(max(values), digits)})"
+
+
+def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"

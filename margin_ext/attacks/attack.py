@@ -98,7 +98,18 @@ ATTACKS: Registry[Attack] = Registry("attacks")
 
 
 def register_attack(attack: AttackClass) -> AttackClass:
-    """Make a class known by its ``name``, so that ``attacks=["name"]`` finds it."""
+    """Make a class known by its ``name``, so that ``attacks=["name"]`` finds it.
+
+    Example:
+        >>> from margin_ext.attacks import PGD
+        >>> @register_attack
+        ... class LongPGD(PGD):
+        ...     name, title = "long_pgd", "PGD in 500 steps"
+        ...     def __init__(self, seed=0):
+        ...         super().__init__(steps=500, seed=seed)
+        >>> [attack.steps for attack in resolve_attacks(["long_pgd"])]
+        [500]
+    """
     return ATTACKS.register(attack)
 
 

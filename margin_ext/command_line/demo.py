@@ -108,16 +108,8 @@ def _trials(arguments: argparse.Namespace) -> list[Trial]:
     from margin_ext.training.demo_trials import demo_trials
 
     data, settings = _data_and_settings(arguments)
-    return demo_trials(
-        data,
-        settings,
-        arguments.out,
-        seed=arguments.seed,
-        part=arguments.part,
-        device=arguments.device,
-        attack_steps=5 if arguments.quick else 40,
-        fresh=arguments.fresh,
-    )
+    out, device = arguments.out, arguments.device
+    return demo_trials(data, settings, out, device=device, fresh=arguments.fresh)
 
 
 def _data_and_settings(arguments: argparse.Namespace) -> tuple[ImageData, DemoSettings]:
@@ -132,12 +124,10 @@ def _data_and_settings(arguments: argparse.Namespace) -> tuple[ImageData, DemoSe
         data, settings = load_data("mnist", arguments.data_dir), MNIST
     if arguments.quick:
         data = data.limited(train=200, held_out=100)
-        settings = replace(settings, epochs=3, batch_size=20, samples=50)
+        settings = replace(settings, epochs=3, batch_size=20, samples=50, attack_steps=5)
     data = data.limited(train=arguments.limit, held_out=None)
     given = {
-        "epochs": arguments.epochs,
-        "mu": arguments.mu,
-        "tau": arguments.tau,
+        **{name: getattr(arguments, name) for name in ("epochs", "mu", "tau", "seed", "part")},
         "eps": tuple(sorted(arguments.eps)) if arguments.eps else None,
     }
     return data, replace(settings, **{k: v for k, v in given.items() if v is not None})

@@ -15,7 +15,7 @@ from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import BatchStatistics
 
 if TYPE_CHECKING:
-    from margin_ext.functional.labels import DenseLabels
+    from margin_ext.functional.dense_labels import DenseLabels
 
 __all__ = ["composed_loss"]
 

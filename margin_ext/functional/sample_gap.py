@@ -11,6 +11,7 @@ from margin_ext.loss_settings import (
     Aggregation,
     LossKeywords,
     LossSettings,
+    check_word,
     refuse_unknown,
     settings_from,
     shows_fields_of,
@@ -56,6 +57,7 @@ def sample_gap(
         tensor([2.])
     """
     refuse_unknown(renamed)
+    check_word("aggregation", aggregation, Aggregation)
     labels = sample_labels_of(target, weight, ignore_index, aggregation, validate)
     return labels.sample_gap(logits, fixed)
 
@@ -63,7 +65,23 @@ def sample_gap(
 def sample_gap_cotangent(
     logits: Tensor, target: Tensor, found: SampleGap, scale: float | Tensor = 1.0
 ) -> Tensor:
-    """Gradient of scale * the sum of the samples' gaps by the logits, of their shape and type."""
+    """Gradient of scale * the sum of the samples' gaps with respect to the logits.
+
+    Args:
+        logits: [B, C] or [B, C, d1, ...].
+        target: As for :func:`sample_gap`.
+        found: The result of :func:`sample_gap` for these logits.
+        scale: A number, or a tensor that broadcasts to the fractions [B, d1, ...].
+
+    Returns:
+        The shape and type of logits.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.tensor([[3.0, 0.0, 1.0]]), torch.tensor([0])
+        >>> sample_gap_cotangent(logits, target, sample_gap(logits, target))
+        tensor([[ 1.,  0., -1.]])
+    """
     return sample_labels_of(target).cotangent(logits, found, scale)
 
 
@@ -99,6 +117,14 @@ def sample_margin_loss(
 
     Raises:
         ValueError, TypeError: Shapes, types or settings do not fit, or labels are out of range.
+
+    Example:
+        >>> import torch
+        >>> from margin_ext import Regularizer
+        >>> logits = torch.tensor([[[3.0, 0.0], [1.0, 4.0]]])  # two classes at two positions
+        >>> grad, phi = torch.tensor([[3.0, 4.0]]), Regularizer.ramp(0, 3)
+        >>> sample_margin_loss(logits, torch.tensor([[0, 1]]), grad, regularizer=phi).margin
+        tensor([0.6000])
     """
     found = settings_from(settings)
     labels = sample_labels_of(target, found.weight, found.ignore_index, found.aggregation, validate)

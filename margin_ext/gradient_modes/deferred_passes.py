@@ -1,10 +1,10 @@
-"""Passes that are made in the backward, when the graph of the step's own pass is gone.
+"""Extra passes that run during backward, after the graph of the step's own pass has been freed.
 
-The extra passes contribute only gradients, so they run during backward. Among the nodes that are
-ready, autograd runs the one created last: a node created before a pass runs after all nodes of the
-pass, each of which has freed what it had saved. So the graphs of these two passes never live at
-once. (A cross-entropy with a pass of its own, under fraction < 1 or batchnorm="running", is made
-before and keeps its graph meanwhile.)
+The extra passes contribute only gradients, so they can run during backward. Among the nodes that
+are ready, autograd runs the one that was created last. A node that was created before a pass
+therefore runs after all nodes of that pass, and each of those has freed its saved tensors. So the
+graphs of the two passes are never in memory at the same time. (Under fraction < 1 or
+batchnorm="running" the cross-entropy has a pass of its own, whose graph stays meanwhile.)
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ __all__ = ["DeferredPasses", "Source", "deferred_passes"]
 
 
 class Source:
-    """Inputs that have a graph: moved inputs move with them."""
+    """Inputs that have a graph, to which the gradients of moved inputs are passed on."""
 
     def __init__(self, inputs: Tensor) -> None:
         self.inputs = inputs
         self._end = inputs
 
     def move(self, moved: Tensor) -> Tensor:
-        """Moved inputs with a graph that leads to the inputs; how far they were moved is fixed."""
+        """Moved inputs with a graph that leads to the inputs; the displacement is constant."""
         return moved + (self._end - self._end.detach())
 
     @contextmanager
     def ending(self) -> Iterator[Tensor]:
-        """Let graphs end at a leaf in place of the inputs.
+        """Let graphs end at a leaf instead of the inputs.
 
-        What lies behind the inputs may hold parameters of the model, and may have been used up.
+        The graph behind the inputs may contain parameters of the model, and may be freed already.
         """
         self._end = self.inputs.detach().requires_grad_()
         try:
@@ -54,10 +54,15 @@ class Source:
 
 @dataclass
 class _Work:
-    """What a node has to do; nothing in it holds the graph that it waits for.
+    """The work of a node; it must not refer to the graph that has to be freed before it runs.
 
-    ``parameters`` are what it finds gradients for: the model's, and at the end the inputs, where
-    they have a ``source``.
+    Attributes:
+        parameters: The tensors that get gradients: the model's parameters and, with a ``source``,
+            the inputs as the last one.
+        source: Of inputs that have a graph.
+        job: Makes the pass and returns its value; None once it is done.
+        snapshot: The state of the model in which the job has to run.
+        refuses_nan: Whether a NaN gradient is an error.
     """
 
     parameters: list[Tensor]
@@ -67,19 +72,20 @@ class _Work:
     refuses_nan: bool = False
 
     def gradients(self, upstream: Tensor) -> Sequence[Tensor | None]:
-        """Those of all parameters."""
+        """Run the job: the gradients of all parameters, None where there is none."""
         if self.job is None or self.snapshot is None:
             raise RuntimeError(
-                "this loss has been differentiated before: the first time needs retain_graph=True"
+                "this loss has been differentiated before: call the first backward with "
+                "retain_graph=True"
             )
         found: list[Tensor | None] = [None] * len(self.parameters)
-        # One that was frozen since has no gradient.
+        # A parameter that was frozen in the meantime gets no gradient.
         wanted = [i for i, parameter in enumerate(self.parameters) if parameter.requires_grad]
         ends = self.parameters
         with ExitStack() as contexts:
             if self.source is not None:
                 ends = [*ends[:-1], contexts.enter_context(self.source.ending())]
-            # Checkpointed parts are computed again while gradients are taken, and need it all too.
+            # Checkpointed parts are recomputed while gradients are taken, so they need it too.
             contexts.enter_context(self.snapshot.restored())
             contexts.enter_context(kept_for_two_gradients())
             with torch.enable_grad():
@@ -91,7 +97,7 @@ class _Work:
                 for i, gradient in zip(wanted, gradients, strict=True):
                     found[i] = gradient
         if not torch._C._autograd._get_current_graph_task_keep_graph():
-            # As autograd frees what it has saved: the loss may be kept for a long time.
+            # Like autograd, free what was saved: the user may keep the loss for a long time.
             self.job = self.snapshot = None
         return found
 
@@ -107,9 +113,9 @@ class _Work:
             if "through the graph a second time" not in str(error):
                 raise
             raise RuntimeError(
-                "the model keeps a part of its graph from one pass to the next, such as a weight "
-                "computed once, and the first pass's backward has used it up. Make all passes in "
-                "run(): FiniteDifference(deferred=False)"
+                "the model reuses a part of its graph from one pass to the next, such as a weight "
+                "that is computed once, and the backward of the first pass has freed it. Make all "
+                "passes in run(): FiniteDifference(deferred=False)"
             ) from error
 
 
@@ -133,9 +139,9 @@ class _Node(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class DeferredPasses:
-    """Places in the graph for passes to come; made before the step's own pass.
+    """Nodes for later passes, placed in the graph before the step's own pass.
 
-    Each has a node of its own, so that autograd adds up the gradients of one before the next.
+    Each pass has its own node, so that autograd adds up the gradients of one before the next runs.
     """
 
     model: nn.Module
@@ -146,9 +152,9 @@ class DeferredPasses:
     source: Source | None = None
 
     def serves(self, logits: Tensor) -> bool:
-        """Whether the model's parameters are all that a pass like that of the logits moves.
+        """Whether the logits depend on no leaves but the model's parameters and the inputs.
 
-        Gradients of other tensors, such as the parameters of a second model that the first one
+        Gradients of other leaves, such as the parameters of a second model that the first one
         calls, would be lost.
         """
         known = {id(parameter) for parameter in self.works[0].parameters}
@@ -157,11 +163,13 @@ class DeferredPasses:
         return all(id(leaf) in known for leaf in graph_leaves(logits, stop))
 
     def add(self, jobs: Sequence[Callable[[], Tensor]], *, refuse_nan: bool = False) -> Tensor:
-        """Zeros with the gradient of the sum of the jobs' values.
+        """Zeros whose gradient is that of the sum of the jobs' values.
 
-        The jobs, as many as there are places, run in the backward, with the layers' modes and the
-        autocast settings of now. They must not hold the logits, whose graph would live as long.
-        With refuse_nan a NaN in their gradients is an error.
+        Args:
+            jobs: One for each node. They run during backward, with the layers' training flags and
+                the autocast settings of now. They must not refer to the logits, whose graph would
+                then stay in memory until they run.
+            refuse_nan: Whether a NaN in their gradients is an error.
         """
         snapshot = Snapshot(self.model, self.inputs, self.batchnorm)
         for work, job in zip(self.works, jobs, strict=True):
@@ -178,20 +186,20 @@ def deferred_passes(
     *,
     source: Source | None = None,
 ) -> DeferredPasses | None:
-    """Places for passes, or None where passes have to be made at once.
+    """Nodes for later passes, or None where all passes have to be made at once.
 
     Args:
-        model: What will be run.
-        inputs: What it will be run on, [B, ...].
+        model: The module that the passes run.
+        inputs: [B, ...], those of the step.
         batchnorm: As in :class:`margin_ext.AverageMarginLoss`.
         shape: Of the jobs' values.
-        count: How many jobs there will be.
+        count: The number of jobs.
         source: Of inputs that have a graph.
     """
-    # A function's parameters are not known. fully_shard gathers and reduces parameters at hooks
-    # that expect one backward. With find_unused_parameters DistributedDataParallel knows which
-    # parameters the first pass alone uses, and takes an edge to another for a second gradient. A
-    # traced step has no order of nodes.
+    # The parameters of a function are not known. fully_shard gathers and reduces parameters in
+    # hooks that expect one backward. DistributedDataParallel(find_unused_parameters=True) expects
+    # gradients only for the parameters that the first pass used. A compiled step does not keep the
+    # order of nodes.
     if (
         not isinstance(model, nn.Module)
         or not torch.is_grad_enabled()
@@ -202,11 +210,11 @@ def deferred_passes(
         return None
     inner = without_ddp(model)
     parameters = [parameter for parameter in inner.parameters() if parameter.requires_grad]
-    # A parameter's own hooks would see the gradient of the later passes by itself, and then once
-    # more as a part of the sum.
+    # A parameter's hooks would see the gradient of the later passes alone, and then again as a part
+    # of the sum.
     if not parameters or any(parameter._backward_hooks for parameter in parameters):
         return None
-    # They take their shape in the first pass, which the node has to come before.
+    # Lazy parameters get their shape in the first pass, and the node has to be created before it.
     if any(is_lazy(parameter) for parameter in parameters):
         return None
     if source is not None:

@@ -29,7 +29,7 @@ from margin_ext.gradient_modes.parallel import is_sharded, refuse_static_graph, 
 from margin_ext.gradient_modes.sample_dependence import first_dependence
 from margin_ext.op_results import MarginLoss
 
-__all__ = ["check_gradient"]
+__all__ = ["Subject", "check_gradient"]
 
 # Relative to the parameters. In float64 so small a step meets no kink of a ReLU network.
 _STEP: Final = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -42,8 +42,16 @@ _KINKED: Final = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.Max
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """A model on a batch, run with the same randomness every time."""
+class Subject:
+    """A model on a batch, run with the same randomness every time.
+
+    Attributes:
+        passes: How the model is run.
+        objective: The loss.
+        inputs: [B, ...], without a graph.
+        target: Labels, as the objective takes them.
+        seed: Of the random numbers that the model draws, and of the check's directions.
+    """
 
     passes: Passes
     objective: Objective
@@ -52,6 +60,7 @@ class _Subject:
     seed: int
 
     def parameters(self) -> dict[str, Tensor]:
+        """Those of the model that are trained, by name."""
         model = _bare(self.passes.model)
         return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -134,17 +143,9 @@ class _Subject:
                 p.grad = kept[name]
 
 
-def check_gradient(
-    passes: Passes,
-    objective: Objective,
-    mode: GradientMode,
-    inputs: Tensor,
-    target: Tensor,
-    *,
-    directions: int,
-    seed: int,
-) -> GradientCheck:
+def check_gradient(subject: Subject, mode: GradientMode, directions: int) -> GradientCheck:
     """See :meth:`margin_ext.AverageMarginLoss.check`."""
+    passes = subject.passes
     if passes.module is None:
         raise TypeError("check needs a module: a function's parameters are not known")
     if is_sharded(passes.model):
@@ -153,7 +154,6 @@ def check_gradient(
         refuse_static_graph(passes.model)
     except RuntimeError as error:
         return GradientCheck("wrong", math.nan, math.nan, (str(error),))
-    subject = _Subject(passes, objective, inputs.detach(), target, seed)
     findings: list[str] = []
     try:
         whole, cross_entropy = subject.gradients(mode)
@@ -194,7 +194,7 @@ def _bare(model: Any) -> nn.Module:
     return getattr(inner, "_orig_mod", inner)
 
 
-def _judge(subject: _Subject, findings: list[str]) -> _Subject:
+def _judge(subject: Subject, findings: list[str]) -> Subject:
     """A float64 copy where the model has one with the same loss, else the model itself."""
     model = _bare(subject.passes.model)
     same = replace(subject, passes=replace(subject.passes, model=model))
@@ -233,7 +233,7 @@ def _judge(subject: _Subject, findings: list[str]) -> _Subject:
 
 
 def _errors(
-    judge: _Subject, whole: dict[str, Tensor], cross_entropy: dict[str, Tensor], directions: int
+    judge: Subject, whole: dict[str, Tensor], cross_entropy: dict[str, Tensor], directions: int
 ) -> tuple[float, float, float]:
     """Relative errors of the regularizer's and the cross-entropy's part, and the former's size.
 
@@ -289,7 +289,7 @@ def _derivative(gradient: Tensor, move: Tensor) -> float:
     return float((_double(gradient).conj() * move).sum().real)
 
 
-def _moved(judge: _Subject, moves: dict[str, Tensor], factor: float) -> tuple[float, float]:
+def _moved(judge: Subject, moves: dict[str, Tensor], factor: float) -> tuple[float, float]:
     parameters = judge.parameters()
     before = {name: p.detach().clone() for name, p in parameters.items()}
     with torch.no_grad():
@@ -302,11 +302,11 @@ def _moved(judge: _Subject, moves: dict[str, Tensor], factor: float) -> tuple[fl
             p.data.copy_(before[name])
 
 
-def _kinked(judge: _Subject) -> bool:
+def _kinked(judge: Subject) -> bool:
     return any(isinstance(layer, _KINKED) for layer in _bare(judge.passes.model).modules())
 
 
-def _error_of(judge: _Subject, mode: GradientMode) -> float:
+def _error_of(judge: Subject, mode: GradientMode) -> float:
     """The error by another mode; NaN where it says little."""
     if judge.inputs.dtype != torch.float64 or _kinked(judge):
         return math.nan

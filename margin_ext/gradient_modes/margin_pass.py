@@ -1,4 +1,4 @@
-"""One training step: the model's passes, and the loss that they add up to."""
+"""One training step: runs the model as often as needed and combines the passes into the loss."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ __all__ = ["Passes", "run_step"]
 
 _NO_RUNNING_STATISTICS = (
     'batchnorm="running" takes margins with running statistics, but in this model samples depend '
-    "on each other by something that has none that could be used: a layer of its own, an exported "
-    "or traced module in training, or a function of the whole batch. Put it into eval mode before "
-    'it is exported or traced, or take batchnorm="batch"'
+    "on each other through something without usable running statistics: a custom layer, a module "
+    "that was exported or traced in training mode, or a function of the whole batch. Put the "
+    "module into eval mode before it is exported or traced, or take "
+    'batchnorm="batch"'
 )
 
 
@@ -55,10 +56,11 @@ class Passes:
     Attributes:
         model: A module, or any function of the inputs.
         call: Maps the model and inputs [B, ...] to logits.
-        batchnorm: What BatchNorm in training normalises by where margins are concerned.
-        fraction: The part of the batch whose margins are taken, 0 to 1.
-        reruns: How many times the mode may run the model on other inputs too.
-        deferred: Whether it may do so in the backward.
+        batchnorm: The statistics that BatchNorm in training uses in passes that margins are
+            taken from.
+        fraction: The fraction of the batch whose margins are taken, above 0 and at most 1.
+        reruns: How many more times the gradient mode may run the model, on moved inputs.
+        deferred: Whether these extra passes may run during backward.
     """
 
     model: Any
@@ -70,12 +72,12 @@ class Passes:
 
     @cached_property
     def modules(self) -> list[nn.Module]:
-        """All modules of the model, or those that a function runs."""
+        """All modules of the model; for a function, all modules that it runs."""
         return inner_modules(without_ddp(self.model))
 
     @property
     def separate(self) -> bool:
-        """Whether margins need a pass of their own, in addition to that of the cross-entropy."""
+        """Whether margins need a pass of their own, apart from the cross-entropy's."""
         running = self.batchnorm == "running" and bool(training_batchnorms(self.modules))
         return running or self.fraction < 1
 
@@ -86,20 +88,20 @@ class Passes:
 
     @property
     def _known_dependent(self) -> bool:
-        """Whether BatchNorm makes samples depend on each other where margins are concerned."""
+        """Whether BatchNorm makes samples depend on each other in the passes for margins."""
         return bool(batchnorms_in_use(self.modules, self.batchnorm))
 
     @property
     def _is_lazy(self) -> bool:
-        """Whether layers take their shape in the first pass."""
+        """Whether the model has lazy layers that have not seen an input yet."""
         parameters = (p for module in self.modules for p in module._parameters.values())
         return any(is_lazy(p) for p in parameters if p is not None)
 
     def facts(self, mode: GradientMode, inputs: Tensor) -> PassFacts:
-        """What has to be known of the model's passes on inputs [B, ...] of which margins are taken.
+        """What the mode has to know about passes on inputs [B, ...] that margins are taken from.
 
         Raises:
-            ValueError: Margins are those of running statistics, and the model has others.
+            ValueError: batchnorm="running", and samples depend on each other in spite of it.
         """
         running = self.batchnorm == "running"
         needed = self.reruns or self.separate or running
@@ -112,7 +114,7 @@ class Passes:
         return facts
 
     def trial(self, inputs: Tensor) -> Trial:
-        """The passes on inputs [B, ...], to be tried out."""
+        """The model on inputs [B, ...], for passes that only find something out."""
         inner = without_ddp(self.model)
 
         def run(given: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ class Passes:
         return Trial(inner, run, self.modules, self.batchnorm, inputs)
 
     def whole(self, inputs: Tensor) -> PassOutput:
-        """A pass over the whole batch whose margins, if any, are taken in passes of their own."""
+        """The pass for the cross-entropy, where margins are taken in passes of their own."""
         layers = LayerState(self.modules, self.batchnorm)
         with kept_for_two_gradients(), recomputed_under(layers.first_again):
             return self.call.output(self.model, inputs)
@@ -138,15 +140,15 @@ class Passes:
         *,
         first: bool,
     ) -> tuple[Step, PassOutput]:
-        """Run the model on the inputs of which margins are taken.
+        """Run the model on the inputs whose margins are taken.
 
         Args:
             objective: The loss.
-            mode: What may ask for further passes.
-            inputs: [B, ...]. Where they require grad, what computed them gets its gradient.
+            mode: The gradient mode, which may ask for more passes.
+            inputs: [B, ...]. Where they require grad, they get their gradient too.
             target: Labels of the inputs.
-            first: Whether this is the step's first pass, which moves BatchNorm's running
-                statistics and goes through the model's DistributedDataParallel wrapper.
+            first: Whether this is the first pass of the step. That pass updates BatchNorm's
+                running statistics and goes through the DistributedDataParallel wrapper.
         """
         lazy, facts = self._is_lazy, self.facts(mode, inputs)
         source = Source(inputs) if inputs.requires_grad else None
@@ -175,7 +177,7 @@ class Passes:
             labels = objective.labels(logits, target)
             return Step(objective, inputs, logits, labels, self.module), out
         deferred = None
-        if self.deferred:  # which has to come before the pass that it lets go first
+        if self.deferred:  # created before the pass, so that backward reaches it after the pass
             shape = inputs.shape[:1] if objective.per_sample else ()
             deferred = deferred_passes(
                 self.model, inputs, self.batchnorm, shape, self.reruns, source=source
@@ -213,10 +215,10 @@ def run_step(
     inputs: Tensor,
     target: Tensor,
 ) -> tuple[PassOutput, MarginLoss]:
-    """What the model gave for a batch, and the loss.
+    """Run the model on a batch: its outputs and the loss.
 
-    Where margins have a pass of their own, its randomness is its own too, and samples that it
-    leaves out have margin and norm NaN.
+    Where margins are taken in a pass of their own, that pass draws its own random numbers, and
+    samples outside of it have the margin and norm NaN.
     """
     refuse_static_graph(passes.model)
     refuse_fsdp1(passes.model)
@@ -237,13 +239,13 @@ def run_step(
         part, _ = passes.margin_step(objective, mode, inputs[chosen], target[chosen], first=False)
         regularized = mode(part)
     term = regularized.loss - objective.cross_entropy(part.logits, part.labels)
-    # How many samples one chosen sample stands for.
+    # How many samples each chosen sample represents.
     weight = counted.sum() / counted[chosen].sum().clamp_min(1)
     return out, _joined(plain, regularized, term, chosen, weight, objective)
 
 
 def _choose(counted: Tensor, fraction: float) -> Tensor:
-    """The samples whose margins are taken: at random, those that count before those that do not."""
+    """Choose at random the samples whose margins are taken; ignored samples come last."""
     batch, device = counted.shape[0], counted.device
     if fraction >= 1:
         return torch.arange(batch, device=device)
@@ -260,12 +262,12 @@ def _joined(
     weight: Tensor,
     objective: Objective,
 ) -> MarginLoss:
-    """The loss of the whole batch from its cross-entropy and the regularizer of the chosen."""
+    """The loss of the whole batch: its cross-entropy plus the chosen samples' regularizer."""
     term, weight = term.to(plain.loss.dtype), weight.to(plain.loss.dtype)
     if objective.per_sample:
         loss = plain.loss.index_add(0, chosen, term * weight)
     else:
-        # A mean over the chosen stands for that over the batch; a sum has to be scaled up.
+        # The mean over the chosen samples estimates that over the batch; a sum is scaled up.
         is_sum = objective.options.reduction == "sum"
         loss = plain.loss + (term * weight if is_sum else term)
     missing = torch.full_like(plain.gap, math.nan)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from margin_ext.two_classes import two_class_logits
+from margin_ext.target_kinds import two_class_logits
 
 __all__ = ["ModelCall", "PassOutput", "require_logits"]
 

@@ -110,16 +110,7 @@ class Objective:
         o = self.options
         if o.classes == "runner_up":
             return labels.nearest(logits)
-        return nearest_class(
-            logits,
-            inputs,
-            labels.target,
-            classes=o.classes,
-            p=o.p,
-            eps=o.eps,
-            input_std=o.input_std,
-            ignore_index=o.ignore_index,
-        )
+        return nearest_class(logits, inputs, labels.target, o.classes, o)
 
     def input_gradient(
         self, logits: Tensor, inputs: Tensor, labels: Labels, nearest: Any, *, create_graph: bool

@@ -1,4 +1,4 @@
-"""What DistributedDataParallel and fully_shard ask of a step that takes gradients inside."""
+"""DistributedDataParallel and fully_shard in a step that takes an input gradient on the way."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ _FSDP1: Final = (
     'missing. Shard the model by fully_shard (FSDP2), or use margin="logit_gap"'
 )
 
-# The wrapper's node lies at the model's output, behind what the user does to the logits.
+# How many nodes are searched for DDP's: it is created at the model's output, so only the user's
+# own operations on the logits come before it.
 _NODES_SEARCHED: Final = 32
 
 
 def _is_distributed() -> bool:
-    """Whether there are ranks at all: without them no model is wrapped or sharded."""
-    # Builds of torch without distributed support lack the rest.
+    """Whether a process group exists: without one, no model is wrapped or sharded."""
+    # Builds of torch without distributed support have is_available alone.
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
@@ -49,10 +50,10 @@ def _is_ddp(module: object) -> bool:
 
 
 def without_ddp(model: Any) -> Any:
-    """The module inside DistributedDataParallel, for passes beyond the first one.
+    """The module inside DistributedDataParallel, for passes after the first one.
 
-    The wrapper prepares its reducer and sends buffers around at every call; once a step is enough.
-    Gradients of both passes meet in the same parameters, whose hooks fire once in a backward.
+    The wrapper prepares its reducer and broadcasts buffers at every call; once per step is enough.
+    All passes add to the gradients of the same parameters, whose hooks fire once per backward.
     """
     return model.module if _is_ddp(model) else model
 
@@ -60,15 +61,16 @@ def without_ddp(model: Any) -> Any:
 def refuse_static_graph(model: object) -> None:
     """Raise for DistributedDataParallel(static_graph=True).
 
-    There the first backward through the output, which is that of the input gradient, uses up the
-    trigger of the all-reduce: afterwards every rank would keep its own gradients, in silence.
+    With a static graph, the first backward through the output triggers the all-reduce, once. Here
+    that backward takes the input gradient, so the gradients of the loss would never be reduced:
+    every rank would keep its own, without an error.
     """
     if any(wrapper.static_graph for wrapper in _ddp_wrappers(model)):
         raise RuntimeError(_STATIC_GRAPH)
 
 
 def refuse_fsdp1(model: object) -> None:
-    """Raise for a model that FullyShardedDataParallel wraps, or a part of it."""
+    """Raise where FullyShardedDataParallel wraps the model or a part of it."""
     if isinstance(model, nn.Module) and _is_distributed():
         for module in model.modules():
             if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
@@ -76,7 +78,7 @@ def refuse_fsdp1(model: object) -> None:
 
 
 def refuse_fsdp1_behind(logits: Tensor) -> None:
-    """The same where only the logits are known: the wrapper leaves hooks on what it returns."""
+    """The same where only the logits are known: FSDP1 leaves hooks on the tensors it returns."""
     for hook in (logits._backward_hooks or {}).values():
         function = getattr(hook, "func", hook)
         if str(getattr(function, "__module__", "")).startswith("torch.distributed.fsdp"):
@@ -84,12 +86,12 @@ def refuse_fsdp1_behind(logits: Tensor) -> None:
 
 
 def finds_unused_parameters(model: object) -> bool:
-    """Whether a wrapper in it is DistributedDataParallel(find_unused_parameters=True)."""
+    """Whether the model contains DistributedDataParallel(find_unused_parameters=True)."""
     return any(wrapper.find_unused_parameters for wrapper in _ddp_wrappers(model))
 
 
 def expects_backward(modules: Sequence[nn.Module]) -> bool:
-    """Whether there are wrappers that expect a backward after each pass with a graph."""
+    """Whether any module is a wrapper that expects a backward after each pass with a graph."""
     return _is_distributed() and any(
         _is_ddp(module) or hasattr(module, "_get_fsdp_state") for module in modules
     )
@@ -102,7 +104,7 @@ def _ddp_wrappers(model: object) -> list[Any]:
 
 
 def refuse_static_graph_behind(logits: Tensor) -> None:
-    """The same where only the logits are known: the wrapper leaves a node in their graph."""
+    """The same where only the logits are known: DDP leaves a node in their graph."""
     nodes, seen = [logits.grad_fn], 0
     while nodes and seen < _NODES_SEARCHED:
         node = nodes.pop(0)
@@ -123,10 +125,11 @@ def is_sharded(model: object) -> bool:
 
 @contextmanager
 def sharding_suspended(model: object) -> Iterator[None]:
-    """Keep the parameters of fully_shard modules whole, and unreduced, after a gradient inside.
+    """Take an input gradient without letting fully_shard free parameters or reduce gradients.
 
-    The backward that follows differentiates that gradient and still needs them; without this its
-    parameters have been freed, or their gradients reduced too early and lost.
+    The backward of the loss differentiates the input gradient, so it still needs the whole
+    parameters. Otherwise fully_shard would free them after the input gradient, or reduce their
+    gradients too early and lose them.
     """
     groups = list(_shard_groups(model))
     before = [(g.reshard_after_backward, g.reduce_grads, g.all_reduce_grads) for g in groups]
@@ -143,13 +146,13 @@ def _shard_groups(model: object) -> Iterator[Any]:
     if not isinstance(model, nn.Module) or not _is_distributed():
         return
     for module in model.modules():
-        # The state is asked for by name: importing the class would load all of fully_shard.
+        # Looked up by name, because importing the class would load all of fully_shard.
         state = getattr(module, "_get_fsdp_state", None)
         if state is None:
             continue
         found = state()
         groups = getattr(found, "_fsdp_param_groups", None)
-        if groups is None:  # torch before 2.13 has one group a module
+        if groups is None:  # torch before 2.13 has one group per module
             single = found._fsdp_param_group
             groups = [] if single is None else [single]
         yield from groups

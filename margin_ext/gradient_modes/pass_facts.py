@@ -1,8 +1,8 @@
-"""What some passes show of a model, now and then before a step that compares several passes of it.
+"""Trial passes, which find out whether the passes of a model can be compared.
 
-A gradient from several passes is right where these differ by their inputs alone, and where it is
-known whether a sample's logits depend on the other samples. Neither can be read off a model's
-layers, so it is tried out.
+A gradient that compares several passes is right only if the passes differ in nothing but their
+inputs, and if it is known whether a sample's logits depend on the other samples. A model's layers
+tell neither, so a few trial passes are made before the first step, and again now and then.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ from margin_ext.random_states import RandomSource, own_sources
 
 __all__ = ["PassFacts", "Trial", "pass_facts"]
 
-# Any other than that of the step.
+# Any seed; the step's own random state is another one.
 _OTHER_SEED = 1997
-# Passes that must be alike; in uses of the facts where they are made again: a coin that a model
-# throws once a pass, say, may fall the same way a few times.
+# How many repeated passes must give the same logits.
 _REPEATS = 2
+# The trial is repeated at these steps: a model that tosses a coin in each pass may see the same
+# side a few times.
 _TRIED_AGAIN = (10, 100, 1000)
-# Models that change between more states than this are tried again.
+# Facts are kept for so many combinations of training flags; a model with more starts over.
 _MOST_STATES = 16
 
 
 @dataclass(frozen=True)
 class PassFacts:
-    """What is known of the passes of a model in its present state.
+    """What is known about the passes of a model in its present training or eval mode.
 
     Attributes:
-        moving: Places of the buffers, by index of the module and name, that layers other than
-            torch's change in a pass.
-        generators: The layers' own generators of random numbers.
-        repeatable: Whether a pass gives the same logits when it is made again, from the same
-            random state, buffers and inputs.
+        moving: The buffers that a pass changes in layers other than torch's, each as the index of
+            its module and its name.
+        generators: Random generators that belong to layers.
+        repeatable: Whether a second pass gives the same logits from the same random state, buffers
+            and inputs.
         random: Whether the logits depend on the random state.
-        batch_dependent: Whether a sample's logits depend on the other samples; None: not tried.
+        batch_dependent: Whether a sample's logits depend on the other samples; None: not tested.
     """
 
     moving: tuple[tuple[int, str], ...] = ()
@@ -65,7 +66,7 @@ class PassFacts:
 
 @dataclass(frozen=True)
 class Trial:
-    """How a model is run on inputs, for a look at its passes.
+    """A model and the inputs of its trial passes.
 
     Attributes:
         model: The module or function that is run.
@@ -85,7 +86,8 @@ class Trial:
         """Run the model four to six times, and leave it as it was.
 
         Args:
-            dependence: Whether to find out about the samples, where no BatchNorm tells.
+            dependence: Whether to test if samples depend on each other; where a BatchNorm makes
+                them, no test is needed.
         """
         generators = tuple(own_sources(self.modules))
         state = RandomState(self.inputs, self.modules, generators)
@@ -104,12 +106,12 @@ class Trial:
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
-        """Put back what layers and hooks note of passes, such as losses of their own."""
+        """Undo what layers and hooks record in a pass, such as auxiliary losses."""
         with _attributes_kept(self.modules), nothing_kept(self.model):
             yield
 
     def _first(self, state: RandomState) -> tuple[Tensor, tuple[tuple[int, str], ...]]:
-        """Logits, and which buffers the pass has changed or put others in the place of."""
+        """The logits, and the buffers that the pass has changed or replaced."""
         buffers = copied_buffers(self.modules)
         with state.replayed(), buffers_replaced(buffers), state_kept(self.modules, self.batchnorm):
             logits = self._logits(self.inputs)
@@ -118,7 +120,7 @@ class Trial:
         return logits, tuple(
             (index[id(module)], name)
             for (module, name, _), now in zip(buffers, after, strict=True)
-            # By its values: torch's own batch_norm leaves no mark in the version of a buffer.
+            # Compared by value, because torch's batch_norm does not raise a buffer's version.
             if now is not None and not _same(now, buffer_of(module, name))
         )
 
@@ -133,7 +135,7 @@ class Trial:
         return False
 
     def with_others(self, replaced: Tensor) -> Tensor:
-        """The inputs, with some samples (bool [B]) replaced by those that are not."""
+        """The inputs, with copies of the other samples where replaced (bool [B]) is true."""
         moved, kept = self.inputs.detach().clone(), (~replaced).nonzero().squeeze(1)
         samples = replaced.nonzero().squeeze(1)
         if len(kept):
@@ -141,7 +143,7 @@ class Trial:
         return moved
 
     def replay(self, state: RandomState, inputs: Tensor) -> Tensor:
-        """Logits of inputs, from the random state and the layers' state that were taken."""
+        """Logits of inputs, from the saved random state and the saved state of the layers."""
         with state.replayed():
             return self._pass(inputs)
 
@@ -151,7 +153,8 @@ class Trial:
             return self._logits(inputs)
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        # With a graph, as in the step: compiled parts have one for each case, with other numbers.
+        # With a graph, as in the step: torch.compile compiles the case without a graph separately,
+        # and its results may round differently.
         graph = not expects_backward(self.modules)
         with torch.set_grad_enabled(graph):
             given = inputs.detach().clone().requires_grad_(graph)
@@ -186,7 +189,7 @@ _known: WeakKeyDictionary[Any, dict[Any, _Known]] = WeakKeyDictionary()
 
 
 def pass_facts(model: Any, trial: Trial, call: ModelCall, *, dependence: bool) -> PassFacts:
-    """The facts of a model, found out for each state of its training flags.
+    """The facts about a model, found out once for each combination of its training flags.
 
     Args:
         model: A module or a function.
@@ -209,12 +212,12 @@ def pass_facts(model: Any, trial: Trial, call: ModelCall, *, dependence: bool) -
 
 
 def _codes(call: ModelCall) -> tuple[int, ...]:
-    """Tells functions apart that are made again for every step."""
+    """Identify the functions by their code: a lambda is a new object in every step."""
     return tuple(id(getattr(f, "__code__", type(f))) for f in (call.call, call.logits_fn))
 
 
 def _anchor(model: Any, modules: Sequence[nn.Module]) -> Any:
-    """What lives as long as the facts hold: a function may be made for one call."""
+    """The object whose lifetime the facts share: a function may exist for a single call."""
     if modules:
         return modules[0]
     return getattr(model, "__code__", type(model))

@@ -1,8 +1,8 @@
-"""What layers and hooks keep of a pass: features and auxiliary losses.
+"""Tensors that layers and hooks store in a pass, such as features and auxiliary losses.
 
-They belong to the step's first pass, over the whole batch. Further passes run the same layers and
-hooks, so tensors that these store are put back afterwards: otherwise a feature would be that of
-moved inputs, and a list of auxiliary losses would hold some twice.
+The user expects those of the step's first pass, over the whole batch. Further passes run the same
+layers and hooks, so the stored tensors are put back afterwards. Otherwise a stored feature would
+belong to moved inputs, and a list of auxiliary losses would hold some losses twice.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ _OF_MODULES: Final = frozenset(vars(nn.Module()))
 
 @contextmanager
 def side_channels_kept(model: object) -> Iterator[None]:
-    """Run the model, and put back the tensors that its layers and hooks have stored since.
+    """Run the model, and then put back the tensors that its layers and hooks have stored.
 
-    They are looked for in attributes of layers, and in the lists, dictionaries and variables that
-    layers, their forward functions and their hooks reach: attributes, closures, global variables.
-    Other values, and tensors without a graph that are added to a list, stay: who counts passes or
-    records them sees all. Tensors that are changed in place are not put back, nor are buffers.
+    Stored tensors are found in attributes of layers, and in the lists, dictionaries and variables
+    that layers, their forward functions and their hooks can reach through attributes, closures and
+    global variables. Other values stay, and so do tensors without a graph that were appended to a
+    list: code that counts or records passes sees all of them. Buffers and tensors that were changed
+    in place are not put back.
     """
     stores, cells = _stores(model)
     before = [store.copy() for store in stores]
@@ -50,7 +51,7 @@ def side_channels_kept(model: object) -> Iterator[None]:
 
 @contextmanager
 def nothing_kept(model: object) -> Iterator[None]:
-    """Run the model outside of a step, and put back all that its layers and hooks have stored."""
+    """Run the model outside of a step, and then undo everything that it has stored."""
     stores, cells = _stores(model)
     before = [store.copy() for store in stores]
     held = [cell.cell_contents for cell in cells]
@@ -93,7 +94,7 @@ def _put_back_names(store: dict[Any, Any], before: dict[Any, Any]) -> None:
 
 
 def _has_moved(before: Any, now: Any) -> bool:
-    """Whether a tensor, or a tuple or list of tensors, stands in another one's place."""
+    """Whether a tensor, or a tuple or list of tensors, was replaced."""
     return before is not now and bool(_tensors(before) or _tensors(now))
 
 
@@ -108,7 +109,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _stores(model: object) -> tuple[list[Any], list[CellType]]:
-    """Containers and variables that a pass may write to."""
+    """The containers and closure variables that a pass may write to."""
     found: dict[int, Any] = {}
     cells: dict[int, CellType] = {}
     functions: dict[int, Any] = {}
@@ -141,7 +142,7 @@ def _add_container(found: dict[int, Any], thing: object) -> None:
 
 
 def _reached(function: Any) -> Iterator[object]:
-    """What a function can write to; nothing for torch's own, which keep their own books."""
+    """The objects that a function can write to; none for torch's functions, which need no care."""
     if isinstance(function, partial):
         yield from function.args
         yield from function.keywords.values()

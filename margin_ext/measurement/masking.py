@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from margin_ext.measurement.masking_evidence import MaskingEvidence
 
-__all__ = ["MaskingDiagnosis", "diagnose"]
+__all__ = ["MaskingDiagnosis", "MaskingSigns", "diagnose"]
 
 # A sign counts from this fraction of the samples on.
 _MANY = 0.1
@@ -25,49 +25,58 @@ _JUMP = 0.5
 NOT_THE_GAP = "attacks on the gap move there: this sign does not speak against them"
 
 
-@dataclass(frozen=True)
-class MaskingDiagnosis:
-    """What speaks against taking the robust accuracies at their word.
+@dataclass(frozen=True, kw_only=True)
+class MaskingSigns:
+    """What some of the correct samples show.
 
     Nothing here depends on the units of inputs and logits or on the size and order of batches.
 
     Attributes:
-        count: Correct samples that were looked at.
         cross_entropy_underflow: Fraction whose cross-entropy gradient is below a millionth of the
             gap's.
-        gap_underflow: Fraction whose gap has no gradient to speak of: by its tangent the boundary
-            lies a thousand times farther than the data reach.
-        cross_entropy_excess: Largest rise of robust accuracy over the radii when PGD uses the
-            cross-entropy in place of the gap; NaN where one of them was not run.
-        random_excess: Largest amount by which random points of the sphere leave less robust than
-            the attacks.
+        gap_underflow: Fraction whose gap has next to no gradient: by its tangent the boundary lies
+            a thousand times farther than the data reach.
         line_excess: Fraction for which a straight line to a sample of another class leads to a
             nearer adversarial example than a gradient search; NaN with one class only.
-        fall: By how much the gap falls along its own gradient over what the gradient says: the
-            largest median over several lengths.
-        jump: Median jump of the gap at the boundary, over the gap at the sample.
-        transfer_excess: Largest amount by which points made on another model leave less robust
-            than the attacks; NaN where none was given.
+        fall: By how much the gap falls along its own gradient, divided by what the gradient
+            predicts: the largest median over several lengths.
+        jump: Median jump of the gap at the boundary, divided by the gap at the sample.
+        transfer_excess: Largest amount by which robust accuracy is lower under points made on
+            another model than under the attacks; NaN where no other model was given.
         moved: Largest fall of robust accuracy, on these samples, by a second search with twice
             the steps and other random starts.
-        findings: All this in words; empty where nothing was found.
         not_looked_at: What this diagnosis cannot see.
-        cross_entropy_masked: Do not read figures of attacks on the cross-entropy.
-        gap_masked: Do not read the others either: the model hides its gradients.
     """
 
-    count: int
     cross_entropy_underflow: float
     gap_underflow: float
-    cross_entropy_excess: float
-    random_excess: float
     line_excess: float
     fall: float
     jump: float
     transfer_excess: float
     moved: float
-    findings: tuple[str, ...]
     not_looked_at: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingDiagnosis(MaskingSigns):
+    """Reasons not to take the robust accuracies at their word; printed, a list of them.
+
+    Attributes:
+        count: Correct samples that were looked at.
+        cross_entropy_excess: Largest rise of robust accuracy over the radii when PGD uses the
+            cross-entropy in place of the gap; NaN where one of them was not run.
+        random_excess: Largest amount by which robust accuracy is lower under random points of the
+            sphere than under the attacks.
+        findings: All this in words; empty where nothing was found.
+        cross_entropy_masked: Do not read figures of attacks on the cross-entropy.
+        gap_masked: Do not read the others either: the model hides its gradients.
+    """
+
+    count: int
+    cross_entropy_excess: float
+    random_excess: float
+    findings: tuple[str, ...]
     cross_entropy_masked: bool
     gap_masked: bool
 
@@ -103,8 +112,9 @@ def diagnose(
     best = [min(values) for values in zip(*robust.values(), strict=True)]
     random_excess = _excess(best, curves["random"])
 
-    saturated = _saturated(evidence, ce_excess, tolerance)
-    hidden = _hidden(evidence, random_excess, tolerance)
+    signs, looked_at = evidence.signs, len(evidence.indices)
+    saturated = _saturated(signs, ce_excess, tolerance)
+    hidden = _hidden(signs, looked_at, random_excess, tolerance)
     findings = [*saturated, *hidden]
     if gap_excess > tolerance:
         findings.append(
@@ -119,27 +129,20 @@ def diagnose(
         )
     # Weaker somewhere is no proof of hidden gradients; weaker everywhere is a sign of them.
     gap_masked = bool(hidden) or (gap_excess > tolerance and ce_excess < -tolerance)
-    if evidence.moved > _tolerance(len(evidence.indices)):
+    if signs.moved > _tolerance(looked_at):
         findings.append(
-            f"not converged: a second search breaks {evidence.moved:.3f} more of the samples"
+            f"not converged: a second search breaks {signs.moved:.3f} more of the samples"
         )
     if gap_masked:
         findings.append("so gradients are hidden: use attacks without gradients, or transfer")
     elif saturated and not gap_excess > tolerance:
         findings.append(NOT_THE_GAP)
     return MaskingDiagnosis(
-        count=len(evidence.indices),
-        cross_entropy_underflow=evidence.cross_entropy_underflow,
-        gap_underflow=evidence.gap_underflow,
+        **vars(signs),
+        count=looked_at,
         cross_entropy_excess=ce_excess,
         random_excess=random_excess,
-        line_excess=evidence.line_excess,
-        fall=evidence.fall,
-        jump=evidence.jump,
-        transfer_excess=evidence.transfer_excess,
-        moved=evidence.moved,
         findings=tuple(findings),
-        not_looked_at=evidence.not_looked_at,
         cross_entropy_masked=bool(saturated),
         gap_masked=gap_masked,
     )
@@ -156,13 +159,13 @@ def _excess(larger: Sequence[float] | None, smaller: Sequence[float] | None) -> 
     return max((a - b for a, b in zip(larger, smaller, strict=True)), default=math.nan)
 
 
-def _saturated(evidence: MaskingEvidence, excess: float, tolerance: float) -> list[str]:
+def _saturated(signs: MaskingSigns, excess: float, tolerance: float) -> list[str]:
     """Signs that attacks on the cross-entropy are misled."""
     found = []
-    if evidence.cross_entropy_underflow > _MANY:
+    if signs.cross_entropy_underflow > _MANY:
         found.append(
             "the cross-entropy's input gradient vanishes in comparison with the gap's on "
-            f"{evidence.cross_entropy_underflow:.1%} of the correct samples: attacks on the "
+            f"{signs.cross_entropy_underflow:.1%} of the correct samples: attacks on the "
             "cross-entropy do not move there"
         )
     if excess > tolerance:
@@ -173,27 +176,29 @@ def _saturated(evidence: MaskingEvidence, excess: float, tolerance: float) -> li
     return found
 
 
-def _hidden(evidence: MaskingEvidence, random_excess: float, tolerance: float) -> list[str]:
+def _hidden(
+    signs: MaskingSigns, looked_at: int, random_excess: float, tolerance: float
+) -> list[str]:
     """Signs that the model hides its gradients."""
-    signs = (
+    possible = (
         (
-            evidence.gap_underflow > _MANY,
-            f"the logit gap's input gradient vanishes on {evidence.gap_underflow:.1%} of the "
+            signs.gap_underflow > _MANY,
+            f"the logit gap's input gradient vanishes on {signs.gap_underflow:.1%} of the "
             "correct samples",
         ),
         (
-            evidence.fall < _FALL,
-            f"along its own gradient the gap falls by {evidence.fall:.2f} of what the gradient "
+            signs.fall < _FALL,
+            f"along its own gradient the gap falls by {signs.fall:.2f} of what the gradient "
             "says: the gradient does not tell where the gap falls",
         ),
         (
-            evidence.jump > _JUMP,
-            f"at the boundary the gap jumps by {evidence.jump:.2f} of its value at the sample: "
+            signs.jump > _JUMP,
+            f"at the boundary the gap jumps by {signs.jump:.2f} of its value at the sample: "
             "no gradient sees the boundary",
         ),
         (
-            evidence.line_excess > _MANY,
-            f"on {evidence.line_excess:.1%} of the samples a straight line to a sample of another "
+            signs.line_excess > _MANY,
+            f"on {signs.line_excess:.1%} of the samples a straight line to a sample of another "
             "class leads to a nearer adversarial example than a search along gradients",
         ),
         (
@@ -201,9 +206,9 @@ def _hidden(evidence: MaskingEvidence, random_excess: float, tolerance: float) -
             f"random points at distance eps break {random_excess:.3f} more than the attacks do",
         ),
         (
-            evidence.transfer_excess > _tolerance(len(evidence.indices)),
-            f"points made on the other model break {evidence.transfer_excess:.3f} more than the "
+            signs.transfer_excess > _tolerance(looked_at),
+            f"points made on the other model break {signs.transfer_excess:.3f} more than the "
             "attacks do",
         ),
     )
-    return [words for seen, words in signs if seen]
+    return [words for seen, words in possible if seen]

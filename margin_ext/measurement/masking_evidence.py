@@ -16,6 +16,7 @@ from torch import Tensor
 from margin_ext.attacks.pgd import PGD, attack_gradient
 from margin_ext.bounds import MinimumDistance
 from margin_ext.functional import logit_gap
+from margin_ext.measurement.masking import MaskingSigns
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model, evaluation_mode
 from margin_ext.threat import ThreatModel
@@ -33,23 +34,17 @@ _HALVINGS = 20
 
 @dataclass(frozen=True)
 class MaskingEvidence:
-    """Fractions and medians over the samples; see `MaskingDiagnosis` for what each of them is.
+    """What was seen on some of the correct samples.
 
     Attributes:
         indices: Of the samples in the whole data.
         distance: Of the nearest adversarial example that was found for each of them.
+        signs: Fractions and medians over the samples.
     """
 
     indices: tuple[int, ...]
     distance: NDArray[np.float64]
-    cross_entropy_underflow: float
-    gap_underflow: float
-    line_excess: float
-    fall: float
-    jump: float
-    transfer_excess: float
-    moved: float
-    not_looked_at: tuple[str, ...]
+    signs: MaskingSigns
 
 
 class _Sample(NamedTuple):
@@ -125,7 +120,6 @@ def gather_evidence(
     excess = line < second.distance.to(line.dtype) * (1 - 1e-3)
     # A search that was told to stop early is not weaker than a line.
     excess &= second.distance.to(line.dtype) > min(radii)
-    jump = _jump(model, x, y, gap, second.distance, second.point, threat)
 
     nearest = torch.minimum(second.distance.double(), line.double())
     not_looked_at = ["black-box attacks with many queries"]
@@ -136,18 +130,17 @@ def gather_evidence(
         transfer_excess = _transfer(model, transfer, x, y, threat, radii, robust, indices)
     if not bool(along.any()):
         not_looked_at.append("lines to other classes (all samples have one class)")
-    return MaskingEvidence(
-        indices=tuple(indices),
-        distance=nearest.cpu().numpy(),
+    signs = MaskingSigns(
         cross_entropy_underflow=_mean(vanishing),
         gap_underflow=_mean(flat),
         line_excess=_mean(excess[along]),
         fall=_fall(model, x, y, gap, gap_grad, gap_norm, length, moving, threat),
-        jump=jump,
+        jump=_jump(model, x, y, gap, second.distance, second.point, threat),
         transfer_excess=transfer_excess,
         moved=float(moved),
         not_looked_at=tuple(not_looked_at),
     )
+    return MaskingEvidence(tuple(indices), nearest.cpu().numpy(), signs)
 
 
 def _mean(flags: Tensor) -> float:

@@ -159,6 +159,12 @@ def _reported(
     return np.where(correct, nearest.astype(np.float64), np.inf)
 
 
+def _rows(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """Inputs, targets and indices in the whole data of some of the batch's samples."""
+    indices = [batch.first + row for row in rows.tolist()]
+    return batch.inputs[rows], batch.target[rows], indices
+
+
 class _Run:
     """What has been measured so far."""
 
@@ -230,25 +236,17 @@ class _Run:
         left = correct.nonzero().squeeze(1)
         if not left.numel():
             return distance
-        inputs, target = batch.inputs[left], batch.target[left]
-        indices = [batch.first + i for i in left.tolist()]
+        model, threat = self.model, self.threat
         if isinstance(attack, Sweep):
-            found = attack.sweep(
-                self.model, inputs, target, self.radii, threat=self.threat, indices=indices
-            )
+            x, y, indices = _rows(batch, left)
+            found = attack.sweep(model, x, y, self.radii, threat=threat, indices=indices)
             distance[left.cpu()] = found.distance.double().cpu()
             return distance
         for eps in self.radii:
-            robust, point = attack(
-                self.model,
-                batch.inputs[left],
-                batch.target[left],
-                eps,
-                threat=self.threat,
-                indices=[batch.first + i for i in left.tolist()],
-            )
+            x, y, indices = _rows(batch, left)
+            robust, point = attack(model, x, y, eps, threat=threat, indices=indices)
             broken = left[~robust]
-            length = self.threat.distance(point[~robust], batch.inputs[broken])
+            length = threat.distance(point[~robust], x[~robust])
             distance[broken.cpu()] = length.double().cpu().clamp_max(eps)
             left = left[robust]
             if not left.numel():

@@ -44,7 +44,12 @@ def register_model(name: str, build: Callable[..., nn.Module]) -> None:
 
 
 def model_names() -> tuple[str, ...]:
-    """Every registered name."""
+    """Every registered name.
+
+    Example:
+        >>> model_names()[:2]
+        ('small_cnn', 'resnet')
+    """
     return tuple(_MODELS)
 
 

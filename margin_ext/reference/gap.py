@@ -22,7 +22,7 @@ from margin_ext.op_results import LogitGap
 from margin_ext.reference.labels import as_rows, one_class_each, per_position
 from margin_ext.reference.soft_gap import argmax_excluding, soft_gap
 
-__all__ = ["logit_gap"]
+__all__ = ["class_gap", "logit_gap"]
 
 
 def logit_gap(
@@ -56,8 +56,15 @@ def logit_gap(
         >>> logit_gap(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0])).gap
         tensor([1.])
     """
-    if not one_class_each(logits, target):
-        return _gap_of_positions(logits, target, nearest, ignore_index, validate)
+    if one_class_each(logits, target):
+        return class_gap(logits, target, nearest, ignore_index, validate)
+    return _gap_of_positions(logits, target, nearest, ignore_index, validate)
+
+
+def class_gap(
+    logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int, validate: bool
+) -> LogitGap:
+    """The same for logits [B, C] with one class label each."""
     check_logits(logits, target)
     classes = logits.shape[1]
     if validate:
@@ -100,11 +107,6 @@ def _gap_of_positions(
                     f"got {shape_text(nearest)}"
                 )
             nearest = nearest.reshape(-1)
-        gap, runner_up = logit_gap(
-            z,
-            y,
-            nearest=nearest,
-            ignore_index=ignore_index,
-            validate=validate and nearest is not None,
-        )
+        checked = validate and nearest is not None
+        gap, runner_up = class_gap(z, y, nearest, ignore_index, checked)
     return LogitGap(per_position(gap, logits), per_position(runner_up, logits))

@@ -110,15 +110,7 @@ def sample_margin_loss(
     those of :func:`margin_ext.functional.sample_margin_loss`, except that ``validate`` is on.
     """
     s = settings_from(settings)
-    found = sample_gap(
-        logits,
-        target,
-        weight=s.weight,
-        ignore_index=s.ignore_index,
-        aggregation=s.aggregation,
-        fixed=fixed,
-        validate=validate,
-    )
+    found = sample_gap(logits, target, fixed=fixed, validate=validate, **s.label_keywords())
     gap = margin = found.of_positions
     norm = gap.new_empty(0)
     if grad is not None:
@@ -164,12 +156,7 @@ def _cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, dtype: torch.dtype, s: LossSettings
 ) -> Tensor:
     return nn.functional.cross_entropy(
-        logits.to(dtype),
-        target,
-        weight,
-        ignore_index=s.ignore_index,
-        reduction="none",
-        label_smoothing=s.label_smoothing,
+        logits.to(dtype), target, weight, reduction="none", **s.cross_entropy_keywords()
     )
 
 

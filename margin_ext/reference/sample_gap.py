@@ -11,7 +11,7 @@ from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_class_weight, check_logits_and_labels, check_target
 from margin_ext.loss_settings import Aggregation, check_word
 from margin_ext.op_results import SampleGap
-from margin_ext.reference.gap import logit_gap
+from margin_ext.reference.gap import class_gap
 from margin_ext.reference.labels import (
     as_rows,
     counted_positions,
@@ -58,13 +58,8 @@ def sample_gap(
     if target.is_floating_point():
         rows, nearest = soft_gap(z, y, nearest=nearest, validate=False)
     else:
-        rows, nearest = logit_gap(
-            z,
-            y,
-            nearest=nearest,
-            ignore_index=ignore_index,
-            validate=validate and nearest is not None,
-        )
+        checked = validate and nearest is not None
+        rows, nearest = class_gap(z, y, nearest, ignore_index, checked)
     gaps = per_position(rows, logits)
     if fixed is None:
         fraction = _join_positions(

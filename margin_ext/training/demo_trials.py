@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -38,6 +38,9 @@ class DemoSettings:
         gap_beta: Weight of its orthogonality penalty.
         eps: Radii of the attacks.
         samples: Images of each part that are measured.
+        attack_steps: Steps of projected gradient descent.
+        seed: Of the initial weights and the order of the samples.
+        part: The images that are reported on.
     """
 
     epochs: int
@@ -49,6 +52,9 @@ class DemoSettings:
     gap_beta: float
     eps: tuple[float, ...]
     samples: int | None
+    attack_steps: int = 40
+    seed: int = 0
+    part: Literal["test", "validation"] = "test"
 
 
 # Chosen on the validation images by robust accuracy under the gap attack at eps 0.6 and 0.9 without
@@ -64,10 +70,7 @@ def demo_trials(
     settings: DemoSettings,
     out: str | Path,
     *,
-    seed: int = 0,
-    part: str = "test",
     device: torch.device | str = "cpu",
-    attack_steps: int = 40,
     fresh: bool = False,
 ) -> list[Trial]:
     """The three trials, ready to run or to go on from what is in ``out``.
@@ -75,7 +78,7 @@ def demo_trials(
     All of them begin with the same weights and see the samples in the same order.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         model = small_cnn(data.shape, data.classes)
     gap = AverageMarginLoss(
         mu=settings.gap_mu,
@@ -91,17 +94,17 @@ def demo_trials(
     }
     evaluation = Evaluation(
         settings.eps,
-        attack_steps=attack_steps,
-        distance_steps=100 if attack_steps > 10 else 20,
+        attack_steps=settings.attack_steps,
+        distance_steps=100 if settings.attack_steps > 10 else 20,
         measure_limit=settings.samples,
-        part=part,  # type: ignore[arg-type]
+        part=settings.part,
     )
     return [
         Trial(
             copy.deepcopy(model),
             data,
             objective,
-            Recipe(settings.epochs, settings.batch_size, seed=seed),
+            Recipe(settings.epochs, settings.batch_size, seed=settings.seed),
             evaluation,
             Path(out) / key,
             title=title,
@@ -111,7 +114,7 @@ def demo_trials(
                 "data": data.name,
                 "images": data_digest(data.train),
                 "model": repr(model),
-                "part": part,
+                "part": settings.part,
                 "device": torch.device(device).type,
                 "threads": torch.get_num_threads(),
             },

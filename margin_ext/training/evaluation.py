@@ -53,6 +53,14 @@ class Evaluation:
         """What must agree for measured values to be used again."""
         return asdict(self)
 
+    def threat_keywords(self) -> dict[str, Any]:
+        """The threat model, as keywords of ``measure`` and ``robust_accuracy``."""
+        return {
+            "p": self.measure_p,
+            "data_range": self.data_range,
+            "input_std": self.input_std,
+        }
+
     def measure(
         self,
         model: nn.Module,
@@ -76,13 +84,7 @@ class Evaluation:
         from margin_ext.bounds import MinimumDistance
         from margin_ext.measurement import measure, robust_accuracy
 
-        common: dict[str, Any] = {
-            "p": self.measure_p,
-            "data_range": self.data_range,
-            "input_std": self.input_std,
-            "limit": self.measure_limit,
-            "progress": progress,
-        }
+        common = {**self.threat_keywords(), "limit": self.measure_limit, "progress": progress}
         with warnings.catch_warnings():
             # Samples without a gradient are counted in the totals ("infinite").
             warnings.filterwarnings("ignore", ".*no input gradient.*", UserWarning)

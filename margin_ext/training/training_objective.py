@@ -38,6 +38,11 @@ class Objective:
     Attributes:
         criterion: CrossEntropyLoss or AverageMarginLoss, for instance.
         beta: Weight of the orthogonality penalty.
+
+    Example:
+        >>> from margin_ext.training import Objective
+        >>> Objective(AverageMarginLoss(tau=0.5), beta=1e-3).settings()["beta"]
+        0.001
     """
 
     criterion: nn.Module

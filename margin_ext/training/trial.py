@@ -169,11 +169,9 @@ class Trial:
         followed = monitor_limit is not None and ranks.is_main
         self.monitor = MarginMonitor(
             {"train": self.train, "held_out": self.held_out} if followed else {},
-            p=evaluation.measure_p,
             limit=monitor_limit,
-            data_range=evaluation.data_range,
-            input_std=evaluation.input_std,
             progress=False,
+            **evaluation.threat_keywords(),
         )
         self._read()
         self._seen = self._stamp()

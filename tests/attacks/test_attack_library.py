@@ -92,3 +92,11 @@ def test_what_autoattack_cannot_do() -> None:
         robust_accuracy(model, data, 0.1, attacks=["autoattack"])
     with pytest.raises(ValueError, match=r"images \[B, Ch, H, W\], got \[2, 4\]"):
         AutoAttack()(model, *data, 0.1, threat=ThreatModel(data_range=(0.0, 1.0)))
+
+
+def test_parts_of_autoattack_are_named() -> None:
+    with pytest.raises(ValueError, match=r"parts must be from apgd-ce, .*, got pgd"):
+        AutoAttack(parts=("apgd-ce", "pgd"))
+    with pytest.raises(ValueError, match="got none"):
+        AutoAttack(parts=())
+    assert AutoAttack(parts=("apgd-ce",)).settings()["parts"] == ("apgd-ce",)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from margin_ext.attacks import PGD
 from margin_ext.measurement import MaskingDiagnosis, robust_accuracy
-from margin_ext.measurement.masking import NOT_THE_GAP, diagnose
+from margin_ext.measurement.masking import NOT_THE_GAP, MaskingSigns, diagnose
 from margin_ext.measurement.masking_evidence import MaskingEvidence
 
 DIMS, CLASSES = 48, 4
@@ -219,23 +219,22 @@ def test_a_weak_attack_is_told_to_have_not_converged() -> None:
     assert judged(trained()).diagnosis.moved <= 0.03
 
 
-EVIDENCE = {
-    "indices": tuple(range(96)),
-    "distance": torch.ones(96).numpy(),
-    "cross_entropy_underflow": 0.0,
-    "gap_underflow": 0.0,
-    "line_excess": 0.0,
-    "fall": 1.0,
-    "jump": 0.0,
-    "transfer_excess": math.nan,
-    "moved": 0.0,
-    "not_looked_at": (),
-}
+SIGNS = MaskingSigns(
+    cross_entropy_underflow=0.0,
+    gap_underflow=0.0,
+    line_excess=0.0,
+    fall=1.0,
+    jump=0.0,
+    transfer_excess=math.nan,
+    moved=0.0,
+    not_looked_at=(),
+)
+EVIDENCE = MaskingEvidence(tuple(range(96)), torch.ones(96).numpy(), SIGNS)
 
 
 def from_curves(gap: list[float], cross_entropy: list[float]) -> MaskingDiagnosis:
     curves = {"gap": gap, "cross_entropy": cross_entropy, "random": [0.9] * len(gap)}
-    return diagnose(MaskingEvidence(**EVIDENCE), curves, 1000)  # type: ignore[arg-type]
+    return diagnose(EVIDENCE, curves, 1000)
 
 
 def test_agreement_finds_nothing() -> None:

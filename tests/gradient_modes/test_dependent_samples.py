@@ -107,7 +107,7 @@ def test_losses_of_single_samples_are_refused(name):
 def test_running_statistics_are_refused_where_there_are_none(name, mode):
     model, (x, y) = network(LAYERS[name]()), data()
     criterion = AverageMarginLoss(gradient=mode, batchnorm="running")
-    with pytest.raises(ValueError, match="by something that has none that could be used"):
+    with pytest.raises(ValueError, match="through something without usable running statistics"):
         criterion.run(model, x, y)
 
 

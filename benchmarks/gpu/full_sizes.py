@@ -1,0 +1,52 @@
+"""The loss and its backward pass at six full sizes, three times each: what ncu profiles.
+
+ncu --kernel-name-base demangled --kernel-name regex:margin::cuda \\
+    python -m benchmarks.gpu.full_sizes
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.inputs import random_inputs, regularizer
+from benchmarks.shapes import CIFAR, IMAGENET, MIDDLE, MNIST, Shape
+from margin_ext import average_margin_loss
+from margin_ext._extension import require_ops
+
+SHAPES = (
+    Shape(100_000, MNIST, 10, "a warp a row"),
+    Shape(32_768, CIFAR, 10, "a warp a row, in shared memory"),
+    Shape(32_768, CIFAR, 10, "16 bits", torch.bfloat16),
+    Shape(8192, MIDDLE, 200, "a block a row"),
+    Shape(2048, IMAGENET, 1000, "a cluster a row"),
+    Shape(2048, IMAGENET, 1000, "a cluster a row, 16 bits", torch.bfloat16),
+)
+REPEATS = 3
+
+
+def call(shape: Shape, repeats: int = REPEATS) -> None:
+    """Forward and backward."""
+    inputs = random_inputs(shape, "cuda", 0)
+    for _ in range(repeats):
+        out = average_margin_loss(
+            inputs.logits,
+            inputs.target,
+            inputs.grad,
+            regularizer=regularizer(shape),
+            p=shape.p,
+            input_std=shape.channel_std,
+        )
+        torch.autograd.grad(out.loss, (inputs.logits, inputs.grad), inputs.minus_one)
+
+
+def main() -> None:
+    """One shape after the other; memory is given back in between."""
+    require_ops("cuda")
+    for shape in SHAPES:
+        call(shape)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

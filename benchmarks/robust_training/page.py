@@ -1,0 +1,143 @@
+"""Write the tables, the goals and the headline into docs/results.md and README.md.
+
+    python -m benchmarks.robust_training.page
+
+Everything between ``<!-- made from docs/results: NAME -->`` and ``<!-- end -->`` is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment
+from benchmarks.robust_training.goals import GOAL, best_margin, judge
+from benchmarks.robust_training.methods import METHODS
+from benchmarks.robust_training.problems import PROBLEMS
+from benchmarks.robust_training.rows import Row, rows_of
+from benchmarks.robust_training.tables import table
+from margin_ext.output.atomic_write import write_text
+
+__all__ = ["made_anew"]
+
+RESULTS = environment.ROOT / "docs" / "results"
+PAGES = (environment.ROOT / "docs" / "results.md", environment.ROOT / "README.md")
+_PLACE = re.compile(
+    r"(<!-- made from docs/results: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
+# Version 0.1.0's files and names of the methods.
+_EARLIER = RESULTS / "version_0.1.0"
+_RENAMED = {"first_order": "boundary"}
+_PEERS = ("plain", "adversarial_1", "adversarial_2", "adversarial_7")
+
+
+def made_anew(text: str, folder: Path = RESULTS) -> str:
+    """The text with every marked place written from the results.
+
+    Raises:
+        ValueError: A place has a name that is not known.
+    """
+
+    def place(found: re.Match[str]) -> str:
+        return f"{found[1]}{_made(found['name'], folder)}\n{found[3]}"
+
+    return _PLACE.sub(place, text)
+
+
+def _made(name: str, folder: Path) -> str:
+    if name in PROBLEMS:
+        return table(folder / f"{name}.json")
+    if name == "goals":
+        return _goals(folder)
+    if name == "headline":
+        return _headline(folder)
+    if name == "earlier":
+        return _earlier(folder)
+    raise ValueError(f"there is nothing named {name!r} to be made from the results")
+
+
+def _results(folder: Path, problem: str) -> dict[str, Any]:
+    path = folder / f"{problem}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _goals(folder: Path) -> str:
+    lines = [f"> {GOAL}", ""]
+    for problem, known in PROBLEMS.items():
+        lines.append(f"- {known.title}: {judge(rows_of(_results(folder, problem)))}")
+    return "\n".join(lines)
+
+
+def _headline(folder: Path) -> str:
+    lines = [
+        "| problem | training | accuracy | worst case at the radius | time over plain |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for problem, known in PROBLEMS.items():
+        rows = rows_of(_results(folder, problem))
+        best = best_margin(rows)
+        keys = [*_PEERS, *([] if best is None else [best.key])]
+        shown = [rows[key] for key in keys if key in rows]
+        lines += [_headline_row(row, known.title, known.aim) for row in shown]
+    if len(lines) == 2:
+        return "Not run yet."
+    return "\n".join(lines)
+
+
+def _headline_row(row: Row, title: str, aim: float) -> str:
+    time = "-" if row.time is None else f"{row.time:.1f}"
+    name = METHODS[row.key].title
+    return (
+        f"| {title}, l2 {aim:g} | {name} | {row.mean_accuracy:.3f} | {row.mean_robust:.3f} | "
+        f"{time} |"
+    )
+
+
+def _earlier(folder: Path) -> str:
+    """What version 0.1.0's tables said, beside the new figures."""
+    lines = [
+        "| problem | training | 0.1.0: robust at the radius | now: worst case | now: setting |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for problem, known in PROBLEMS.items():
+        old = _results(_EARLIER, problem)
+        rows = rows_of(_results(folder, problem))
+        for key, method in METHODS.items():
+            said = _said(old, _RENAMED.get(key, key))
+            if said is None:
+                continue
+            now = rows.get(key)
+            setting = "" if now is None else _setting(now.setting)
+            figure = "not run yet" if now is None else f"{now.mean_robust:.3f}"
+            lines.append(f"| {known.title} | {method.title} | {said:.3f} | {figure} | {setting} |")
+    return "\n".join(lines)
+
+
+def _said(results: Mapping[str, Any], key: str) -> float | None:
+    """Version 0.1.0's mean robust accuracy at the aim."""
+    found = [
+        run["l2"]["robust_accuracy"]["worst"][-1]
+        for name, run in results.get("runs", {}).items()
+        if name.rsplit(" ", 1)[0] == key
+    ]
+    return statistics.fmean(found) if found else None
+
+
+def _setting(setting: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
+    for page in PAGES:
+        write_text(page, made_anew(page.read_text()))
+        print(page)
+
+
+if __name__ == "__main__":
+    main()

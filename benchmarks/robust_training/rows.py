@@ -1,0 +1,126 @@
+"""What the tables, the figure and the goals read from a problem's results: one row a method."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.robust_training.methods import METHODS, Setting
+from benchmarks.robust_training.samples import read_bits, read_numbers
+
+__all__ = ["Row", "rows_of"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method with its chosen setting.
+
+    Attributes:
+        key: Of the method.
+        setting: The chosen one.
+        seeds: Those that were run.
+        accuracy: On all test images, one value a seed.
+        robust: At half the aim and at the aim, one value a seed.
+        held: Whether each image holds at the aim [seeds, N].
+        average_distance: Of the images with an adversarial example, 0 where misclassified.
+        median_distance: Of all images, infinite where there is none.
+        not_found: Images without an adversarial example, over all seeds.
+        tangent_over_distance: Median over the correct images with an adversarial example.
+        time: Training time over plain training's; None: not measured.
+    """
+
+    key: str
+    setting: Setting
+    seeds: list[int]
+    accuracy: list[float]
+    robust: tuple[list[float], list[float]]
+    held: Mapping[int, NDArray[np.bool_]]
+    average_distance: float
+    median_distance: float
+    not_found: int
+    tangent_over_distance: float
+    time: float | None
+
+    @property
+    def mean_accuracy(self) -> float:
+        return statistics.fmean(self.accuracy)
+
+    @property
+    def mean_robust(self) -> float:
+        """Worst case at the aim."""
+        return statistics.fmean(self.robust[1])
+
+    def minus(self, other: Row) -> tuple[float, float]:
+        """Difference of the worst cases at the aim, and its standard error, paired over images.
+
+        Over the seeds that both have.
+        """
+        common = [seed for seed in self.seeds if seed in other.seeds]
+        if not common:
+            return math.nan, math.nan
+        each = np.mean(
+            [self.held[s].astype(float) - other.held[s].astype(float) for s in common], axis=0
+        )
+        return float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each)))
+
+    def more_accurate_than(self, other: Row) -> float:
+        """Difference of the clean accuracies over the seeds that both have."""
+        theirs = dict(zip(other.seeds, other.accuracy, strict=True))
+        pairs = zip(self.seeds, self.accuracy, strict=True)
+        differences = [ours - theirs[seed] for seed, ours in pairs if seed in theirs]
+        return statistics.fmean(differences) if differences else math.nan
+
+
+def rows_of(results: Mapping[str, Any]) -> dict[str, Row]:
+    """The rows in the order of `METHODS`; without the methods that were not run."""
+    found = {}
+    for key in METHODS:
+        runs = _runs(results, key)
+        if runs:
+            found[key] = _row(key, runs, results.get("timing", {}))
+    return found
+
+
+def _runs(results: Mapping[str, Any], key: str) -> dict[int, Any]:
+    """By seed."""
+    named = {}
+    for name, run in results.get("runs", {}).items():
+        word, seed = name.rsplit(" ", 1)
+        if word == key:
+            named[int(seed)] = run
+    return dict(sorted(named.items()))
+
+
+def _row(key: str, runs: Mapping[int, Any], timing: Mapping[str, Any]) -> Row:
+    samples = [run["samples"] for run in runs.values()]
+    worst = [[read_bits(text) for text in one["worst"]] for one in samples]
+    correct = np.concatenate([read_bits(one["correct"]) for one in samples])
+    distance = np.concatenate([read_numbers(one["distance"]) for one in samples])
+    margin = np.concatenate([read_numbers(one["margin"]) for one in samples])
+    known = np.isfinite(distance)
+    both = correct & known & (distance > 0)
+    median = timing.get("median", {})
+    setting = next(iter(runs.values()))["setting"]
+    timed = key in median and timing["settings"][key] == setting
+    return Row(
+        key=key,
+        setting=setting,
+        seeds=list(runs),
+        accuracy=[run["accuracy"] for run in runs.values()],
+        robust=(
+            [float(outcome[0].mean()) for outcome in worst],
+            [float(outcome[1].mean()) for outcome in worst],
+        ),
+        held={seed: outcome[1] for seed, outcome in zip(runs, worst, strict=True)},
+        average_distance=float(distance[known].mean()),
+        median_distance=float(np.quantile(distance, 0.5, method="lower")),
+        not_found=int((~known).sum()),
+        tangent_over_distance=float(np.median(margin[both] / distance[both])),
+        time=median[key] / median["plain"] if timed else None,
+    )
