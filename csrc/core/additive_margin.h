@@ -52,11 +52,11 @@ MARGIN_HD CrossEntropyWith<Acc> cross_entropy_with(Acc u, const LogitRow<Acc>& o
 }
 
 // `others` is the row without its label: only its target is that of y. norm: ||g||_q. scale: of the
-// gradients.
-template <typename Acc>
-MARGIN_HD LossOfSample<Acc> additive_margin_loss(const LogitRow<Acc>& others, Acc norm,
-                                                 int64_t target, Acc weight, Acc scale,
-                                                 const SampleOptions<Acc>& options) {
+// gradients. logit_gradient_at takes 0 for the label's e: exp(z_y - max) may overflow here.
+template <typename Acc, typename Index>
+MARGIN_HD LossOfSample<Acc, Index> additive_margin_loss(const LogitRow<Acc>& others, Acc norm,
+                                                        Index target, Acc weight, Acc scale,
+                                                        const SampleOptions<Acc>& options) {
   const Acc mu = options.mu, tau = options.regularizer.hi;
   const CrossEntropyWith<Acc> plain = cross_entropy_with(others.target, others, weight, options);
   const CrossEntropyWith<Acc> lowered =
@@ -67,7 +67,7 @@ MARGIN_HD LossOfSample<Acc> additive_margin_loss(const LogitRow<Acc>& others, Ac
   // What smoothing takes from the label and gives to the others.
   const Acc given = s > 0 ? per_class * (options.class_weight_sum - weight) : Acc(0);
 
-  LossOfSample<Acc> out;
+  LossOfSample<Acc, Index> out;
   SampleLoss<Acc>& sample = out.sample;
   sample.cross_entropy = plain.value;
   sample.regularizer = lowered.value - plain.value;
@@ -83,12 +83,11 @@ MARGIN_HD LossOfSample<Acc> additive_margin_loss(const LogitRow<Acc>& others, Ac
   out.gradient.max = lse.max == minus_infinity<Acc>() ? Acc(0) : lse.max;
   out.gradient.probability_scale =
       scale * mass * ((1 - mu) * plain.per_other + mu * lowered.per_other) + plain.zero_or_nan;
-  out.gradient.at_target = scale * (given - mass * mix) + plain.zero_or_nan;
+  out.gradient.at_target = scale * (given - mass * mix + per_class * weight) + plain.zero_or_nan;
   out.gradient.at_nearest = Acc(0);
   out.gradient.smoothing = scale * per_class;
   out.gradient.target = target;
   out.gradient.nearest = -1;
-  out.gradient.target_alone = true;
   return out;
 }
 

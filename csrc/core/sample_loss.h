@@ -167,31 +167,31 @@ MARGIN_HD SampleLoss<Acc> sample_loss(const LogitRow<Acc>& row, Acc norm, Acc we
   return out;
 }
 
-// The parts of a logit's gradient that are the same for every class.
-template <typename Acc>
+// The parts of a logit's gradient that are the same for every class. Index: int64_t, or int where
+// classes are known to be fewer.
+template <typename Acc, typename Index = int64_t>
 struct LogitGradient {
   Acc max;
   Acc probability_scale;  // coefficient of exp(z_k - max)
   Acc at_target;
   Acc at_nearest;
   Acc smoothing;  // coefficient of -w_k
-  int64_t target;
-  int64_t nearest;
-  bool target_alone = false;  // at_target is the label's whole gradient
+  Index target;
+  Index nearest;  // -1: none
 };
 
 // A sample's loss, and how its logits' gradient is made.
-template <typename Acc>
+template <typename Acc, typename Index = int64_t>
 struct LossOfSample {
   SampleLoss<Acc> sample;
-  LogitGradient<Acc> gradient;
+  LogitGradient<Acc, Index> gradient;
 };
 
-template <typename Acc>
-MARGIN_HD LogitGradient<Acc> make_logit_gradient(const LogitRow<Acc>& row,
-                                                 const SampleLoss<Acc>& loss, int64_t target,
-                                                 Acc weight, Acc scale,
-                                                 const SampleOptions<Acc>& options) {
+template <typename Acc, typename Index>
+MARGIN_HD LogitGradient<Acc, Index> make_logit_gradient(const LogitRow<Acc>& row,
+                                                        const SampleLoss<Acc>& loss, Index target,
+                                                        Acc weight, Acc scale,
+                                                        const SampleOptions<Acc>& options) {
   const Acc s = options.label_smoothing;
   const Acc per_class = s > 0 ? s / static_cast<Acc>(options.classes) : Acc(0);
   const Acc mass = (1 - s) * weight + per_class * options.class_weight_sum;
@@ -203,21 +203,22 @@ MARGIN_HD LogitGradient<Acc> make_logit_gradient(const LogitRow<Acc>& row,
           -scale * loss.grad_gap,
           scale * per_class,
           target,
-          row.nearest_class};
+          static_cast<Index>(row.nearest_class)};
 }
 
 // dL_i/dz_k of a class other than the target and the nearest class, given e = exp(z_k - max). The
 // class weight counts under label smoothing only. V: Acc, or a vector of it.
-template <typename V, typename Acc>
-MARGIN_HD V logit_gradient_common(const LogitGradient<Acc>& g, V e, V class_weight) {
+template <typename V, typename Acc, typename Index>
+MARGIN_HD V logit_gradient_common(const LogitGradient<Acc, Index>& g, V e, V class_weight) {
   return V(g.probability_scale) * e - V(g.smoothing) * class_weight;
 }
 
 // dL_i/dz_k of any class.
-template <typename Acc>
-MARGIN_HD Acc logit_gradient_at(const LogitGradient<Acc>& g, Acc e, int64_t k, Acc class_weight) {
+template <typename Acc, typename Index>
+MARGIN_HD Acc logit_gradient_at(const LogitGradient<Acc, Index>& g, Acc e, Index k,
+                                Acc class_weight) {
   Acc value = logit_gradient_common(g, e, class_weight);
-  if (k == g.target) value = (g.target_alone ? Acc(0) : value) + g.at_target;
+  if (k == g.target) value += g.at_target;
   if (k == g.nearest) value += g.at_nearest;
   return value;
 }

@@ -103,15 +103,13 @@ struct LogitState {
   Acc weight = 0;
   Acc spread = 0;
 
-  // summed: whether the class belongs to the log-sum-exp. The additive margin leaves the target
-  // out.
-  MARGIN_DEVICE void add(Acc z, int k, bool is_target, bool summed = true) {
+  MARGIN_DEVICE void add(Acc z, int k, bool is_target) {
     const bool first = runner_up_class == INT32_MAX || (is_nan(z) && !is_nan(runner_up));
     if (!is_target && (z > runner_up || first)) {
       runner_up = z;
       runner_up_class = k;
     }
-    if (summed) log_sum_exp.add(z);
+    log_sum_exp.add(z);
   }
   // Before add() of the same class.
   MARGIN_DEVICE void add_smoothing(Acc z, Acc class_weight) {
@@ -123,8 +121,7 @@ struct LogitState {
 };
 
 // The state of a warp's logits. Every state is brought to one maximum first, that of the warp's
-// classes and the target (-inf: without the target). `target_logit` is NaN for a bad label, and so
-// is then everything.
+// classes and the target. `target_logit` is NaN for a bad label, and so is then everything.
 template <typename Acc>
 MARGIN_DEVICE LogitState<Acc> logits_of_warp(LogitState<Acc> state, Acc target_logit,
                                              bool smoothed) {
