@@ -21,12 +21,14 @@ struct RowKernels {
   void (*write_direction)(Norm norm, const T* x, const A* scale, const T* base, int64_t n,
                           const Direction<A>& direction, T* out, bool non_temporal);
 
-  // moved [n] = (x - center) / scale + direction_at(scale * grad); scale null: 1, center null: x.
+  // moved [n] = (x + scale * v - center) / scale with v = direction_at(scale * grad); scale null:
+  // 1; center null: v.
   void (*move)(Norm norm, const T* x, const T* center, const T* grad, const A* scale, int64_t n,
                const Direction<A>& direction, A* moved);
-  // out [n] = clamp(center + scale * project_at(moved), low, high); low and high null: no range.
-  void (*project)(Norm norm, const A* moved, const T* center, const A* scale, const A* low,
-                  const A* high, int64_t n, const Projection<A>& projection, T* out);
+  // out [n] = clamp(center + scale * project_at(moved), low, high); center null: x; low and high
+  // null: no range.
+  void (*project)(Norm norm, const A* moved, const T* x, const T* center, const A* scale,
+                  const A* low, const A* high, int64_t n, const Projection<A>& projection, T* out);
   // Of moved [n], in a fixed order.
   SumAbove<A> (*sum_above)(const A* moved, int64_t n, A threshold);
 
