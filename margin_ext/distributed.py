@@ -1,13 +1,15 @@
-"""Statistics of a batch that is spread over the ranks of torch.distributed."""
+"""Working over the ranks of torch.distributed: which ranks, and a spread batch's statistics."""
 
 from __future__ import annotations
 
 import torch
 from torch import distributed
 
+from margin_ext.ranks import ALONE, Ranks, all_ranks
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
+from margin_ext.together import RankFailedError
 
-__all__ = ["reduce_statistics"]
+__all__ = ["ALONE", "RankFailedError", "Ranks", "all_ranks", "reduce_statistics"]
 
 _MINIMUM = STATISTIC_NAMES.index("minimum_margin")
 _COUNT = STATISTIC_NAMES.index("count")

@@ -1,6 +1,6 @@
 """Shapes, types and strides of the ops' outputs, for torch.compile and torch.export.
 
-They must predict what csrc/torch/ops.h allocates.
+Each fake kernel must return what its op allocates in csrc/torch/ops.h.
 """
 
 from __future__ import annotations

@@ -55,9 +55,13 @@ class GradientMode(Protocol):
         return ""
 
     def start(self, inputs: Tensor, options: LossOptions) -> Tensor:
-        """The inputs that a training step runs the model on, for inputs [B, ...]."""
+        """The inputs that the model is run on, for inputs [B, ...]."""
         del options
         return inputs
+
+    def without_noise(self) -> GradientMode:
+        """The mode of validation, where a loss should have one value."""
+        return self
 
     def check(self, options: LossOptions) -> None:
         """Raise ValueError where the mode cannot serve the options."""

@@ -52,8 +52,7 @@ class AverageMarginLoss(nn.Module):
     classes there may be probabilities, floating and of the shape of the logits (mixup,
     distillation). docs/labels.md says what the margin is then.
 
-    After each call ``criterion.statistics`` holds the minimum and average margin, the average gap
-    and gradient norm and the accuracy of the batch, on the device.
+    After each call ``criterion.statistics`` holds the batch's margins and accuracy, on the device.
 
     Args:
         **options: The fields of :class:`margin_ext.LossOptions`, which describes each; p, mu and
@@ -204,6 +203,7 @@ class AverageMarginLoss(nn.Module):
             ("fraction", o.fraction, 1.0),
             ("every", o.every, 1),
             ("batchnorm", o.batchnorm, "batch"),
+            ("noise", getattr(o.mode, "noise", 0.0) if self.training else 0.0, 0.0),
         ):
             if value != usual:
                 raise ValueError(
@@ -268,8 +268,8 @@ class AverageMarginLoss(nn.Module):
                 )
             if self.training:
                 mu *= self._options.every
-            if self.training:
-                inputs = mode.start(inputs, self._options)
+            mode = mode if self.training else mode.without_noise()
+            inputs = mode.start(inputs, self._options)
             passed, out = run_step(passes, self._objective(normalizer, mu), mode, inputs, target)
         return self._output(passed, out)
 
@@ -288,7 +288,7 @@ class AverageMarginLoss(nn.Module):
             out = self._without_inputs(passed.class_logits, target, normalizer)
             return self._output(passed, out)
         # All gradient modes have the same value; this one costs least.
-        mode = Detached() if o.margin == "first_order" else o.mode
+        mode = Detached() if o.margin == "first_order" else o.mode.without_noise()
         passes = Passes(model, call, o.batchnorm, reruns=mode.reruns)
         # Autograd takes no tensors of the inference mode, and needs a graph for a moment.
         with torch.inference_mode(False), torch.enable_grad():

@@ -233,7 +233,7 @@ class ThreatModel:
         """
         seed = int(torch.randint(2**62, ()))
         generator = torch.Generator(center.device).manual_seed(seed)
-        unit = unit_ball(len(center), center[:1].numel(), self.p, generator)
+        unit = unit_ball(len(center), center.shape[1:].numel(), self.p, generator)
         offset = radius.reshape(-1, *[1] * (center.dim() - 1)) * unit.reshape(center.shape)
         return self.clamp(center + self.in_input_units(offset.to(center.dtype)))
 

@@ -46,10 +46,13 @@ def test_examples_run(name):
 @pytest.mark.parametrize(
     "name",
     [
+        "Additive",
+        "AdversarialTraining",
         "Auto",
         "AverageMarginLoss",
         "BatchStatistics",
         "Detached",
+        "Distance",
         "DoubleBackward",
         "FiniteDifference",
         "LossOptions",

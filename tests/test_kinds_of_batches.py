@@ -19,6 +19,8 @@ MODES = [
     {"gradient": "finite_difference"},
     {"gradient": FiniteDifference(deferred=False)},
     {"margin": "secant"},
+    {"margin": "distance"},
+    {"margin": "additive"},
     {"fraction": 0.5},
     {"every": 2},
     {"batchnorm": "running"},

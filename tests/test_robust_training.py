@@ -428,13 +428,14 @@ def test_goals_are_marked_with_figures(results):
 
 def test_pages_are_written_between_their_marks(results, tmp_path):
     (tmp_path / "mnist_cnn.json").write_text(json.dumps(results))
-    names = ["mnist_cnn", "goals", "headline", "earlier"]
+    names = ["mnist_cnn", "goals", "headline", "sentences", "earlier"]
     marks = [f"<!-- made from docs/results: {name} -->\nold\n<!-- end -->" for name in names]
     made = page.made_anew("before\n" + "\n".join(marks) + "\nafter", tmp_path)
     assert "old" not in made
     assert made.startswith("before\n<!-- made")
     assert made.endswith("<!-- end -->\nafter")
-    assert made.count("<!-- end -->") == 4
+    assert made.count("<!-- end -->") == 5
+    assert "secant margin, 2 attack steps .600 at accuracy .981 in 2.5 times" in made
     assert "**reached.**" in made
     assert "not measured yet" in made
     assert page.made_anew(made, tmp_path) == made

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from margin_ext import AverageMarginLoss
+from margin_ext import Additive, AverageMarginLoss, Distance
 
 MODES = [
     {},
@@ -17,6 +17,9 @@ MODES = [
     {"gradient": "auto"},
     {"gradient": "finite_difference"},
     {"margin": "secant"},
+    {"margin": "distance"},
+    {"margin": Distance(form="envelope")},
+    {"margin": Additive(noise=1.0)},
     {"margin": "logit_gap"},
     {"fraction": 0.5},
     {"every": 2, "warmup": 5},

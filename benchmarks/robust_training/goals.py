@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.rows import Row
+from benchmarks.robust_training.tables import fraction
 
 __all__ = ["GOAL", "best_margin", "judge"]
 
@@ -45,9 +46,11 @@ def judge(rows: Mapping[str, Row]) -> str:
         [
             f"**{'reached' if _reached(best, rows) else 'not reached'}.**",
             f"{_capital(METHODS[best.key].title)} ({_counted(len(best.seeds), 'seed')}):",
-            f"worst case {best.mean_robust:.3f} against {reference.mean_robust:.3f} of 7 steps",
+            f"worst case {fraction(best.mean_robust)} against",
+            f"{fraction(reference.mean_robust)} of 7 steps",
             f"(paired difference {difference:+.3f} ± {error:.3f}),",
-            f"accuracy {best.mean_accuracy:.4f} against {reference.mean_accuracy:.4f}",
+            f"accuracy {fraction(best.mean_accuracy, 4)} against "
+            f"{fraction(reference.mean_accuracy, 4)}",
             f"(difference on the same seeds {best.more_accurate_than(reference):+.4f}),",
             f"time {time}.",
         ]

@@ -17,10 +17,10 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.robust_training.goals import GOAL, best_margin, judge
-from benchmarks.robust_training.methods import METHODS
+from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
-from benchmarks.robust_training.tables import table
+from benchmarks.robust_training.tables import fraction, table
 from margin_ext.output.atomic_write import write_text
 
 __all__ = ["made_anew"]
@@ -44,7 +44,7 @@ def made_anew(text: str, folder: Path = RESULTS) -> str:
     """
 
     def place(found: re.Match[str]) -> str:
-        return f"{found[1]}{_made(found['name'], folder)}\n{found[3]}"
+        return f"{found[1]}\n{_made(found['name'], folder)}\n\n{found[3]}"
 
     return _PLACE.sub(place, text)
 
@@ -56,6 +56,8 @@ def _made(name: str, folder: Path) -> str:
         return _goals(folder)
     if name == "headline":
         return _headline(folder)
+    if name == "sentences":
+        return _sentences(folder)
     if name == "earlier":
         return _earlier(folder)
     raise ValueError(f"there is nothing named {name!r} to be made from the results")
@@ -93,9 +95,29 @@ def _headline_row(row: Row, title: str, aim: float) -> str:
     time = "-" if row.time is None else f"{row.time:.1f}"
     name = METHODS[row.key].title
     return (
-        f"| {title}, l2 {aim:g} | {name} | {row.mean_accuracy:.3f} | {row.mean_robust:.3f} | "
+        f"| {title}, l2 {aim:g} | {name} | {fraction(row.mean_accuracy)} | "
+        f"{fraction(row.mean_robust)} | "
         f"{time} |"
     )
+
+
+def _sentences(folder: Path) -> str:
+    """The headline as a list, for the README."""
+    lines = []
+    for problem, known in PROBLEMS.items():
+        rows = rows_of(_results(folder, problem))
+        best = best_margin(rows)
+        if REFERENCE not in rows or best is None:
+            continue
+        shown = [rows[key] for key in (*_PEERS, best.key) if key in rows]
+        parts = [
+            f"{METHODS[row.key].title} {fraction(row.mean_robust)} at accuracy "
+            f"{fraction(row.mean_accuracy)}"
+            + ("" if row.time is None else f" in {row.time:.1f} times plain training's time")
+            for row in shown
+        ]
+        lines.append(f"- {known.title}, worst case at l2 radius {known.aim:g}: {'; '.join(parts)}.")
+    return "\n".join(lines) or "Not run yet."
 
 
 def _earlier(folder: Path) -> str:
@@ -113,8 +135,10 @@ def _earlier(folder: Path) -> str:
                 continue
             now = rows.get(key)
             setting = "" if now is None else _setting(now.setting)
-            figure = "not run yet" if now is None else f"{now.mean_robust:.3f}"
-            lines.append(f"| {known.title} | {method.title} | {said:.3f} | {figure} | {setting} |")
+            figure = "not run yet" if now is None else fraction(now.mean_robust)
+            lines.append(
+                f"| {known.title} | {method.title} | {fraction(said)} | {figure} | {setting} |"
+            )
     return "\n".join(lines)
 
 

@@ -84,6 +84,8 @@ class DecayingPGD:
             length = torch.full_like(
                 label, eps * self.first * (0.01 + 0.99 * cosine), dtype=x.dtype
             )
-            x = threat.search_step(velocity, length, x[left], 1.0)
-            x = threat.project(x, center, torch.full_like(length, eps))
+            radius = torch.full_like(length, eps)
+            x = threat.attack_step(
+                x[left], velocity, length, center=center, radius=radius, spread=1.0
+            )
         return AttackResult(robust, found)

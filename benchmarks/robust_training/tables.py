@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from benchmarks.robust_training.methods import METHODS, REFERENCE
+from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
 
-__all__ = ["table"]
+__all__ = ["fraction", "table"]
 
 _HEADER = (
     "training",
@@ -26,10 +27,12 @@ _HEADER = (
 
 def table(path: Path) -> str:
     """One row a method; methods that were not run are named."""
-    results = json.loads(path.read_text()) if path.exists() else {}
-    title = results["problem"]["title"] if results else path.stem
+    if not path.exists():
+        title = PROBLEMS[path.stem].title if path.stem in PROBLEMS else path.stem
+        return f"**{title}**\n\nNot run yet, with any method."
+    results = json.loads(path.read_text())
     rows = rows_of(results)
-    lines = [f"**{title}**", ""]
+    lines = [f"**{results['problem']['title']}**", ""]
     if rows:
         half, aim = results["problem"]["eps"]
         header = [cell.format(half=half, aim=aim) for cell in _HEADER]
@@ -48,7 +51,7 @@ def _cells(row: Row, reference: Row | None) -> list[str]:
         difference = "-"
     else:
         mean, error = row.minus(reference)
-        difference = f"{_signed(mean)} ± {_plain(error)}"
+        difference = f"{_signed(mean)} ± {fraction(error)}"
     time = "-" if row.time is None else f"{row.time:.1f}"
     return [
         METHODS[row.key].title,
@@ -56,7 +59,7 @@ def _cells(row: Row, reference: Row | None) -> list[str]:
         str(len(row.seeds)),
         _ranged(row.accuracy, digits=4),
         _ranged(row.robust[0]),
-        f"**{_plain(row.mean_robust)}**" + _range(row.robust[1]),
+        f"**{fraction(row.mean_robust)}**" + _range(row.robust[1]),
         difference,
         f"{row.average_distance:.2f} / {row.median_distance:.2f} ({row.not_found})",
         f"{row.tangent_over_distance:.2f}",
@@ -64,24 +67,29 @@ def _cells(row: Row, reference: Row | None) -> list[str]:
     ]
 
 
-def _plain(value: float, digits: int = 3) -> str:
+def fraction(value: float, digits: int = 3) -> str:
+    """Without the 0 before the point.
+
+    >>> fraction(0.5), fraction(1.0)
+    ('.500', '1.000')
+    """
     return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.{digits}f}"
 
 
 def _signed(value: float) -> str:
-    return ("-" if round(value, 3) < 0 else "+") + _plain(abs(value))
+    return ("-" if round(value, 3) < 0 else "+") + fraction(abs(value))
 
 
 def _ranged(values: list[float], digits: int = 3) -> str:
     mean = sum(values) / len(values)
-    return _plain(mean, digits) + _range(values, digits)
+    return fraction(mean, digits) + _range(values, digits)
 
 
 def _range(values: list[float], digits: int = 3) -> str:
     """The range over seeds."""
     if len(values) == 1:
         return ""
-    return f" ({_plain(min(values), digits)} to {_plain(max(values), digits)})"
+    return f" ({fraction(min(values), digits)} to {fraction(max(values), digits)})"
 
 
 def _line(cells: list[str]) -> str:

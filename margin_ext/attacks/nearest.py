@@ -38,7 +38,7 @@ class Nearest:
         tensor([ True, False])
     """
 
-    search: MinimumDistance = field(default_factory=lambda: MinimumDistance(steps=40))
+    search: MinimumDistance = field(default_factory=MinimumDistance)
     seed: int = 0
 
     name: ClassVar[str] = "nearest"

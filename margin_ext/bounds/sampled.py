@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +23,7 @@ from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
 from margin_ext.bounds.weibull_end_point import weibull_end_points
 from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.in_parts import InParts, memory_limit
 from margin_ext.random_points import sample_generator, unit_ball
 from margin_ext.threat import ThreatModel
 
@@ -43,6 +44,10 @@ class SampledMargins(NamedTuple):
     lipschitz: Tensor
     competitors: Tensor
     fitted: Tensor
+
+
+# Copies of the noise that drawing it holds.
+_DRAWN_COPIES = 4
 
 
 @register_bound
@@ -139,14 +144,27 @@ class Sampled:
         maxima = torch.zeros(*gaps.shape, self.blocks, dtype=gaps.dtype, device=gaps.device)
         generators = [sample_generator(self.seed, self.name, i, inputs.device) for i in numbers]
         together = max(1, self.chunk // self.points)
+        part = self._points_that_fit(model, inputs)
         for first in range(0, inputs.shape[0], together):
             group = slice(first, first + together)
             for block in range(self.blocks):
                 for start in range(0, self.points, self.chunk):
                     count = min(self.chunk, self.points - start)
-                    points = self._draw(inputs[group], generators[group], count, threat)
-                    norms = _gap_norms(model, points, label[group], competitors[group], threat)
-                    maxima[group, :, block] = torch.maximum(maxima[group, :, block], norms)
+                    noise = _draw(generators[group], count, inputs[0].numel(), threat.p)
+                    norms = torch.cat(
+                        [
+                            _gap_norms(
+                                model,
+                                self._points(inputs[of], offsets, threat),
+                                label[of],
+                                competitors[of],
+                                threat,
+                            )
+                            for of, offsets in _parts(first, count, noise, part)
+                        ]
+                    )
+                    largest = norms.reshape(-1, count, norms.shape[1]).amax(dim=1)
+                    maxima[group, :, block] = torch.maximum(maxima[group, :, block], largest)
         lipschitz = maxima.amax(dim=2)
         fitted = torch.zeros_like(lipschitz, dtype=torch.bool)
         if self.extreme_value:
@@ -157,38 +175,52 @@ class Sampled:
         estimate = ratio.amin(dim=1).clamp(0.0, self.radius)
         return SampledMargins(estimate, lipschitz, competitors, fitted)
 
-    def _draw(
-        self,
-        inputs: Tensor,
-        generators: Sequence[torch.Generator],
-        count: int,
-        threat: ThreatModel,
-    ) -> Tensor:
-        """Points [B * count, ...] around inputs [B, ...], each sample's in a row."""
-        size = inputs[0].numel()
-        noise = torch.stack([unit_ball(count, size, threat.p, one) for one in generators])
-        noise = noise.reshape(-1, *inputs.shape[1:]).mul_(self.radius)
-        noise = threat.in_input_units(noise).to(inputs.dtype)
-        points = inputs.repeat_interleave(count, dim=0) + noise
+    def _points(self, inputs: Tensor, noise: Tensor, threat: ThreatModel) -> Tensor:
+        """Points around inputs [N, ...], one for each row of the noise [N, D]."""
+        offset = threat.in_input_units(noise.reshape(inputs.shape) * self.radius)
+        points = inputs + offset.to(inputs.dtype)
         return threat.clamp(points) if self.in_range else points
+
+    def _points_that_fit(self, model: Model, inputs: Tensor) -> int:
+        """Points a pass, where the memory is limited: all points of a chunk are drawn at once."""
+        memory = memory_limit(model)
+        if memory is None or not isinstance(model, InParts):
+            return self.chunk
+        drawn = _DRAWN_COPIES * self.chunk * inputs[0].numel() * 4
+        if drawn >= memory:
+            raise ValueError(
+                f"max_memory of {memory} bytes does not hold the points of Sampled(chunk="
+                f"{self.chunk}), which take {drawn}: set a smaller chunk, which draws other points"
+            )
+        return max(1, int(model.size * (1 - drawn / memory)))
+
+
+def _draw(generators: Sequence[torch.Generator], count: int, dimensions: int, p: float) -> Tensor:
+    """Points of the unit ball [B * count, D], each sample's in a row."""
+    drawn = [unit_ball(count, dimensions, p, generator) for generator in generators]
+    return torch.cat(drawn) if len(drawn) > 1 else drawn[0]
+
+
+def _parts(first: int, count: int, noise: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The noise in parts of at most so many rows, each with its rows' samples."""
+    for start in range(0, noise.shape[0], size):
+        rows = noise[start : start + size]
+        of = torch.arange(start, start + len(rows), device=noise.device) // count
+        yield first + of, rows
 
 
 def _gap_norms(
     model: Model, points: Tensor, label: Tensor, competitors: Tensor, threat: ThreatModel
 ) -> Tensor:
-    """Largest dual norm of each competitor's gap gradient over the sample's points [B, K]."""
+    """Dual norms [N, K] of the gap gradients at points [N, ...], for competitors [N, K]."""
     x = points.requires_grad_()
     logits = checked_logits(model, x)
     require_graph(logits)
-    count = points.shape[0] // label.shape[0]
-    rank_count = competitors.shape[1]
-    chosen = competitors.repeat_interleave(count, dim=0)
-    upstream_label = torch.nn.functional.one_hot(
-        label.repeat_interleave(count), logits.shape[1]
-    ).to(logits.dtype)
-    largest = []
-    for rank in range(rank_count):
-        upstream = upstream_label.scatter(1, chosen[:, rank : rank + 1], -1.0)
-        (grad,) = torch.autograd.grad(logits, x, upstream, retain_graph=rank + 1 < rank_count)
-        largest.append(threat.dual_norm(grad).reshape(label.shape[0], count).amax(dim=1))
-    return torch.stack(largest, dim=1)
+    upstream_label = torch.nn.functional.one_hot(label, logits.shape[1]).to(logits.dtype)
+    ranks = competitors.shape[1]
+    norms = []
+    for rank in range(ranks):
+        upstream = upstream_label.scatter(1, competitors[:, rank : rank + 1], -1.0)
+        (grad,) = torch.autograd.grad(logits, x, upstream, retain_graph=rank + 1 < ranks)
+        norms.append(threat.dual_norm(grad))
+    return torch.stack(norms, dim=1)

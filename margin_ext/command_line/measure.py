@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from margin_ext.command_line import Subparsers
     from margin_ext.measurement import MarginReport
+    from margin_ext.ranks import Ranks
 
 __all__ = ["add_parser", "run"]
 
@@ -29,7 +32,8 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Measure first-order margins, bounds on the true margin and robust accuracy.",
         epilog="example: margin-ext measure --model mnist_cnn --checkpoint MNISTCNN_00200.tar "
         "--data mnist:DIR --data-range 0 1 --bounds minimum_distance --attack 1 2 --limit 500 "
-        "--out results",
+        "--out results; started by torchrun --nproc-per-node 8 -m margin_ext measure ..., eight "
+        "processes share the samples",
     )
     parser.add_argument(
         "--model",
@@ -90,19 +94,31 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print and save; 2 where something does not fit."""
     import torch
 
-    # Their text is part of the report and not of a traceback.
-    with warnings.catch_warnings(record=True) as caught:
+    from margin_ext.ranks import started_ranks
+    from margin_ext.together import RankFailedError
+
+    with ExitStack() as held:
+        # Their text is part of the report and not of a traceback.
+        caught = held.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always", UserWarning)
         try:
-            _measure(arguments)
+            ranks = held.enter_context(started_ranks(arguments.device or "cpu"))
+            _measure(arguments, ranks)
+            told = ranks.gather([str(warning.message) for warning in caught])
+        except RankFailedError as error:
+            # The rank that failed tells why; one that was ended from outside cannot.
+            if "is gone" in str(error):
+                _tell(_first_line(error))
+            return _FAILED
         except torch.OutOfMemoryError as error:
             _tell(f"out of memory, try --max-memory or --batch-size: {_first_line(error)}")
             return _FAILED
         except (ValueError, TypeError, OSError, ImportError) as error:
             _tell(_first_line(error))
             return _FAILED
-    for warning in caught:
-        _tell(f"warning: {warning.message}")
+        if ranks.is_main:
+            for text in dict.fromkeys(chain.from_iterable(told)):
+                _tell(f"warning: {text}")
     return 0
 
 
@@ -115,32 +131,38 @@ def _tell(text: str) -> None:
         sys.stderr.write(f"margin-ext measure: {text}\n")
 
 
-def _measure(arguments: argparse.Namespace) -> None:
+def _measure(arguments: argparse.Namespace, ranks: Ranks) -> None:
     import torch
 
     from margin_ext.output.exclusive import exclusive
     from margin_ext.plain_numbers import whole_number
+    from margin_ext.together import Together
 
-    if arguments.threads is not None:
-        torch.set_num_threads(whole_number("threads", arguments.threads))
-    model, data = _model_and_data(arguments)
     out: Path | None = arguments.out
-    if out is None:
-        _measured(arguments, model, data, None)
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out):
-        _measured(arguments, model, data, out)
-    sys.stdout.write(f"\nsaved in {out}\n")
+    with ExitStack() as held:
+        with Together(ranks):
+            if arguments.threads is not None:
+                torch.set_num_threads(whole_number("threads", arguments.threads))
+            model, data = _model_and_data(arguments, ranks)
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                if ranks.is_main:
+                    held.enter_context(exclusive(out))
+        _measured(arguments, model, data, out, ranks)
+    if out is not None and ranks.is_main:
+        sys.stdout.write(f"\nsaved in {out}\n")
 
 
-def _model_and_data(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Any]:
+def _model_and_data(arguments: argparse.Namespace, ranks: Ranks) -> tuple[torch.nn.Module, Any]:
     from margin_ext.data import load_part
     from margin_ext.measurement.measuring import usable_device
     from margin_ext.models.checkpoint import load_checkpoint
     from margin_ext.models.named_model import model_names, named_model
 
-    device = None if arguments.device is None else usable_device(arguments.device)
+    device = None
+    if arguments.device is not None:
+        own = arguments.device == "cuda"  # one of this process
+        device = usable_device(ranks.device("cuda") if own else arguments.device)
     data = load_part(arguments.data, "train" if arguments.train else "test")
     shape = classes = None
     if isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[1], "max"):
@@ -154,12 +176,18 @@ def _model_and_data(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Any
 
 
 def _measured(
-    arguments: argparse.Namespace, model: torch.nn.Module, data: Any, out: Path | None
+    arguments: argparse.Namespace,
+    model: torch.nn.Module,
+    data: Any,
+    out: Path | None,
+    ranks: Ranks,
 ) -> None:
-    """Measure, print, and keep everything in the folder."""
+    """Measure on all ranks; rank 0 prints, and keeps everything in the folder."""
     from margin_ext.attacks import PGD, Attack
     from margin_ext.bounds import Sampled
     from margin_ext.measurement import measure, robust_accuracy
+    from margin_ext.norms import norm_name
+    from margin_ext.together import Together
 
     std, seed = arguments.input_std, arguments.seed
     common: dict[str, Any] = {
@@ -168,6 +196,7 @@ def _measured(
         "seed": seed,
         "batch_size": arguments.batch_size,
         "limit": arguments.limit,
+        "ranks": ranks,
     }
     rule = arguments.classes
     sampled = Sampled(points=arguments.points, radius=arguments.radius, seed=seed)
@@ -182,11 +211,9 @@ def _measured(
         resume=None if out is None else out / "partial.npz",
         **common,
     )
-    sys.stdout.write(f"{report}\n")
-    if out is not None:
-        for suffix in ("json", "csv", "npz"):
-            report.save(out / f"report.{suffix}")
-        _save_figures(report, out)
+    with Together(ranks):
+        if ranks.is_main:
+            _tell_report(report, out)
     pgd = {"steps": arguments.steps, "restarts": arguments.restarts, "seed": seed}
     attacks: list[str | Attack] = [
         "nearest",
@@ -195,11 +222,28 @@ def _measured(
     ]
     for p in report.norms if arguments.attack else ():
         robust = robust_accuracy(
-            model, data, arguments.attack, p=p, attacks=attacks, report=report, **common
+            model,
+            data,
+            arguments.attack,
+            p=p,
+            attacks=attacks,
+            report=report,
+            resume=None if out is None else out / f"partial_attacks_{norm_name(p)}.npz",
+            **common,
         )
-        sys.stdout.write(f"\n{robust}\n")
-        if out is not None:
-            robust.save(out / f"robust_accuracy_{robust.threat.name}.json")
+        with Together(ranks):
+            if ranks.is_main:
+                sys.stdout.write(f"\n{robust}\n")
+                if out is not None:
+                    robust.save(out / f"robust_accuracy_{robust.threat.name}.json")
+
+
+def _tell_report(report: MarginReport, out: Path | None) -> None:
+    sys.stdout.write(f"{report}\n")
+    if out is not None:
+        for suffix in ("json", "csv", "npz"):
+            report.save(out / f"report.{suffix}")
+        _save_figures(report, out)
 
 
 def _save_figures(report: MarginReport, out: Path) -> None:

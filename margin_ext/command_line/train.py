@@ -77,8 +77,8 @@ def _shown(value: Any) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, measure, and write what came of it, whole or not."""
+    from margin_ext.ranks import started_ranks
     from margin_ext.training import OtherSettingsError, RunExistsError, trial_from_settings
-    from margin_ext.training.ranks import started_ranks
 
     with contextlib.ExitStack() as held:
         held.enter_context(plain_warnings("train"))
@@ -118,6 +118,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _train(trial: Trial, progress: bool | None) -> int:
     from margin_ext.output.exclusive import InUseError
+    from margin_ext.together import RankFailedError
     from margin_ext.training import DivergedError
 
     main = trial.ranks.is_main
@@ -130,6 +131,8 @@ def _train(trial: Trial, progress: bool | None) -> int:
         status = INTERRUPTED
     except InUseError as error:
         return complain("train", error) if main else FAILED
+    except RankFailedError:
+        return FAILED  # that rank tells why
     except (DivergedError, ValueError) as error:
         what = "the trained model was not measured: " if trial.loop.finished else ""
         status = complain("train", f"{what}{error}")

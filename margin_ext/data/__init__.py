@@ -12,11 +12,13 @@ from margin_ext.data.data_source import (
     load_part,
     register_data_source,
 )
+from margin_ext.data.per_rank import PerRank
 
 __all__ = [
     "DataError",
     "DataSource",
     "Part",
+    "PerRank",
     "data_forms",
     "data_sources",
     "load_data",

@@ -56,7 +56,9 @@ def composed_loss(
     loss = ce + settings.mu * term
     total = labels.total(w)
     if settings.reduction == "mean":
-        loss = loss.sum() / total
+        # Where nothing counts the mean is NaN, and its gradient 0 and not 0 / 0.
+        some = counted.any()
+        loss = torch.where(some, loss.sum() / torch.where(some, total, 1.0), math.nan)
     elif settings.reduction == "sum":
         loss = loss.sum()
     with torch.no_grad():

@@ -32,7 +32,7 @@ from margin_ext.regularizers import Regularizer
 
 __all__ = ["DenseLabels", "flat_positions", "margin_of", "per_position"]
 
-# Multiplied by a mu of 0 it is 0 at an infinite gap too.
+# A bounded regularizer: mu = 0 times its value is 0 even where the gap is infinite.
 _BOUNDED = Regularizer.ramp(0.0, 1.0)
 
 
@@ -40,9 +40,9 @@ _BOUNDED = Regularizer.ramp(0.0, 1.0)
 class DenseLabels:
     """Class labels of positions, int64 [B, d1, ...].
 
-    A sample has one gap, joined from those of its positions, and each position carries its margin.
-    The other kinds of labels are subclasses. ``nearest`` is what gaps are measured to, without a
-    graph; only the labels that made it look into it.
+    The gaps of a sample's positions are joined into one gap, and every position gets the
+    regularizer of its sample's margin. The other kinds of labels are subclasses. ``nearest`` says
+    which classes gaps are measured to; its form is known only to the labels that returned it.
 
     Attributes:
         target: The labels.
@@ -127,7 +127,7 @@ class DenseLabels:
         return logits.movedim(1, -1).reshape(-1, logits.shape[1]), self.target.reshape(-1)
 
     def _name_bad_label(self, logits: Tensor) -> None:
-        # An op that sees a position as a row names the row; this names the position.
+        # The op sees each position as a row and would name the row; this names the position.
         check_target(self.target, logits.shape[1], self.ignore_index)
 
     def sample_gap(self, logits: Tensor, fixed: SampleGap | None = None) -> SampleGap:
@@ -156,7 +156,7 @@ class DenseLabels:
     def _fractions(self, gaps: Tensor) -> Tensor:
         """The factor of each position's gap [B, d1, ...] in the gap of its sample.
 
-        In samples whose weights are all 0 the positions that count weigh alike.
+        If all weights of a sample are 0, the positions that count have equal weights.
         """
         values, counted = flat_positions(gaps), flat_positions(self.positions_counted())
         if self.aggregation == "worst" and values.shape[1] > 0:
@@ -172,7 +172,7 @@ class DenseLabels:
         return (w / torch.where(total != 0, total, 1.0)).reshape(gaps.shape)
 
     def nearest(self, logits: Tensor) -> Any:
-        """The classes and positions that the margin of each sample is taken to."""
+        """The classes and positions that determine the margin of each sample."""
         return self.sample_gap(logits.detach())
 
     def gap(self, logits: Tensor, nearest: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The fused loss: one op computes the loss and both gradients, the backward at most scales them."""
+"""The fused loss: one op computes the loss and both gradients; the backward only scales them."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def _op_settings(
 
 
 class _AverageMarginLoss(torch.autograd.Function):
-    """Stores the finished gradients in the forward pass where that is exact, else recomputes them.
+    """The forward pass stores the finished gradients, except in two cases that recompute them.
 
-    Recomputed are per-sample losses, whose upstream is known in the backward only, and float16
-    gradients: unscaled they underflow, and a loss scaler's factor comes with the backward.
+    Per-sample losses have an upstream gradient for each sample, which only the backward knows.
+    Gradients in float16 underflow without the loss scaler's factor, which comes with the backward.
     """
 
     @staticmethod
@@ -109,7 +109,7 @@ class _AverageMarginLoss(torch.autograd.Function):
         elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
             found = _differentiable_gradients(ctx, upstream)
         elif stored is not None:
-            # Given away, so never twice: a second backward (retain_graph) recomputes.
+            # The tensors are handed out, so a second backward (retain_graph) has to recompute.
             ctx.stored = None
             torch.ops.margin_ext.scale_gradients_(*stored, upstream, statistics)
             found = [g if n else None for g, n in zip(stored, need, strict=True)]
@@ -141,8 +141,8 @@ def _recomputed_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
 def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
     """Under create_graph: the reference, which is differentiable to any order."""
     logits, grad, target, nearest, class_weight, input_scale, _ = ctx.saved_tensors
-    # Aliases: the graph of grad may lead back to logits (a last layer whose backward reads its own
-    # output, such as tanh), and that path is the caller's, not a part of these partial derivatives.
+    # Aliases, because the graph of grad may lead back to logits (if the backward of the last layer
+    # reads its output, such as that of tanh). Partial derivatives must not follow that path.
     logits = logits.view_as(logits)
     grad = None if grad is None else grad.view_as(grad)
     std = None if input_scale is None else 1 / input_scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,10 @@ class Additive(GradientMode):
         if self.data_range is not None:
             check_data_range(self.data_range)
 
+    def without_noise(self) -> Additive:
+        """See :class:`GradientMode`."""
+        return replace(self, noise=0.0)
+
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""
         options.check_length('margin="additive" needs')
@@ -87,6 +91,7 @@ class Additive(GradientMode):
         """
         labels = step.labels
         if not isinstance(labels, ClassLabels):
+            step.nearest()  # says what is wrong with a target that is no labels at all
             raise ValueError(  # noqa: TRY004
                 'margin="additive" takes one class label a sample, int64 [B]: one gradient norm '
                 "does not say how far each position of dense logits, or each class of a target of "

@@ -8,14 +8,17 @@ the cross-entropy there; DyART (Xu et al., arXiv 2302.03015) differentiates the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
 from margin_ext.gradient_mode import GradientMode, register_margin
+from margin_ext.gradient_modes.boundary_memory import BoundaryMemory
 from margin_ext.gradient_modes.boundary_search import (
     BoundaryPoint,
     find_boundary,
@@ -30,6 +33,9 @@ from margin_ext.op_results import MarginLoss
 from margin_ext.threat import DataRange, ThreatModel, check_data_range
 
 __all__ = ["Distance"]
+
+# A remembered start needs less noise than the input.
+_NOISE_OF_MEMORY = 0.5
 
 Form = Literal["cross_entropy", "envelope"]
 Misclassified = Literal["toward", "attack"]
@@ -56,6 +62,10 @@ class Distance(GradientMode):
             their own distance; "attack": away from it, by the whole radius. (In the other form it
             is the regularizer that says what they contribute.)
         data_range: Lowest and highest input, as the model gets it: the search stays inside.
+        memory: Start each sample's search, with half of the noise, where its last one ended.
+            ``with criterion.margin.samples(indices):`` says around :meth:`run` which samples of
+            the data a batch holds; it takes the memory of all inputs. Not for inputs that
+            augmentation changes, whose boundary then lies elsewhere.
 
     Raises:
         ValueError: A setting makes no search.
@@ -73,6 +83,10 @@ class Distance(GradientMode):
     noise: float = 0.8
     misclassified: Misclassified = "toward"
     data_range: DataRange | None = None
+    memory: bool = False
+    _memory: BoundaryMemory = field(
+        default_factory=BoundaryMemory, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_word("form", self.form, Form)
@@ -89,7 +103,23 @@ class Distance(GradientMode):
     @property
     def reruns(self) -> int:
         """See :class:`GradientMode`."""
-        return self.steps + (1 if self.noise else 0)
+        return self.steps + (1 if self.noise or self.memory else 0)
+
+    def without_noise(self) -> Distance:
+        """See :class:`GradientMode`."""
+        return replace(self, noise=0.0, memory=False)
+
+    def samples(self, indices: Tensor) -> AbstractContextManager[None]:
+        """Say that the batches inside hold the samples with these indices in the data [B]."""
+        return self._memory.samples(indices)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from step to step: the memory."""
+        return {"offsets": self._memory.offsets} if self.memory else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state."""
+        self._memory.offsets = state.get("offsets")
 
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""
@@ -134,18 +164,19 @@ class _Search:
 
     def run(self) -> BoundaryPoint:
         """Project."""
-        start = self.step.inputs
-        if self.mode.noise:
-            tau = self.step.objective.options.tau
-            start = self.threat.noisy(self.center, self.radius.new_full((), self.mode.noise * tau))
-        return find_boundary(
-            self._gaps,
-            self.center,
-            start,
-            self.radius,
-            steps=self.mode.steps,
-            threat=self.threat,
+        mode, start = self.mode, self.step.inputs
+        noise = mode.noise * self.step.objective.options.tau
+        if mode.memory:
+            noise *= _NOISE_OF_MEMORY
+            start = self.threat.clamp(self.center + mode._memory.recall(self.center))
+        if noise:
+            start = self.threat.noisy(start.detach(), self.radius.new_full((), noise))
+        found = find_boundary(
+            self._gaps, self.center, start, self.radius, steps=mode.steps, threat=self.threat
         )
+        if mode.memory:
+            mode._memory.keep(found.point - self.center)
+        return found
 
     def _gaps(self, point: Tensor) -> tuple[Tensor, Tensor]:
         if point is self.step.inputs:
@@ -183,7 +214,7 @@ class _Search:
         margin = self._signed(distance, norm)
         moves = (norm > 0) & gap.isfinite()
         change = torch.where(moves, gap - gap.detach(), 0.0) / torch.where(moves, norm, 1.0)
-        return self._loss(margin + change, norm, None)
+        return self._loss(self.step.logits, margin + change, norm, None)
 
     def cross_entropy(self, found: BoundaryPoint) -> MarginLoss:
         """The cross-entropy beyond each sample's own boundary."""
@@ -191,8 +222,12 @@ class _Search:
         attacked = self.gap <= 0 if self.mode.misclassified == "attack" else None
         point = trained_point(found, self.center, self.radius, self.threat, attacked)
         there = objective.label_losses(self.logits_at(point), labels)
-        here = objective.label_losses(self.step.logits, labels)
-        return self._loss(self._signed(found.distance, found.norm), found.norm, there - here)
+        logits = self.step.logits
+        # The clean part has no weight: it would come to 0 through a whole backward pass.
+        logits = logits.detach() if objective.options.mu == 1 else logits
+        term = there - objective.label_losses(logits, labels)
+        margin = self._signed(found.distance, found.norm)
+        return self._loss(logits, margin, found.norm, term)
 
     def _signed(self, distance: Tensor, norm: Tensor) -> Tensor:
         """Distances [B] with the sign of the gap; the radius where no plane was found."""
@@ -200,9 +235,11 @@ class _Search:
         size = torch.minimum(size, self.radius)
         return torch.where(self.gap.isnan(), math.nan, torch.where(self.gap < 0, -size, size))
 
-    def _loss(self, margin: Tensor, norm: Tensor, term: Tensor | None) -> MarginLoss:
+    def _loss(
+        self, logits: Tensor, margin: Tensor, norm: Tensor, term: Tensor | None
+    ) -> MarginLoss:
         return self.step.objective.loss_of(
-            self.step.logits, self.step.labels, margin=margin, gap=self.gap, norm=norm, term=term
+            logits, self.step.labels, margin=margin, gap=self.gap, norm=norm, term=term
         )
 
 

@@ -1,8 +1,9 @@
-"""Compares a mode's parameter gradient with what the loss does when the parameters move.
+"""Compares a mode's parameter gradient with how the loss changes when the parameters move.
 
-A gradient can be wrong without an error: a function whose backward is not differentiable drops out
-of the second derivative, a compiled graph computes something else. The judge is the value of the
-loss, which needs no second derivative, on an uncompiled float64 copy of the model.
+A gradient can be wrong without an error. For example, a function whose backward is not
+differentiable is missing from the second derivative, or a compiled graph computes something else.
+The values of the loss need no second derivative, so they are the judge; they are computed on an
+uncompiled float64 copy of the model.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from margin_ext.op_results import MarginLoss
 
 __all__ = ["Subject", "check_gradient"]
 
-# Relative to the parameters. In float64 so small a step meets no kink of a ReLU network.
+# Relative to the parameters. In float64 the step is too small to reach a kink of a ReLU network.
 _STEP: Final = {torch.float64: 1e-6, torch.float32: 1e-2}
 _TOLERANCE: Final = {torch.float64: 0.02, torch.float32: 0.1}
-# What a value may differ by between the model as it is and the judge.
+# The relative difference allowed between the losses of the model and of its float64 copy.
 _SAME_LOSS: Final = 0.02
 _TINY: Final = 1e-300
 _ROUNDING: Final = 1e-6
@@ -96,7 +97,7 @@ class Subject:
     def _restored(self) -> Iterator[None]:
         model = _bare(self.passes.model)
         buffers = [(b, b.detach().clone()) for b in model.buffers()]
-        # Running statistics are constants to every mode, but move with the parameters: kept still.
+        # Every mode treats running statistics as constants, so they must not follow the parameters.
         layers = [m for m in training_batchnorms(model.modules()) if isinstance(m, _BatchNorm)]
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
@@ -120,7 +121,7 @@ class Subject:
 
     def gradients(self, mode: GradientMode) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The gradient of the whole loss by a mode, and that of its cross-entropy."""
-        # The backward too may run the model, and belongs where buffers are put back.
+        # The backward may run the model too, so it belongs inside _restored().
         with self._restored():
             whole = self._gradient(self._run(mode)[0].loss)
         with self._restored():
@@ -132,7 +133,7 @@ class Subject:
         for p in parameters.values():
             p.grad = None
         try:
-            # Not autograd.grad: it walks no path that ends elsewhere, and so misses errors there.
+            # autograd.grad would skip paths to other leaves, and so miss errors on them.
             loss.sum().backward()
             return {
                 name: torch.zeros_like(p) if p.grad is None else p.grad

@@ -17,6 +17,7 @@ __all__ = [
     "refuse_fsdp1_behind",
     "refuse_static_graph",
     "refuse_static_graph_behind",
+    "shard_groups",
     "sharding_suspended",
     "without_ddp",
 ]
@@ -120,7 +121,7 @@ def refuse_static_graph_behind(logits: Tensor) -> None:
 
 def is_sharded(model: object) -> bool:
     """Whether fully_shard has split the model's parameters over the ranks."""
-    return next(_shard_groups(model), None) is not None
+    return next(shard_groups(model), None) is not None
 
 
 @contextmanager
@@ -131,7 +132,7 @@ def sharding_suspended(model: object) -> Iterator[None]:
     parameters. Otherwise fully_shard would free them after the input gradient, or reduce their
     gradients too early and lose them.
     """
-    groups = list(_shard_groups(model))
+    groups = list(shard_groups(model))
     before = [(g.reshard_after_backward, g.reduce_grads, g.all_reduce_grads) for g in groups]
     for group in groups:
         group.reshard_after_backward = group.reduce_grads = group.all_reduce_grads = False
@@ -142,7 +143,8 @@ def sharding_suspended(model: object) -> Iterator[None]:
             group.reshard_after_backward, group.reduce_grads, group.all_reduce_grads = values
 
 
-def _shard_groups(model: object) -> Iterator[Any]:
+def shard_groups(model: object) -> Iterator[Any]:
+    """What torch keeps of each module that fully_shard has split."""
     if not isinstance(model, nn.Module) or not _is_distributed():
         return
     for module in model.modules():

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from margin_ext.integrations.margin_figures import margin_figures
+from margin_ext.integrations.margin_figures import FigureOptions, margin_figures
 from margin_ext.integrations.required import required
+from margin_ext.measurement.split_models import is_split
+from margin_ext.ranks import all_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -192,21 +194,16 @@ class MarginTrainerCallback(TrainerCallback):
     ) -> None:
         self.data = data
         self.input_name = input_name
-        self.eps = tuple(eps)
-        self.measure_options = measure_options or {}
-        self.attack_options = attack_options or {}
+        self.options = FigureOptions(tuple(eps), measure_options, attack_options)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, metrics: Any, **kwargs: Any
     ) -> None:
         """Measure, and add to ``metrics``."""
-        figures = margin_figures(
-            InputLogits(model, self.input_name),
-            self.data,
-            eps=self.eps,
-            measure_options=self.measure_options,
-            attack_options=self.attack_options,
-        )
+        # The Trainer calls it on all ranks, which such a model asks for.
+        ranks = {"ranks": all_ranks()} if is_split(model) else {}
+        shown = InputLogits(model, self.input_name)
+        figures = margin_figures(shown, self.data, self.options, **ranks)
         values = {f"eval_margin_{name}": value for name, value in figures.values.items()}
         metrics.update(values)
         state.log_history.append({**values, "step": state.global_step})

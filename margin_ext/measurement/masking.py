@@ -38,6 +38,8 @@ class MaskingSigns:
             a thousand times farther than the data reach.
         line_excess: Fraction for which a straight line to a sample of another class leads to a
             nearer adversarial example than a gradient search; NaN with one class only.
+        decision_excess: Largest amount by which robust accuracy is lower under an attack that sees
+            decisions only than under the attacks and a second search; NaN with one class only.
         fall: By how much the gap falls along its own gradient, divided by what the gradient
             predicts: the largest median over several lengths.
         jump: Median jump of the gap at the boundary, divided by the gap at the sample.
@@ -51,6 +53,7 @@ class MaskingSigns:
     cross_entropy_underflow: float
     gap_underflow: float
     line_excess: float
+    decision_excess: float
     fall: float
     jump: float
     transfer_excess: float
@@ -200,6 +203,11 @@ def _hidden(
             signs.line_excess > _MANY,
             f"on {signs.line_excess:.1%} of the samples a straight line to a sample of another "
             "class leads to a nearer adversarial example than a search along gradients",
+        ),
+        (
+            signs.decision_excess > _tolerance(looked_at),
+            f"an attack that sees decisions only breaks {signs.decision_excess:.3f} more than "
+            "attacks along gradients do",
         ),
         (
             random_excess > tolerance,

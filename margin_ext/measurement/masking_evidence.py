@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +17,15 @@ from torch import Tensor
 from margin_ext.attacks.pgd import PGD, attack_gradient
 from margin_ext.bounds import MinimumDistance
 from margin_ext.functional import logit_gap
+from margin_ext.measurement.decision_search import DECISION_QUERIES, decision_search
 from margin_ext.measurement.masking import MaskingSigns
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model, evaluation_mode
 from margin_ext.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from margin_ext.data.batches import Batch
+    from margin_ext.together import Together
 
 __all__ = ["EvidenceSamples", "MaskingEvidence", "gather_evidence"]
 
@@ -62,15 +68,42 @@ class EvidenceSamples:
         self.seed = seed
         self.kept: list[_Sample] = []
 
-    def offer(
-        self, first: int, inputs: Tensor, target: Tensor, correct: Tensor, robust: Tensor
-    ) -> None:
-        """Look at a batch: inputs [B, ...], target [B], correct [B], robust [B, R]."""
-        for row in correct.nonzero().squeeze(1).tolist():
-            index = first + row
-            rank = hashlib.blake2b(f"{self.seed}/evidence/{index}".encode()).hexdigest()
-            self.kept.append(_Sample(rank, index, inputs[row], target[row], robust[row]))
+    def offer(self, batch: Batch, correct: Tensor, robust: Tensor) -> None:
+        """Look at a batch, and which of its samples are correct [B] and robust [B, R]."""
+        ranks = {
+            hashlib.blake2b(f"{self.seed}/evidence/{batch.indices[row]}".encode()).hexdigest(): row
+            for row in correct.nonzero().squeeze(1).tolist()
+        }
+        chosen = sorted([*(one.rank for one in self.kept), *ranks])[:LOOKED_AT]
+        for rank in set(chosen) & ranks.keys():
+            row = ranks[rank]
+            # A copy: a view of one sample would hold its whole batch.
+            x, y = batch.inputs[row].clone(), batch.target[row].clone()
+            self.kept.append(_Sample(rank, batch.indices[row], x, y, robust[row].clone()))
+        self._choose()
+
+    def _choose(self) -> None:
         self.kept = sorted(self.kept, key=lambda one: one.rank)[:LOOKED_AT]
+
+    def join(self, meeting: Together, device: torch.device | None) -> None:
+        """Choose among the samples of all ranks, so that each of them holds the chosen ones.
+
+        Args:
+            meeting: The ranks.
+            device: Where the samples are measured; None: where they are.
+        """
+        place = self.kept[0].inputs.device if device is None and self.kept else device
+        offered = meeting.exchange([one.rank for one in self.kept])
+        chosen = set(sorted(chain.from_iterable(offered))[:LOOKED_AT])
+        # The inputs of no others are sent.
+        own = [_Sample(*(_moved(v, "cpu") for v in s)) for s in self.kept if s.rank in chosen]
+        everyone = chain.from_iterable(meeting.exchange(own))
+        self.kept = [_Sample(*(_moved(value, place) for value in one)) for one in everyone]
+        self._choose()
+
+
+def _moved(value: Any, device: torch.device | str | None) -> Any:
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
 def gather_evidence(
@@ -109,9 +142,9 @@ def gather_evidence(
     vanishing = ~flat & (ce_norm < 1e-6 * gap_norm)
 
     second = MinimumDistance(steps=80, seed=seed + 1).search(
-        model, x, y, threat=threat, indices=indices, enough=min(radii), largest=max(radii)
+        model, x, y, threat=threat, indices=indices, enough=min(radii)
     )
-    line, along = _lines(model, x, y, threat)
+    line, along, on_line = _lines(model, x, y, threat)
     length = torch.minimum(second.distance, torch.where(along, line, math.inf))
     length = torch.minimum(length.to(reach.dtype), reach)
     moving = ~flat & (length > 0)
@@ -121,19 +154,37 @@ def gather_evidence(
     # A search that was told to stop early is not weaker than a line.
     excess &= second.distance.to(line.dtype) > min(radii)
 
-    nearest = torch.minimum(second.distance.double(), line.double())
-    not_looked_at = ["black-box attacks with many queries"]
+    # A line's point, which no gradient led to, begins the search without gradients.
+    decided = torch.full_like(line, math.inf)
+    if bool(along.any()):
+        decided[along], _ = decision_search(
+            lambda points: _gap(model, points, y[along]) <= 0,
+            x[along],
+            on_line[along],
+            threat=threat,
+            seed=seed,
+        )
+    within = torch.stack([decided <= eps for eps in radii], dim=1)
+    # A weak attack hides no gradients: what the second search broke does not count.
+    decision_excess = float((robust & wider & within).double().mean(dim=0).amax())
+
+    nearest = torch.minimum(second.distance.double(), torch.minimum(line, decided).double())
+    not_looked_at = [f"attacks without gradients of more than {DECISION_QUERIES} queries a sample"]
     transfer_excess = math.nan
     if transfer is None:
         not_looked_at.append("transfer from another model (give transfer=)")
     else:
         transfer_excess = _transfer(model, transfer, x, y, threat, radii, robust, indices)
     if not bool(along.any()):
-        not_looked_at.append("lines to other classes (all samples have one class)")
+        not_looked_at.append(
+            "lines to other classes, and an attack without gradients from there "
+            "(all samples have one class)"
+        )
     signs = MaskingSigns(
         cross_entropy_underflow=_mean(vanishing),
         gap_underflow=_mean(flat),
         line_excess=_mean(excess[along]),
+        decision_excess=decision_excess if bool(along.any()) else math.nan,
         fall=_fall(model, x, y, gap, gap_grad, gap_norm, length, moving, threat),
         jump=_jump(model, x, y, gap, second.distance, second.point, threat),
         transfer_excess=transfer_excess,
@@ -157,10 +208,13 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1)).to(like.dtype)
 
 
-def _lines(model: Model, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
+def _lines(
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel
+) -> tuple[Tensor, Tensor, Tensor]:
     """Adversarial distance on the line to the nearest sample of another class, and where one is.
 
-    Both ends are classified correctly, so an adversarial example lies between them.
+    The third result holds the adversarial points, or the samples where there is none. Both ends
+    are classified correctly, so an adversarial example lies between them.
     """
     distances = torch.stack([threat.distance(one.expand_as(x), x) for one in x.split(1)])
     distances = distances.masked_fill(y.unsqueeze(1) == y.unsqueeze(0), math.inf)
@@ -173,7 +227,7 @@ def _lines(model: Model, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Ten
         adversarial = _gap(model, x + _rows(middle, x) * toward, y) <= 0
         high = torch.where(adversarial, middle, high)
         low = torch.where(adversarial, low, middle)
-    return torch.where(exists, high * length, math.inf), exists
+    return torch.where(exists, high * length, math.inf), exists, x + _rows(high, x) * toward
 
 
 def _fall(

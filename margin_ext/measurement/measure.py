@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,10 @@ from margin_ext.bounds.first_order import (
     first_order_margins,
 )
 from margin_ext.bounds.linear import is_linear
-from margin_ext.data.batches import Batch, Batches, BatchFunction
-from margin_ext.measurement.measuring import measuring
-from margin_ext.measurement.memory import samples_that_fit
+from margin_ext.data.batches import Batch, Batches
+from margin_ext.data.reading import BatchFunction, Reading
+from margin_ext.measurement.collect import Collected, Place, collect
+from margin_ext.measurement.memory import parse_memory, samples_that_fit
 from margin_ext.measurement.report import (
     NORM_COLUMNS,
     SAMPLE_COLUMNS,
@@ -30,19 +30,18 @@ from margin_ext.measurement.report import (
     NormMargins,
     norm_columns,
 )
-from margin_ext.measurement.resume import FINGERPRINTED, PartialResults
+from margin_ext.measurement.split_models import whole_model
 from margin_ext.models.evaluation_mode import Model
 from margin_ext.models.in_parts import InParts
 from margin_ext.models.logits_function import logits_function
-from margin_ext.models.model_digest import model_digest
-from margin_ext.modules_behind import modules_behind
 from margin_ext.norms import dual_exponent
-from margin_ext.output.exclusive import exclusive
 from margin_ext.plain_numbers import real_numbers, whole_number
+from margin_ext.ranks import ALONE, Ranks
 from margin_ext.threat import DataRange, ThreatModel
+from margin_ext.together import Together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -81,6 +80,7 @@ def measure(
     call: Callable[[Any, Tensor], Any] | None = None,
     logits_fn: Callable[[Any], Tensor] | None = None,
     batch_fn: BatchFunction | None = None,
+    ranks: Ranks = ALONE,
 ) -> MarginReport:
     """Measure the first-order margins of a model on data.
 
@@ -109,20 +109,25 @@ def measure(
         max_memory: Bytes, or such as "2GB", for activations: splits batches that need more.
         limit: Only the first ``limit`` samples.
         resume: A file (.npz) in which results are kept as they come; a run that was killed goes
-            on from it.
-        save_every: Seconds between two savings.
+            on from it, and :func:`margin_ext.measurement.read_partial_results` reads it meanwhile.
+        save_every: Seconds between two savings; saving takes at most 2 % of the time.
         progress: Show a bar; None: on a terminal.
         call: How to call the model, where it is not ``model(inputs)``.
         logits_fn: Takes the logits from what the model returns, such as
             ``lambda output: output.logits``.
         batch_fn: Takes (inputs, target) from what the data yield, where that is something else.
+        ranks: The processes that share the data, as ``margin_ext.distributed.all_ranks()``; each
+            of them has to make this call, and gets the same report as one process. By default
+            this process measures all that it is given, whatever others do.
 
     Returns:
         The report; print it, save it, or read its arrays.
 
     Raises:
         TypeError, ValueError: Arguments, data or the model's output do not fit; the gradient is 0
-            everywhere; the file to resume from belongs to another run.
+            everywhere; the file to resume from belongs to another run; ranks were not asked for the
+            same.
+        RankFailedError: Another rank failed.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -131,45 +136,32 @@ def measure(
         >>> round(report.average_margin, 3), report.exact  # (3 - 1) / sqrt(2)
         (1.414, True)
     """
-    norms = threat_norms(p)
-    if not isinstance(classes, str):
-        classes = whole_number("classes", classes)
-    check_class_rule(classes)
-    seed = whole_number("seed", seed, least=0)
-    function = logits_function(model, call, logits_fn)
-    measurement = _Measurement(
-        function,
-        threats=[ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms],
-        classes=classes,
-        signed=bool(signed),
-        norm_bound=_norm_bounds(norm_bound, norms),
-        bounds=resolve_bounds(bounds or (), seed=seed),
-        seed=seed,
-    )
-    measurement.check()
-    batches = Batches(
-        data, batch_size=batch_size, limit=limit, data_range=data_range, batch_fn=batch_fn
-    )
-    path = None if resume is None else Path(resume)
-    with nullcontext() if path is None else exclusive(path):
-        identity = {} if path is None else measurement.identity()
-        partial = PartialResults(path, identity, save_every)
-        try:
-            with measuring(function, batches, device=device, progress=progress) as samples:
-                measurement.linear = is_linear(function)
-                for whole in samples:
-                    if path is not None and whole.first == 0:
-                        first = whole.part(0, FINGERPRINTED)
-                        partial.require_same_model(first, measurement.fingerprint(first))
-                    batch = partial.unmeasured(whole)
-                    if batch is not None:
-                        for part in measurement.parts(batch, max_memory):
-                            partial.append(part, measurement.columns(part))
-            partial.require_complete()
-        finally:
-            partial.save()
-    report = measurement.report(partial)
-    _warn_without_gradient(report)
+    with Together(ranks) as meeting:
+        norms = threat_norms(p)
+        if not isinstance(classes, str):
+            classes = whole_number("classes", classes)
+        check_class_rule(classes)
+        seed = whole_number("seed", seed, least=0)
+        function = logits_function(model, call, logits_fn)
+        measurement = _Measurement(
+            function,
+            threats=[ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms],
+            classes=classes,
+            signed=bool(signed),
+            norm_bound=_norm_bounds(norm_bound, norms),
+            bounds=resolve_bounds(bounds or (), seed=seed),
+            seed=seed,
+            max_memory=max_memory,
+        )
+        measurement.check()
+        batches = Batches(data, Reading(batch_size, limit, data_range, batch_fn), ranks)
+        place = Place(
+            device, "margins", progress, None if resume is None else Path(resume), save_every
+        )
+        with whole_model(function, meeting):
+            found = collect(measurement, batches, place, meeting)
+    report = measurement.report(found)
+    _warn_without_gradient(report, ranks)
     return report
 
 
@@ -184,6 +176,7 @@ class _Measurement:
     norm_bound: Sequence[float] | None
     bounds: Sequence[Bound]
     seed: int
+    max_memory: int | str | None = None
     # Known once the model is in evaluation mode.
     linear: bool = False
 
@@ -206,21 +199,23 @@ class _Measurement:
             **{bound.name: bound.settings() for bound in self.bounds},
         }
 
-    def identity(self) -> dict[str, Any]:
-        """The settings, and what the model has learned."""
-        learned = model_digest(*modules_behind(self.model))
-        return {**self.settings(), "model": learned}
+    def begin(self) -> None:
+        """See whether the model, now in evaluation mode, is linear."""
+        self.linear = is_linear(self.model)
 
-    def parts(self, batch: Batch, memory: int | str | None) -> list[Batch]:
+    def parts(self, batch: Batch) -> list[Batch]:
         """The batch in parts that fit into the memory."""
-        if memory is None:
+        if self.max_memory is None:
             return [batch]
         if not isinstance(self.model, InParts):
-            # The first batch decides, for the points around samples too.
-            size = samples_that_fit(self.model, batch.inputs, memory)
-            self.model = InParts(self.model, size)
+            # The first batch decides. What bounds hold in addition they fit into the memory.
+            size = samples_that_fit(self.model, batch.inputs, self.max_memory)
+            self.model = InParts(self.model, size, parse_memory(self.max_memory))
         size = self.model.size
         return [batch.part(start, size) for start in range(0, batch.target.shape[0], size)]
+
+    def seen(self, batch: Batch, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Nothing is needed beyond the columns."""
 
     def first_order(self, batch: Batch) -> FirstOrderMargins:
         """First-order margins of the batch's samples."""
@@ -268,15 +263,15 @@ class _Measurement:
         values = torch.zeros(label.shape[0], dtype=wide, device=label.device)
         chosen = right.nonzero().squeeze(1)
         if chosen.numel():
-            indices = [batch.first + i for i in chosen.tolist()]
+            indices = [batch.indices[i] for i in chosen.tolist()]
             inputs = batch.inputs[chosen]
             found = bound(self.model, inputs, label[chosen], threat=threat, indices=indices)
             values[chosen] = found.distance.to(wide)
         return values
 
-    def report(self, partial: PartialResults) -> MarginReport:
+    def report(self, found: Collected) -> MarginReport:
         """The report of everything measured."""
-        columns = partial.columns()
+        columns = found.columns
         kinds = {bound.name: bound.kind for bound in self.bounds}
         return MarginReport(
             **{name: columns[name] for name in SAMPLE_COLUMNS},
@@ -286,7 +281,7 @@ class _Measurement:
             titles={bound.name: bound.title for bound in self.bounds},
             exact=self.linear and self.classes == "all",
             settings=self.settings(),
-            seconds=partial.elapsed(),
+            seconds=found.seconds,
         )
 
 
@@ -301,18 +296,19 @@ def _norm_bounds(
     return values
 
 
-def _warn_without_gradient(report: MarginReport) -> None:
+def _warn_without_gradient(report: MarginReport, ranks: Ranks) -> None:
     total = report.summary()
     if not report.first.norm.any():
         raise ValueError(
             f"the gradient of every logit gap with respect to the inputs is 0 on all {len(report)} "
             "samples: is the model constant, are its units dead, or does it round its input?"
         )
-    if total.infinite:
+    # All ranks have the same report: one of them tells.
+    if total.infinite and ranks.is_main:
         warnings.warn(
             f"{total.infinite} of {len(report)} samples have no input gradient: their first-order "
             "margin is infinite, and they are left out of the averages",
             stacklevel=3,
         )
-    if not math.isfinite(total.average):
+    if not math.isfinite(total.average) and ranks.is_main:
         warnings.warn("the average margin is not finite", stacklevel=3)

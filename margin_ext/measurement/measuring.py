@@ -33,7 +33,8 @@ def measuring(
     """Batches of the data, while the model is in evaluation mode.
 
     The first batch is used to look at the model (:func:`require_measurable`). Model, random states
-    and the generators of the loader are restored at the end.
+    and the generators of the loader are restored at the end. Where ranks share the data, these are
+    this rank's batches, and only rank 0 shows the bar.
 
     Args:
         model: The function to measure.
@@ -44,12 +45,14 @@ def measuring(
     """
     batches.device = model_device(model) if device is None else usable_device(device)
     batches.dtype = model_dtype(model)
-    bar = progress_bar(batches.total, title, progress)
+    bar = progress_bar(batches.total, title, progress if batches.ranks.is_main else False)
 
     def checked() -> Iterator[Batch]:
+        looked = False
         for batch in batches:
-            if batch.first == 0:
+            if not looked:
                 require_measurable(model, batch.inputs)
+                looked = True
             yield batch
             bar.update(batch.target.shape[0])
 

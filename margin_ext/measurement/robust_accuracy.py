@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,27 +14,31 @@ from torch import Tensor
 from margin_ext.attacks import Attack, resolve_attacks
 from margin_ext.attacks.attack import Sweep
 from margin_ext.checks import check_labels
-from margin_ext.data.batches import Batch, Batches, BatchFunction
+from margin_ext.data.batches import Batch, Batches
+from margin_ext.data.reading import BatchFunction, Reading
 from margin_ext.functional import logit_gap
 from margin_ext.input_std import InputStd
+from margin_ext.measurement.collect import Collected, Place, collect
 from margin_ext.measurement.masking import diagnose
 from margin_ext.measurement.masking_evidence import (
     EvidenceSamples,
     MaskingEvidence,
     gather_evidence,
 )
-from margin_ext.measurement.measuring import measuring
 from margin_ext.measurement.robust_accuracy_result import RobustAccuracy, just_above
+from margin_ext.measurement.split_models import whole_model
 from margin_ext.models.checked_logits import checked_logits
-from margin_ext.models.evaluation_mode import Model
+from margin_ext.models.evaluation_mode import Model, evaluation_mode
 from margin_ext.models.logits_function import logits_function
 from margin_ext.norms import norm_name
 from margin_ext.plain_numbers import real_numbers
 from margin_ext.random_points import ball_noise
+from margin_ext.ranks import ALONE, Ranks
 from margin_ext.threat import DataRange, ThreatModel, check_radius
+from margin_ext.together import Together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["robust_accuracy"]
 
 RANDOM_POINTS = 10
+# Columns of the attacks: this and the attack's name.
+_DISTANCE = "distance:"
 
 
 def robust_accuracy(
@@ -64,6 +71,9 @@ def robust_accuracy(
     call: Callable[[Any, Tensor], Any] | None = None,
     logits_fn: Callable[[Any], Tensor] | None = None,
     batch_fn: BatchFunction | None = None,
+    resume: str | Path | None = None,
+    save_every: float = 10.0,
+    ranks: Ranks = ALONE,
 ) -> RobustAccuracy:
     """Accuracy under attacks: the fraction of samples that none of them broke.
 
@@ -94,9 +104,14 @@ def robust_accuracy(
         logits_fn: Takes the logits from what the model returns, such as
             ``lambda output: output.logits``.
         batch_fn: Takes (inputs, target) from what the data yield, where that is something else.
+        resume: As in `measure`.
+        save_every: As in `measure`.
+        ranks: As in `measure`.
 
     Raises:
-        TypeError, ValueError: Arguments, data or the model's output do not fit.
+        TypeError, ValueError: Arguments, data or the model's output do not fit; the file to resume
+            from belongs to another run; ranks were not asked for the same.
+        RankFailedError: Another rank failed.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -105,32 +120,29 @@ def robust_accuracy(
         >>> robust_accuracy(model, (x, label), eps=[0.1, 1.0]).curve()
         (1.0, 0.5)
     """
-    threat = ThreatModel(p=float(p), data_range=data_range, input_std=input_std)
-    radii = tuple(sorted(real_numbers("eps", eps)))
-    if not radii:
-        raise ValueError("eps must name at least one radius")
-    for radius in radii:
-        check_radius(radius)
-    chosen = resolve_attacks(attacks, seed=seed)
-    if not chosen:
-        raise ValueError("attacks must name at least one attack")
-    for attack in chosen:
-        attack.check(threat)
-    function = logits_function(model, call, logits_fn)
-    run = _Run(function, threat, radii, chosen, seed)
-    batches = Batches(
-        data, batch_size=batch_size, limit=limit, data_range=data_range, batch_fn=batch_fn
-    )
-    evidence = None
-    title = "robust accuracy"
-    with measuring(function, batches, device=device, title=title, progress=progress) as samples:
-        for batch in samples:
-            run.measure(batch)
-        if diagnose_masking:
-            evidence = gather_evidence(
-                function, run.samples, threat=threat, radii=radii, seed=seed, transfer=transfer
-            )
-    return run.result(report, evidence)
+    with Together(ranks) as meeting:
+        threat = ThreatModel(p=float(p), data_range=data_range, input_std=input_std)
+        radii = tuple(sorted(real_numbers("eps", eps)))
+        if not radii:
+            raise ValueError("eps must name at least one radius")
+        for radius in radii:
+            check_radius(radius)
+        chosen = resolve_attacks(attacks, seed=seed)
+        if not chosen:
+            raise ValueError("attacks must name at least one attack")
+        for attack in chosen:
+            attack.check(threat)
+        function = logits_function(model, call, logits_fn)
+        run = _Run(function, threat, radii, chosen, seed)
+        batches = Batches(data, Reading(batch_size, limit, data_range, batch_fn), ranks)
+        path = None if resume is None else Path(resume)
+        place = Place(device, "robust accuracy", progress, path, save_every)
+        evidence = None
+        with whole_model(function, meeting):
+            found = collect(run, batches, place, meeting)
+            if diagnose_masking:
+                evidence = run.evidence(batches.device, transfer, meeting)
+        return run.result(found, report, evidence)
 
 
 def _reported(
@@ -161,12 +173,12 @@ def _reported(
 
 def _rows(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """Inputs, targets and indices in the whole data of some of the batch's samples."""
-    indices = [batch.first + row for row in rows.tolist()]
+    indices = [batch.indices[row] for row in rows.tolist()]
     return batch.inputs[rows], batch.target[rows], indices
 
 
 class _Run:
-    """What has been measured so far."""
+    """Accuracy under attacks, sample by sample."""
 
     def __init__(
         self,
@@ -181,53 +193,96 @@ class _Run:
         self.radii = tuple(radii)
         self.attacks = attacks
         self.seed = seed
-        self.correct: list[Tensor] = []
-        self.distances: dict[str, list[Tensor]] = {attack.name: [] for attack in attacks}
-        self.random: list[Tensor] = []
         self.samples = EvidenceSamples(seed)
 
-    def measure(self, batch: Batch) -> None:
+    def settings(self) -> dict[str, Any]:
+        """Everything that the distances depend on but the model and the data."""
+        return {
+            "threat model": self.threat.settings(),
+            "seed": self.seed,
+            **{attack.name: attack.settings() for attack in self.attacks},
+            "eps": list(self.radii),
+        }
+
+    def begin(self) -> None:
+        """Nothing has to be known about the model."""
+
+    def fingerprint(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """What tells this model from others on a few samples."""
+        x = batch.inputs.detach().requires_grad_()
+        logits = checked_logits(self.model, x)
+        gap = logit_gap(logits, batch.target).gap
+        (grad,) = torch.autograd.grad(gap.sum(), x)
+        norm = self.threat.dual_norm(grad)
+        values = {"logits": logits.detach(), "gradient norms": norm}
+        return {name: value.double().cpu().numpy() for name, value in values.items()}
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """The whole batch at once."""
+        return [batch]
+
+    def columns(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Attack a batch."""
         with torch.no_grad():
             logits = checked_logits(self.model, batch.inputs)
         check_labels("target", batch.target, logits.shape[1], None)
         right = logit_gap(logits, batch.target).gap > 0
-        self.correct.append(right.cpu())
-        for attack in self.attacks:
-            self.distances[attack.name].append(self.distance(attack, batch, right))
-        self.random.append(self.robust_at_random(batch, right))
-        nearest = torch.stack([found[-1] for found in self.distances.values()]).amin(dim=0)
-        robust = nearest.unsqueeze(1) > torch.from_numpy(just_above(self.radii))
-        self.samples.offer(batch.first, batch.inputs, batch.target, right, robust)
+        columns = {_DISTANCE + a.name: self.distance(a, batch, right) for a in self.attacks}
+        columns |= {"correct": right.cpu(), "random": self.robust_at_random(batch, right)}
+        return {name: column.numpy() for name, column in columns.items()}
+
+    def seen(self, batch: Batch, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Offer the samples to the diagnosis."""
+        nearest = np.minimum.reduce([columns[_DISTANCE + a.name] for a in self.attacks])
+        robust = torch.from_numpy(nearest[:, None] > just_above(self.radii))
+        self.samples.offer(batch, torch.from_numpy(columns["correct"]), robust)
+
+    def evidence(
+        self, device: torch.device | None, transfer: Model | None, meeting: Together
+    ) -> MaskingEvidence | None:
+        """What the diagnosis rests on, the same on all ranks."""
+        if meeting.ranks.joined:
+            self.samples.join(meeting, device)
+        with evaluation_mode(self.model):
+            evidence = gather_evidence(
+                self.model,
+                self.samples,
+                threat=self.threat,
+                radii=self.radii,
+                seed=self.seed,
+                transfer=transfer,
+            )
+        # All ranks have computed it, so that none waits long; their machines may round otherwise.
+        common: MaskingEvidence | None = meeting.exchange(evidence)[0]
+        return common
 
     def result(
-        self, report: MarginReport | None, evidence: MaskingEvidence | None
+        self, found: Collected, report: MarginReport | None, evidence: MaskingEvidence | None
     ) -> RobustAccuracy:
-        """All batches, with what a report and the diagnosis found."""
-        correct = torch.cat(self.correct).numpy()
+        """All samples, with what a report and the diagnosis found."""
+        correct = found.columns["correct"]
         further = np.full(correct.shape, np.inf)
         if evidence is not None:
-            further[list(evidence.indices)] = evidence.distance
+            rows = np.searchsorted(found.indices, np.array(evidence.indices))
+            further[rows] = evidence.distance
         if report is not None:
             further = np.minimum(further, _reported(report, self.threat, correct))
+        settings = self.settings()
+        del settings["eps"]
         result = RobustAccuracy(
             threat=self.threat,
             eps=self.radii,
             correct=correct,
-            distance={name: torch.cat(parts).numpy() for name, parts in self.distances.items()},
+            distance={a.name: found.columns[_DISTANCE + a.name] for a in self.attacks},
             further=further,
             titles={attack.name: attack.title for attack in self.attacks},
-            random=torch.cat(self.random).numpy(),
+            random=found.columns["random"],
             diagnosis=None,
-            settings={
-                "threat model": self.threat.settings(),
-                "seed": self.seed,
-                **{attack.name: attack.settings() for attack in self.attacks},
-            },
+            settings=settings,
         )
         if evidence is None:
             return result
-        curves = {name: result.curve(name) for name in (*self.distances, "random")}
+        curves = {name: result.curve(name) for name in (*result.distance, "random")}
         return dataclasses.replace(result, diagnosis=diagnose(evidence, curves, len(correct)))
 
     def distance(self, attack: Attack, batch: Batch, correct: Tensor) -> Tensor:
@@ -256,11 +311,14 @@ class _Run:
     def robust_at_random(self, batch: Batch, correct: Tensor) -> Tensor:
         """Whether every one of a few random points of the sphere is classified correctly."""
         inputs, target = batch.inputs, batch.target
-        numbers = range(batch.first, batch.first + target.shape[0])
         robust = correct.unsqueeze(1).repeat(1, len(self.radii))
         for point in range(RANDOM_POINTS):
             noise = ball_noise(
-                inputs, self.threat.p, seed=self.seed, stream=f"random{point}", indices=numbers
+                inputs,
+                self.threat.p,
+                seed=self.seed,
+                stream=f"random{point}",
+                indices=batch.indices,
             )
             if not math.isinf(self.threat.p):
                 size = torch.linalg.vector_norm(noise.flatten(1), self.threat.p, dim=1)

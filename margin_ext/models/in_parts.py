@@ -10,7 +10,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from margin_ext.models.evaluation_mode import Model
 
-__all__ = ["InParts"]
+__all__ = ["InParts", "memory_limit"]
 
 
 class InParts(nn.Module):
@@ -26,11 +26,13 @@ class InParts(nn.Module):
         torch.Size([10, 2])
     """
 
-    def __init__(self, model: Model, size: int) -> None:
+    def __init__(self, model: Model, size: int, memory: int | None = None) -> None:
         super().__init__()
         # A module becomes part of this one, so that it is found.
         self.model = model
         self.size = size
+        # Bytes that passes of this size may take, with all that the caller holds.
+        self.memory = memory
         self.training = False
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -39,6 +41,16 @@ class InParts(nn.Module):
             return self.model(inputs)
         joined: Tensor = _Joined.apply(inputs, self.model, self.size)  # type: ignore[no-untyped-call]
         return joined
+
+
+def memory_limit(model: Model) -> int | None:
+    """Bytes that what is computed with the model may hold; None: no limit was set.
+
+    Example:
+        >>> memory_limit(InParts(nn.Linear(2, 3), size=4, memory=1000))
+        1000
+    """
+    return model.memory if isinstance(model, InParts) else None
 
 
 class _Joined(torch.autograd.Function):

@@ -92,7 +92,7 @@ def additive_margin_loss(
     loss = ce + s.mu * (moved - ce)
     loss = {"mean": loss.sum() / total, "sum": loss.sum(), "none": loss}[s.reduction]
     with torch.no_grad():
-        gap = odds.to(dtype)
+        gap = odds.detach().to(dtype)
         # The margin of a gap that is infinite is infinite under any norm.
         margin = gap / torch.where(norm <= s.eps, s.eps, norm)
         count = valid.sum().to(dtype)
@@ -110,4 +110,4 @@ def additive_margin_loss(
             torch.ones_like(count),
         ]
         norm = torch.where(valid, norm, math.nan)
-    return MarginLoss(loss, margin, gap, norm, BatchStatistics(torch.stack(values)))
+    return MarginLoss(loss, margin, gap, norm.detach(), BatchStatistics(torch.stack(values)))

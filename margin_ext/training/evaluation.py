@@ -6,6 +6,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from margin_ext.ranks import ALONE, Ranks
 from margin_ext.training.words import check_words
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Evaluation:
         train: tuple[Tensor, Tensor],
         held_out: tuple[Tensor, Tensor],
         progress: bool | None = None,
+        ranks: Ranks = ALONE,
     ) -> dict[str, Any]:
         """Measure one model.
 
@@ -75,6 +77,7 @@ class Evaluation:
             train: Images [N, ...] and labels [N] that it was trained on.
             held_out: Images and labels of the part that is reported.
             progress: Show bars; None: on a terminal.
+            ranks: The processes that share the images.
 
         Returns:
             Plain values: "train" and "held_out" (totals of the margins, and for held_out each
@@ -84,7 +87,12 @@ class Evaluation:
         from margin_ext.bounds import MinimumDistance
         from margin_ext.measurement import measure, robust_accuracy
 
-        common = {**self.threat_keywords(), "limit": self.measure_limit, "progress": progress}
+        common: dict[str, Any] = {
+            **self.threat_keywords(),
+            "limit": self.measure_limit,
+            "progress": progress,
+            "ranks": ranks,
+        }
         with warnings.catch_warnings():
             # Samples without a gradient are counted in the totals ("infinite").
             warnings.filterwarnings("ignore", ".*no input gradient.*", UserWarning)

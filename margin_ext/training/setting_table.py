@@ -253,7 +253,8 @@ _ALL: Final = (
     *_declared(f"{_MODES}.finite_difference", "FiniteDifference", "loss", prefix=DIFFERENCE),
     *_declared(f"{_MODES}.secant", "Secant", "loss", prefix=SECANT, without=("data_range",)),
     *_declared(
-        f"{_MODES}.distance", "Distance", "loss", prefix=DISTANCE, without=("data_range",)
+        f"{_MODES}.distance", "Distance", "loss", prefix=DISTANCE,
+        without=("data_range", "_memory"),
     ),
     *_declared(
         f"{_MODES}.additive", "Additive", "loss", prefix=ADDITIVE,

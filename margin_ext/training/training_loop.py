@@ -6,17 +6,21 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from margin_ext.measurement.split_models import is_split
 from margin_ext.models.model_digest import model_digest
-from margin_ext.training.ranks import ALONE, Ranks
+from margin_ext.together import Together
+from margin_ext.training.run_options import RunOptions
+from margin_ext.training.settled_buckets import settle_buckets
 from margin_ext.training.training_state import read_state, write_state
 from margin_ext.training.weight_average import WeightAverage
+from margin_ext.training.whole_state import load_whole_state, whole_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +32,8 @@ __all__ = ["DivergedError", "TrainingLoop"]
 
 # Saving in mid-epoch may take this fraction of the time.
 _SAVING_FRACTION = 0.02
+# After so many steps at the latest, several processes ask again whether to save.
+_MOST_STEPS = 1000
 
 
 class DivergedError(ArithmeticError):
@@ -58,12 +64,8 @@ class TrainingLoop:
         data: tuple[Tensor, Tensor],
         objective: TrainingObjective,
         recipe: Recipe,
-        *,
         checkpoint: Path,
-        settings: Mapping[str, Any] | None = None,
-        augment: Callable[[Tensor], Tensor] | None = None,
-        ranks: Ranks = ALONE,
-        save_every: float = 60.0,
+        options: RunOptions | None = None,
     ) -> None:
         """Continue from the checkpoint if there is one, or else start with the model's weights.
 
@@ -73,11 +75,7 @@ class TrainingLoop:
             objective: What to minimise.
             recipe: How weights are stepped.
             checkpoint: The file.
-            settings: What else must agree for the file to be continued.
-            augment: Changes the inputs [B, ...] of each step, at random.
-            ranks: The processes that train together; rank 0 writes.
-            save_every: Seconds after which the state is saved in mid-epoch too, in a training of
-                one process. Saving takes at most 2 % of the time; 0 saves after each step.
+            options: How it runs; None: the defaults.
 
         Raises:
             OtherSettingsError: The file belongs to another training.
@@ -88,12 +86,11 @@ class TrainingLoop:
         self.objective = objective
         self.recipe = recipe
         self.checkpoint = checkpoint
-        self.augment = augment
-        self.ranks = ranks
-        self.save_every = save_every
+        self.options = RunOptions() if options is None else options
+        self.ranks = self.options.ranks
         self.initial_weights = model_digest(model)
         self.settings = {
-            **(settings or {}),
+            **self.options.settings,
             **objective.settings(),
             **recipe.settings(),
             "initial_weights": self.initial_weights,
@@ -103,6 +100,11 @@ class TrainingLoop:
         self.scaler = torch.amp.GradScaler(
             data[1].device.type, enabled=recipe.precision == "float16"
         )
+        if recipe.weight_average and is_split(model):
+            raise ValueError(
+                "weight_average keeps a second model, which cannot be made of one that is split "
+                "over ranks by fully_shard: leave it out"
+            )
         self.average = (
             WeightAverage(model, recipe.weight_average) if recipe.weight_average else None
         )
@@ -111,8 +113,11 @@ class TrainingLoop:
         self.losses: list[float] = []
         self.history: list[dict[str, Any]] = []
         self.planned: list[list[int]] = []
-        # Of an epoch under way: its steps' losses, its seconds, and the random state.
+        # Of an epoch under way: its steps' losses and random states, by process, and its seconds.
         self._partial: dict[str, Any] = {}
+        # Steps until the processes ask rank 0 again whether to save.
+        self._steps_to_ask = self._asked_steps = 1
+        self._asked = time.monotonic()
         self._saved = time.monotonic()
         self._saving = 0.0
         self.load()
@@ -121,20 +126,29 @@ class TrainingLoop:
     def load(self) -> None:
         """Go on from what the checkpoint holds, if there is one.
 
+        All processes read the file that rank 0 has written.
+
         Raises:
             OtherSettingsError: The file belongs to another training.
             ValueError: The file is damaged, or processes find different files.
         """
-        state = read_state(self.checkpoint, self.settings)
-        if state is not None:
-            self._take(state)
-        if self.ranks.broadcast_from_rank0(self.epoch) != self.epoch:
-            raise ValueError(
-                f"process {self.ranks.rank} found epoch {self.epoch} in {self.checkpoint}, rank 0 "
-                "another one: the folder must be the same for all"
-            )
+        with Together(self.ranks) as meeting:
+            state = read_state(self.checkpoint, self.settings)
+            if state is not None:
+                self._take(state)
+            found = meeting.exchange((self.epoch, self._steps_done))
+            if found[0] != (self.epoch, self._steps_done):
+                raise ValueError(
+                    f"process {self.ranks.rank} found epoch {self.epoch}, step {self._steps_done} "
+                    f"in {self.checkpoint}, rank 0 another one: the folder must be the same for all"
+                )
         if not self.planned or self.planned[-1][1] != self.recipe.epochs:
             self.planned.append([self.epoch, self.recipe.epochs])
+
+    @property
+    def _steps_done(self) -> int:
+        """Of the epoch under way, as the checkpoint has it."""
+        return self._partial["losses"].shape[1] if self._partial else 0
 
     def _take(self, state: Mapping[str, Any]) -> None:
         epoch = int(state["epoch"])
@@ -143,16 +157,20 @@ class TrainingLoop:
                 f"{self.checkpoint} holds {epoch} epochs, more than the {self.recipe.epochs} that "
                 "are wanted: a training can become longer, not shorter"
             )
-        self.result.load_state_dict(state["model_state_dict"])
+        trained = "model_state_dict"
         if self.average is not None:
-            self.model.load_state_dict(state["trained_model_state_dict"])
-        self.optimizer.load_state_dict(state["optimizer_state_dict"])
+            self.average.model.load_state_dict(state["model_state_dict"])
+            trained = "trained_model_state_dict"
+        load_whole_state(self.model, self.optimizer, state[trained], state["optimizer_state_dict"])
         self.epoch = epoch
         self.seconds = list(state["seconds"])
         self.losses = list(state["losses"])
         self.history = list(state["history"])
         self.planned = [list(pair) for pair in state["planned"]]
         self._partial = dict(state["partial"])
+        if self._partial and self._partial["losses"].dim() == 1:  # of version 0.1.0: one process
+            self._partial["losses"] = self._partial["losses"].unsqueeze(0)
+            self._partial["random"] = [self._partial["random"]]
         if state["scaler_state_dict"]:
             self.scaler.load_state_dict(state["scaler_state_dict"])
         if state["objective_state_dict"]:
@@ -160,10 +178,13 @@ class TrainingLoop:
 
     def _prepared(self) -> nn.Module:
         """The model as the steps run it."""
-        if self.recipe.compile == "off":
-            return self.ranks.wrapped(self.model)
-        compiled: Any = torch.compile(self.model, backend=self.recipe.compile)
-        return self.ranks.wrapped(compiled)
+        compiled: Any = self.model
+        if self.recipe.compile != "off":
+            compiled = torch.compile(self.model, backend=self.recipe.compile)
+        runner = self.ranks.wrapped(compiled)
+        if runner is not compiled:
+            settle_buckets(runner, self.data[0][:1])
+        return runner
 
     @property
     def result(self) -> nn.Module:
@@ -217,13 +238,14 @@ class TrainingLoop:
         Raises:
             OSError: It cannot be written; the file is what it was.
         """
+        start = time.monotonic()
+        trained, of_optimizer = whole_state(self.model, self.optimizer)
         if not self.ranks.is_main:
             return
-        start = time.monotonic()
         objective_state = getattr(self.objective, "state_dict", dict)
         state = {
-            "model_state_dict": self.result.state_dict(),
-            "optimizer_state_dict": self.optimizer.state_dict(),
+            "model_state_dict": trained if self.average is None else self.result.state_dict(),
+            "optimizer_state_dict": of_optimizer,
             "scaler_state_dict": self.scaler.state_dict(),
             "objective_state_dict": objective_state(),
             "epoch": self.epoch,
@@ -234,7 +256,7 @@ class TrainingLoop:
             "partial": self._partial,
         }
         if self.average is not None:
-            state["trained_model_state_dict"] = self.model.state_dict()
+            state["trained_model_state_dict"] = trained
         write_state(self.checkpoint, state, self.settings)
         self._saved = time.monotonic()
         self._saving = self._saved - start
@@ -248,7 +270,8 @@ class TrainingLoop:
         device = self.data[1].device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.recipe.epoch_seed(self.epoch, self.ranks.rank))
-            for name, state in self._partial.get("random", {}).items():
+            kept = self._partial.get("random")
+            for name, state in kept[self.ranks.rank].items() if kept else ():
                 if name == "cuda":
                     torch.cuda.set_rng_state(state, device)
                 else:
@@ -263,13 +286,14 @@ class TrainingLoop:
         self._runner.train()
         total = self.recipe.epochs * self.steps_per_epoch
         done = self._partial.get("losses")
-        losses = [] if done is None else list(done.to(target.device).unbind())
+        losses = [] if done is None else list(done[self.ranks.rank].to(target.device).unbind())
         for step, batch in enumerate(batches[len(losses) :], len(losses)):
             rate = self.recipe.rate((self.epoch * self.steps_per_epoch + step) / total)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             part, weight = self.ranks.part(batch)
-            losses.append(self._step(inputs[part], target[part], weight))
+            with self._samples(part):
+                losses.append(self._step(inputs[part], target[part], weight))
             if self.average is not None:
                 self.average.update(self.model, self.epoch * self.steps_per_epoch + step)
             # Looking at a loss waits for a GPU; and a process that left alone would leave the
@@ -286,10 +310,15 @@ class TrainingLoop:
         mean = self.ranks.mean((torch.stack(losses).float() * weights).sum())
         return float(mean)
 
+    def _samples(self, part: Tensor) -> AbstractContextManager[None]:
+        """Tell an objective that asks for it which samples a step is about."""
+        tell = getattr(self.objective, "samples", None)
+        return nullcontext() if tell is None else tell(part)
+
     def _step(self, inputs: Tensor, target: Tensor, weight: float) -> Tensor:
         """One step of the optimizer; the weighted loss."""
-        if self.augment is not None:
-            inputs = self.augment(inputs)
+        if self.options.augment is not None:
+            inputs = self.options.augment(inputs)
         self.optimizer.zero_grad()
         precision = self.recipe.autocast
         with torch.autocast(inputs.device.type, precision, enabled=precision is not None):
@@ -301,10 +330,26 @@ class TrainingLoop:
         return loss.detach()
 
     def _save_is_due(self) -> bool:
-        if self.ranks.joined:
+        """Whether to save after this step; the same in all processes."""
+        if not self.ranks.joined:
+            return self._seconds_to_save() <= 0
+        # Asking costs a message, so processes ask about as often as there is something to save.
+        self._steps_to_ask -= 1
+        if self._steps_to_ask > 0:
             return False
-        wait = max(self.save_every, self._saving / _SAVING_FRACTION if self.save_every else 0.0)
-        return time.monotonic() - self._saved >= wait
+        left = self._seconds_to_save()
+        step = (time.monotonic() - self._asked) / self._asked_steps
+        wanted = (left if left > 0 else self.options.save_every) / max(step, 1e-6) / 2
+        due, self._asked_steps = self.ranks.broadcast_from_rank0(
+            (left <= 0, min(max(int(wanted), 1), _MOST_STEPS))
+        )
+        self._steps_to_ask, self._asked = self._asked_steps, time.monotonic()
+        return bool(due)
+
+    def _seconds_to_save(self) -> float:
+        wanted = self.options.save_every
+        wait = max(wanted, self._saving / _SAVING_FRACTION if wanted else 0.0)
+        return wait - (time.monotonic() - self._saved)
 
     def _save_in_mid_epoch(self, losses: list[Tensor], seconds: float) -> None:
         self._require_finite(losses)
@@ -313,7 +358,12 @@ class TrainingLoop:
         device = self.data[1].device
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
-        self._partial = {"losses": torch.stack(losses), "seconds": seconds, "random": random}
+        everyone = self.ranks.gather((torch.stack(losses).cpu(), random))
+        self._partial = {
+            "losses": torch.stack([one for one, _ in everyone]),
+            "seconds": seconds,
+            "random": [one for _, one in everyone],
+        }
         self.save()
 
     def _require_finite(self, losses: list[Tensor], first: int = 0) -> None:
@@ -336,7 +386,7 @@ class TrainingLoop:
     def _diverged(self, what: str) -> DivergedError:
         kept = f". {self.checkpoint} keeps the state after epoch {self.epoch}"
         if self._partial:
-            kept += f", step {len(self._partial['losses'])}"
+            kept += f", step {self._steps_done}"
         return DivergedError(
             f"{what}: lower the learning rate or the weight of the regularizer"
             + (kept if self.checkpoint.exists() else "")

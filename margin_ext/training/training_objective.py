@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from margin_ext.functional import orthogonality_penalty
+from margin_ext.gradient_modes import Distance
 from margin_ext.loss import AverageMarginLoss
 
 if TYPE_CHECKING:
@@ -56,6 +58,16 @@ class Objective:
             total = self.criterion(model(inputs), target)
         return total + self.beta * orthogonality_penalty(model) if self.beta else total
 
+    def samples(self, indices: Tensor) -> AbstractContextManager[None]:
+        """Say which samples of the data the batch inside holds, to a margin that remembers."""
+        mode = self._distance
+        return nullcontext() if mode is None else mode.samples(indices)
+
+    @property
+    def _distance(self) -> Distance | None:
+        mode = getattr(self.criterion, "margin", None)
+        return mode if isinstance(mode, Distance) and mode.memory else None
+
     def settings(self) -> dict[str, Any]:
         """Words and numbers for a report, by which a checkpoint is recognised too."""
         return {"criterion": repr(self.criterion), "beta": self.beta}
@@ -63,10 +75,14 @@ class Objective:
     def state_dict(self) -> dict[str, Any]:
         """What changes from step to step: the criterion's count of steps, for ``every``."""
         if isinstance(self.criterion, AverageMarginLoss):
-            return {"steps": self.criterion.steps}
+            mode = self._distance
+            kept = {} if mode is None else mode.state_dict()
+            return {"steps": self.criterion.steps, **kept}
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from such a state."""
         if isinstance(self.criterion, AverageMarginLoss):
             self.criterion.steps = int(state["steps"])
+            if self._distance is not None:
+                self._distance.load_state_dict(state)

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from margin_ext.measurement import MarginMonitor
+from margin_ext.measurement.split_models import is_split, whole_model
 from margin_ext.models.model_digest import model_digest
 from margin_ext.output.atomic_write import write_text
 from margin_ext.output.exclusive import exclusive
 from margin_ext.output.finite_json import finite_json
 from margin_ext.output.json_file import read_json
 from margin_ext.output.progress_bar import progress_bar
+from margin_ext.together import RankFailedError, Together
 from margin_ext.training.evaluation import clean_accuracy
-from margin_ext.training.ranks import ALONE, Ranks
+from margin_ext.training.run_options import RunOptions
 from margin_ext.training.training_loop import TrainingLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from margin_ext.data.image_data import ImageData, Labelled
     from margin_ext.training.evaluation import Evaluation
@@ -99,17 +101,14 @@ class Trial:
         recipe: Recipe,
         evaluation: Evaluation,
         folder: str | Path,
+        options: RunOptions | None = None,
         *,
         title: str = "",
         monitor_limit: int | None = 500,
         report: bool = True,
-        augment: Callable[[Tensor], Tensor] | None = None,
-        settings: Mapping[str, Any] | None = None,
         settings_toml: str | None = None,
         run_settings: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
-        ranks: Ranks = ALONE,
-        save_every: float = 60.0,
         fresh: bool = False,
     ) -> None:
         """Read what an earlier run left in the folder.
@@ -121,18 +120,15 @@ class Trial:
             recipe: How weights are stepped.
             evaluation: How the trained model is measured.
             folder: Where its files are; made where it is missing.
+            options: How it runs, and what else must agree for it to be continued; None: the
+                defaults.
             title: For tables and figures.
             monitor_limit: Images of each part on which margins are followed over the epochs; None:
                 margins are not followed.
             report: Whether to measure the trained model.
-            augment: Changes the images [B, ...] of each step, at random.
-            settings: What else must agree for the folder's run to be continued; values that JSON
-                knows.
             settings_toml: Text of settings.toml, from which the run can be repeated.
             run_settings: The settings in that text, for the report.
             device: Where to train and to measure.
-            ranks: The processes that train together; rank 0 measures and writes.
-            save_every: As in `TrainingLoop`.
             fresh: Remove the run in the folder.
 
         Raises:
@@ -141,36 +137,30 @@ class Trial:
             ValueError: Its checkpoint is damaged.
         """
         device = torch.device(device)
+        options = RunOptions() if options is None else options
         self.title = title
         self.folder = Path(folder)
         self.data = data
         self.evaluation = evaluation
         self.report = report
-        self.ranks = ranks
+        self.ranks = options.ranks
         self.settings_toml = settings_toml
         self.run_settings = run_settings
         self.train = _on(device, data.train)
         self.held_out = _on(device, getattr(data, evaluation.part))
         self.measured: dict[str, Any] | None = None
+        self._accuracy: float | None = None
         if fresh or (self.folder / _REMOVING).exists():
             with self._claimed():
                 self._remove_old()
         self.loop = TrainingLoop(
-            model.to(device),
-            self.train,
-            objective,
-            recipe,
-            checkpoint=self.folder / CHECKPOINT,
-            settings=settings,
-            augment=augment,
-            ranks=ranks,
-            save_every=save_every,
+            model.to(device), self.train, objective, recipe, self.folder / CHECKPOINT, options
         )
-        followed = monitor_limit is not None and ranks.is_main
         self.monitor = MarginMonitor(
-            {"train": self.train, "held_out": self.held_out} if followed else {},
+            {} if monitor_limit is None else {"train": self.train, "held_out": self.held_out},
             limit=monitor_limit,
             progress=False,
+            ranks=self.ranks,
             **evaluation.threat_keywords(),
         )
         self._read()
@@ -212,13 +202,16 @@ class Trial:
     def _read(self) -> None:
         self.monitor.history = self.loop.history
         self.measured = None
-        path = self.folder / MEASURED
-        if self.loop.finished and path.is_file():
+        if not self.loop.finished:
+            return
+        settings, path = self._measured_settings(), self.folder / MEASURED
+        if self.ranks.is_main and path.is_file():
             # What is damaged, or was measured otherwise or on other weights, is measured again.
             with suppress(OSError, ValueError):
                 content = read_json(path)
-                if content.get("settings") == self._measured_settings():
+                if content.get("settings") == settings:
                     self.measured = content.get("values")
+        self.measured = self.ranks.broadcast_from_rank0(self.measured)
 
     def _measured_settings(self) -> Any:
         """How the values of measured.json were measured, and on what weights, as JSON has it."""
@@ -261,7 +254,7 @@ class Trial:
             ValueError: The trained model cannot be measured.
         """
         with self._claimed():
-            if self._stamp() != self._seen:
+            if self.ranks.broadcast_from_rank0(self._stamp() != self._seen):
                 # Another process was here in between, or this one was interrupted in mid-epoch.
                 self.loop.load()
                 self._read()
@@ -270,13 +263,17 @@ class Trial:
             tell(self._beginning())
             self._train(progress if self.ranks.is_main else False)
             trained = time.perf_counter()
-            if self.report and self.measured is None and self.ranks.is_main:
+            if self.report and self.measured is None:
                 tell("measuring the trained model")
                 self._measure(progress)
                 tell(
                     f"trained and followed in {trained - start:.1f} s, measured in "
                     f"{time.perf_counter() - trained:.1f} s"
                 )
+            if is_split(self.model) and self.loop.finished:
+                # All ranks run such a model together, and the report is written by one.
+                with Together(self.ranks) as meeting, whole_model(self.model, meeting):
+                    self._accuracy = clean_accuracy(self.model, self.held_out)
 
     def _beginning(self) -> str:
         done, total = self.loop.epoch, self.loop.recipe.epochs
@@ -290,7 +287,7 @@ class Trial:
         loop = self.loop
         if self.ranks.is_main and self.settings_toml is not None:
             write_text(self.folder / SETTINGS, self.settings_toml)
-        if not loop.checkpoint.exists():
+        if self.ranks.broadcast_from_rank0(not loop.checkpoint.exists()):
             self._follow({})
             loop.save()
         self._write_history()
@@ -306,14 +303,16 @@ class Trial:
     def _follow(self, values: Mapping[str, float]) -> None:
         """Add the margins of this epoch to the history, and other values of the training part."""
         further = {"train": values} if values else {}
+        self.ranks.share_buffers(self.model)
         try:
             with warnings.catch_warnings():
                 # So may the small logits of a network that has not learned yet.
                 warnings.filterwarnings("ignore", ".*seems to return probabilities", UserWarning)
                 self.monitor.epoch(self.model, self.loop.epoch, further)
-        except ValueError as error:
+        except (ValueError, RankFailedError) as error:
             # A network that is constant for the moment is no reason to stop.
-            warnings.warn(f"margins after epoch {self.loop.epoch}: {error}", stacklevel=5)
+            if self.ranks.is_main:
+                warnings.warn(f"margins after epoch {self.loop.epoch}: {error}", stacklevel=5)
 
     def _write_history(self) -> None:
         """History.jsonl from the history that the checkpoint holds too."""
@@ -323,16 +322,22 @@ class Trial:
 
     def _measure(self, progress: bool | None) -> None:
         """Measure the model, and keep the values in the folder."""
-        self.measured = self.evaluation.measure(self.model, self.train, self.held_out, progress)
+        self.ranks.share_buffers(self.model)
+        self.measured = self.evaluation.measure(
+            self.model, self.train, self.held_out, progress, self.ranks
+        )
         content = {"settings": self._measured_settings(), "values": self.measured}
-        write_text(self.folder / MEASURED, json.dumps(content))
+        if self.ranks.is_main:
+            write_text(self.folder / MEASURED, json.dumps(content))
 
     def accuracy(self) -> float | None:
         """Accuracy on all held-out images.
 
         None before the last epoch is done: weights in mid-epoch match no checkpoint.
         """
-        return clean_accuracy(self.model, self.held_out) if self.loop.finished else None
+        if self.loop.finished and self._accuracy is None:
+            return clean_accuracy(self.model, self.held_out)
+        return self._accuracy
 
     def to_dict(self, root: Path) -> dict[str, Any]:
         """Plain values, with the places of its files relative to ``root``."""

@@ -15,12 +15,13 @@ from margin_ext.data.data_source import load_data
 from margin_ext.data.image_data import data_digest
 from margin_ext.gradient_modes import Additive, Auto, Distance, FiniteDifference, Secant
 from margin_ext.loss import AverageMarginLoss
+from margin_ext.ranks import ALONE
 from margin_ext.threat import ThreatModel
 from margin_ext.training.adversarial_training import AdversarialTraining
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.image_model import image_model
-from margin_ext.training.ranks import ALONE
 from margin_ext.training.recipe import Recipe
+from margin_ext.training.run_options import RunOptions
 from margin_ext.training.setting_table import (
     ADDITIVE,
     ADVERSARIAL,
@@ -36,7 +37,7 @@ from margin_ext.training.training_objective import Objective
 from margin_ext.training.trial import CHECKPOINT, SETTINGS, Trial
 
 if TYPE_CHECKING:
-    from margin_ext.training.ranks import Ranks
+    from margin_ext.ranks import Ranks
     from margin_ext.training.training_objective import TrainingObjective
 
 # The margins that are objects, and the prefix of their fields.
@@ -98,6 +99,21 @@ def trial_from_settings(
         torch.manual_seed(full["seed"])
         model = image_model(full["model"], data)
     augmentation = Augmentation(full["crop"], full["flip"])
+    if full["distance_margin_memory"] and (augmentation or ranks.size > 1):
+        raise SettingsError(
+            "distance_margin_memory is for images that stay as they are (no crop, no flip) and for "
+            "one process"
+        )
+    options = RunOptions(
+        augment=augmentation if augmentation else None,
+        settings={
+            **{name: value for name, value in full.items() if not OPTIONS[name].resumable},
+            "images": data_digest(data.train),
+            "processes": ranks.size,
+        },
+        ranks=ranks,
+        save_every=full["save_every"],
+    )
     head = (
         "The settings of this run. To repeat it:\n"
         f"margin-ext train --config {folder / SETTINGS} --out FOLDER"
@@ -109,20 +125,13 @@ def trial_from_settings(
         recipe,
         evaluation,
         folder,
+        options,
         title=_title(full),
         monitor_limit=full["monitor_limit"] if full["monitor"] else None,
         report=full["report"],
-        augment=augmentation if augmentation else None,
-        settings={
-            **{name: value for name, value in full.items() if not OPTIONS[name].resumable},
-            "images": data_digest(data.train),
-            "processes": ranks.size,
-        },
         settings_toml=settings_text(full, head),
         run_settings=full,
         device=device,
-        ranks=ranks,
-        save_every=full["save_every"],
         fresh=fresh,
     )
 
@@ -199,10 +208,8 @@ def _margin_loss(settings: Mapping[str, Any]) -> AverageMarginLoss:
     margin = settings["margin"]
     exact = margin == "first_order" and settings["gradient"] == "double_backward"
     if settings["compile"] not in ("off", "eager") and (exact or margin == "additive"):
-        raise SettingsError(
-            "compile needs another margin than additive, and gradient finite_difference, detached "
-            "or auto: torch.compile has no double backward"
-        )
+        other = "gradient finite_difference, detached or auto" if exact else "another margin"
+        raise SettingsError(f"compile needs {other}: torch.compile has no double backward")
     options = {name: settings[name] for name in loss_options()}
     if margin in _MARGINS:
         kind, prefix = _MARGINS[margin]

@@ -175,9 +175,102 @@ def test_honest_networks_raise_no_alarm(activation: type[nn.Module], saturated: 
     without_alarm(judged(trained(activation, saturated)).diagnosis)
 
 
-@pytest.mark.parametrize("levels", [2, 16, 256])
+@pytest.mark.parametrize("levels", [16, 256])
 def test_quantised_inputs_with_usable_gradients_raise_no_alarm(levels: int) -> None:
     without_alarm(judged(lambda x: trained()(StraightThrough.apply(x, levels))).diagnosis)
+
+
+class JpegLike(torch.autograd.Function):
+    """Rounds the cosine coefficients of blocks of eight; the backward pass takes the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        k = torch.arange(8.0)
+        basis = torch.cos(math.pi / 8 * (k + 0.5).unsqueeze(0) * k.unsqueeze(1)) / 2
+        basis[0] /= math.sqrt(2)
+        step = 0.05 * (1 + k)
+        blocks = x.reshape(-1, DIMS // 8, 8) @ basis.to(x).T
+        rounded = (blocks / step.to(x)).round() * step.to(x)
+        return (rounded @ basis.to(x)).reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Thermometer(torch.autograd.Function):
+    """Codes of ten thresholds a pixel; the backward pass is that of the pixel itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x.unsqueeze(2) > torch.arange(10).to(x) / 10).to(x.dtype).flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.reshape(-1, DIMS, 10).mean(dim=2)
+
+
+@functools.lru_cache
+def on_codes() -> nn.Module:
+    """A network of thermometer codes."""
+    with torch.enable_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(10 * DIMS, 64), nn.GELU(), nn.Linear(64, CLASSES))
+        x, y = data(512, 1)
+        optimizer = torch.optim.Adam(model.parameters(), 0.003)
+        for _ in range(60):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(Thermometer.apply(x)), y).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@functools.lru_cache
+def distilled() -> nn.Module:
+    """Trained at temperature 50 on a teacher's soft labels, and used at temperature 1."""
+    with torch.enable_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(DIMS, 64), nn.GELU(), nn.Linear(64, CLASSES))
+        x, _ = data(512, 1)
+        soft = nn.functional.softmax(trained()(x).detach(), dim=1)
+        optimizer = torch.optim.Adam(model.parameters(), 0.02)
+        for _ in range(400):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x) / 50, soft).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def test_two_levels_mislead_gradients_and_are_seen() -> None:
+    """The gradient does not know how near a pixel is to its threshold; decisions do."""
+    found = judged(lambda x: trained()(StraightThrough.apply(x, 2)))
+    assert found.diagnosis.gap_masked
+    assert found.diagnosis.decision_excess > 0.1
+    # The alarm is true: the worst case lies far below what attacks along gradients leave.
+    assert found.curve()[0] < found.curve("nearest")[0] - 0.1
+
+
+def test_jpeg_like_inputs_raise_no_alarm() -> None:
+    without_alarm(judged(lambda x: trained()(JpegLike.apply(x))).diagnosis)
+
+
+def test_thermometer_codes_raise_no_alarm() -> None:
+    model = on_codes()
+    without_alarm(judged(lambda x: model(Thermometer.apply(x))).diagnosis)
+
+
+def test_a_distilled_network_saturates_only_the_cross_entropy() -> None:
+    found = judged(distilled()).diagnosis
+    without_alarm(found)
+    assert found.cross_entropy_masked
+
+
+@pytest.mark.parametrize("name", ["permuted", "sin 2000", "decoy"])
+def test_an_attack_without_gradients_breaks_more_where_they_are_hidden(name: str) -> None:
+    found = judged(HIDING[name], attacks=[PGD()]).diagnosis
+    assert found.decision_excess > 0.1
+    assert "sees decisions only" in str(found)
+    assert judged(trained(), attacks=[PGD()]).diagnosis.decision_excess <= 0.02
 
 
 def test_neither_order_nor_size_of_batches_matters() -> None:
@@ -223,6 +316,7 @@ SIGNS = MaskingSigns(
     cross_entropy_underflow=0.0,
     gap_underflow=0.0,
     line_excess=0.0,
+    decision_excess=0.0,
     fall=1.0,
     jump=0.0,
     transfer_excess=math.nan,

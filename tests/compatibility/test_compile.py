@@ -20,7 +20,14 @@ from compatibility.networks import (
     step,
     vectors,
 )
-from margin_ext import AverageMarginLoss, FiniteDifference, Regularizer, functional, measure
+from margin_ext import (
+    AverageMarginLoss,
+    Distance,
+    FiniteDifference,
+    Regularizer,
+    functional,
+    measure,
+)
 
 NO_DOUBLE_BACKWARD = "torch.compile with aot_autograd does not currently support double backward"
 
@@ -140,6 +147,7 @@ MODES = [
     {"gradient": "finite_difference"},
     {"gradient": FiniteDifference("central", 0.1, "absolute", deferred=False)},
     {"margin": "secant"},
+    {"margin": Distance(form="envelope")},
     {"gradient": "finite_difference", "every": 2},
 ]
 

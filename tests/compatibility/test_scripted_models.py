@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from margin_ext import AverageMarginLoss, FiniteDifference, measure
+from margin_ext import AverageMarginLoss, Distance, FiniteDifference, measure
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = FiniteDifference("central", 0.01, "absolute")
@@ -49,6 +49,7 @@ SETTINGS = [
     {"gradient": SHORT},
     {"gradient": FiniteDifference("central", 0.01, "absolute", deferred=False)},
     {"margin": "secant"},
+    {"margin": Distance(form="envelope")},
 ]
 
 

@@ -14,7 +14,16 @@ torch_distributed = pytest.importorskip("torch.distributed")
 if not torch_distributed.is_available() or not torch_distributed.is_gloo_available():
     pytest.skip("this torch has no gloo", allow_module_level=True)
 
-MODES = ("double_backward", "finite_difference", "detached", "auto", "secant")
+MODES = (
+    "double_backward",
+    "finite_difference",
+    "detached",
+    "auto",
+    "secant",
+    "distance",
+    "envelope",
+    "additive",
+)
 SCENARIOS = (
     "ddp plain",
     "ddp find_unused_parameters",

@@ -16,10 +16,19 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from margin_ext import Auto, AverageMarginLoss, FiniteDifference
+from margin_ext import Auto, AverageMarginLoss, Distance, FiniteDifference
 from margin_ext.distributed import reduce_statistics
 
-MODES = ("double_backward", "finite_difference", "detached", "auto", "secant")
+MODES = (
+    "double_backward",
+    "finite_difference",
+    "detached",
+    "auto",
+    "secant",
+    "distance",
+    "envelope",
+    "additive",
+)
 DDP_SETTINGS = {
     "plain": {},
     "find_unused_parameters": {"find_unused_parameters": True},
@@ -51,10 +60,14 @@ def make_loss(mode: str) -> AverageMarginLoss:
     difference = FiniteDifference("backward", 0.3, "absolute")
     options = {
         "secant": {"margin": "secant"},
+        # Each rank would draw noise of its own.
+        "distance": {"margin": Distance(noise=0.0), "regularizer": "ramp"},
+        "envelope": {"margin": Distance(form="envelope", noise=0.0)},
+        "additive": {"margin": "additive", "regularizer": "ramp"},
         "finite_difference": {"gradient": difference},
         "auto": {"gradient": Auto(difference)},
     }.get(mode, {"gradient": mode})
-    return AverageMarginLoss(**options, regularizer="softplus")
+    return AverageMarginLoss(**{"regularizer": "softplus", **options})
 
 
 def whole(gradient: torch.Tensor | None) -> torch.Tensor:

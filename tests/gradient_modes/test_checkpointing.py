@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from gradient_modes.networks import CLASSES, gradient
-from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext import AverageMarginLoss, Distance, FiniteDifference
 
 SHORT = FiniteDifference("central", 0.01, "absolute")
 
@@ -82,6 +82,7 @@ SETTINGS = [
     {"gradient": FiniteDifference("central", 0.01, "absolute", deferred=False)},
     {"gradient": "auto"},
     {"margin": "secant"},
+    {"margin": Distance(form="envelope", noise=0.0)},
     {"fraction": 0.5},
     {"fraction": 0.5, "gradient": SHORT},
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradient_modes.networks import CLASSES, smooth_mlp
-from margin_ext import AverageMarginLoss, FiniteDifference, Secant
+from margin_ext import Additive, AverageMarginLoss, Distance, FiniteDifference, Secant
 from margin_ext.gradient_modes.domain import refuse_nan_gradients
 
 LOW, HIGH = 0.01, 0.6
@@ -53,6 +53,8 @@ def test_nan_at_moved_inputs_is_an_error(name, deferred):
         AverageMarginLoss(gradient=mode).run(model, x, y).loss.backward()
     with pytest.raises(RuntimeError, match=r"NaN at moved inputs.*Secant\(data_range="):
         AverageMarginLoss(margin="secant").run(model, x, y)
+    with pytest.raises(RuntimeError, match=r"NaN at moved inputs.*Distance\(data_range="):
+        AverageMarginLoss(margin="distance").run(model, x, y)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -128,7 +130,7 @@ def test_a_cut_step_of_samples_that_depend_on_each_other_is_refused():
 
 
 @pytest.mark.parametrize("data_range", [(1.0, 0.0), (0.0, math.inf), (0.0,), "ab"])
-@pytest.mark.parametrize("mode", [FiniteDifference, Secant])
+@pytest.mark.parametrize("mode", [FiniteDifference, Secant, Distance, Additive])
 def test_bad_ranges_are_refused(mode, data_range):
     with pytest.raises(ValueError, match="data_range must be"):
         mode(data_range=data_range)

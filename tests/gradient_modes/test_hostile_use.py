@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradient_modes.networks import CLASSES, smooth_mlp
-from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext import AverageMarginLoss, Distance, FiniteDifference
 
 
 def criterion(*, deferred: bool = True) -> AverageMarginLoss:
@@ -178,6 +178,9 @@ def test_a_fraction_is_taken_of_the_samples_that_count(reduction):
         {"gradient": FiniteDifference("central", 0.3, "absolute", deferred=False)},
         {"gradient": "auto"},
         {"margin": "secant"},
+        {"margin": Distance(form="envelope")},
+        {"margin": "distance", "regularizer": "ramp"},
+        {"margin": "additive", "regularizer": "ramp"},
         {"gradient": "finite_difference", "reduction": "sum"},
         {"gradient": "finite_difference", "reduction": "none"},
     ],
@@ -191,7 +194,7 @@ def test_anomaly_mode_finds_nothing_where_labels_are_ignored(settings, ignored, 
     layers = [nn.Linear(12, 8), nn.BatchNorm1d(8) if norm else nn.Tanh(), nn.Linear(8, CLASSES)]
     model = nn.Sequential(*layers).double()
     with torch.autograd.set_detect_anomaly(True):
-        out = AverageMarginLoss(regularizer="softplus", **settings).run(model, x, y)
+        out = AverageMarginLoss(**{"regularizer": "softplus", **settings}).run(model, x, y)
         out.loss.sum().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(bool(g.isfinite().all()) for g in gradients)

@@ -42,6 +42,7 @@ FURTHER = [
     {"gradient": "auto"},
     {"margin": "secant"},
     {"fraction": 0.5},
+    {"margin": "distance"},
 ]
 
 

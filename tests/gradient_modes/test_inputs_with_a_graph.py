@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradient_modes.networks import CLASSES
-from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext import AverageMarginLoss, Distance, FiniteDifference
 
 MODES = {
     "double_backward": {},
@@ -17,6 +17,9 @@ MODES = {
     "at once": {"gradient": FiniteDifference(deferred=False)},
     "central": {"gradient": FiniteDifference("central", 1e-4, "absolute")},
     "secant": {"margin": "secant"},
+    "distance": {"margin": "distance", "regularizer": "ramp"},
+    "envelope": {"margin": Distance(form="envelope")},
+    "additive": {"margin": "additive", "regularizer": "ramp"},
     "logit_gap": {"margin": "logit_gap"},
     "fraction": {"fraction": 0.999},
     "every": {"every": 2},
@@ -64,7 +67,7 @@ def test_the_gradient_goes_on_as_in_one_model(source, mode):
     torch.manual_seed(0)
     model, (inputs, parameter) = head(), source()
     y = torch.arange(8) % CLASSES
-    criterion = AverageMarginLoss(regularizer="softplus", **MODES[mode])
+    criterion = AverageMarginLoss(**{"regularizer": "softplus", **MODES[mode]})
     torch.manual_seed(1)
     criterion.run(model, inputs, y).loss.sum().backward()
     assert parameter.grad is not None

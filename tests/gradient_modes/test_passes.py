@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradient_modes.networks import CLASSES, gradient, images, smooth_cnn, smooth_mlp
-from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext import AverageMarginLoss, Distance, FiniteDifference
 from margin_ext.gradient_modes import gradient_mode_names
 
 
@@ -28,7 +28,7 @@ def test_running_statistics_move_once_a_step(mode, batchnorm):
 
 
 @pytest.mark.parametrize("settings", [{}, {"batchnorm": "running"}, {"fraction": 0.5}])
-@pytest.mark.parametrize("margin", ["first_order", "secant"])
+@pytest.mark.parametrize("margin", ["first_order", "secant", Distance(noise=0.0), "additive"])
 @pytest.mark.parametrize("mode", gradient_mode_names())
 def test_running_statistics_of_instances_move_once_a_step(mode, margin, settings):
     """InstanceNorm takes no part in the coupling of samples, but may have running statistics."""

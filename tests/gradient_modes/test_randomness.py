@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from gradient_modes.networks import CLASSES
-from margin_ext import AverageMarginLoss, FiniteDifference
+from margin_ext import AverageMarginLoss, Distance, FiniteDifference
 
 SHORT = FiniteDifference("central", 0.01, "absolute")
+DISTANCE = Distance(form="envelope")
 NUMPY = np.random.default_rng(3)
 PYTHON = random.Random(4)
 SHORT_IN_RUN = FiniteDifference("central", 0.01, "absolute", deferred=False)
@@ -130,13 +131,15 @@ def test_afterwards_the_generators_stand_where_one_pass_leaves_them():
     with torch.no_grad():
         model(x)
     wanted = random.getstate()
-    for settings in ({}, {"gradient": SHORT}, {"margin": "secant"}):
+    for settings in ({}, {"gradient": SHORT}, {"margin": "secant"}, {"margin": DISTANCE}):
         random.seed(0)
         gradients(model, x, y, **settings)
         assert random.getstate() == wanted
 
 
-@pytest.mark.parametrize("settings", [{"gradient": SHORT}, {"margin": "secant"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"gradient": SHORT}, {"margin": "secant"}, {"margin": DISTANCE}], ids=str
+)
 @pytest.mark.parametrize(
     "draw",
     [

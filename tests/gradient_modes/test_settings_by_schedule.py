@@ -14,7 +14,7 @@ SCHEDULES = {
     "p": [2, 1, "inf", 3],
     "regularizer": ["ramp", "softplus", Regularizer.hinge(1.0), "linear"],
     "gradient": ["double_backward", "detached", FiniteDifference("central"), "auto"],
-    "margin": ["first_order", Secant(steps=1), "logit_gap", "secant"],
+    "margin": ["first_order", Secant(steps=1), "distance", "additive", "logit_gap", "secant"],
     "classes": ["runner_up", 2, "all", 1],
     "label_smoothing": [0.0, 0.1, 0.2, 0.0],
     "reduction": ["mean", "sum", "none", "mean"],

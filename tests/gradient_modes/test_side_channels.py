@@ -18,6 +18,8 @@ MODES = {
     "at once": {"gradient": FiniteDifference("central", deferred=False)},
     "auto": {"gradient": "auto"},
     "secant": {"margin": "secant"},
+    "distance": {"margin": "distance", "regularizer": "ramp"},
+    "additive": {"margin": "additive", "regularizer": "ramp"},
     "fraction": {"fraction": 0.5},
     "fraction at once": {"fraction": 0.5, "gradient": FiniteDifference(deferred=False)},
     "running": {"batchnorm": "running"},
@@ -90,7 +92,7 @@ def test_what_layers_and_hooks_keep_is_of_the_first_pass(name):
     model.body.register_forward_hook(partial(store, local))
     model.body.register_forward_hook(bound.method)
     model.body.register_forward_hook(called)
-    out = AverageMarginLoss(regularizer="softplus", **MODES[name]).run(
+    out = AverageMarginLoss(**{"regularizer": "softplus", **MODES[name]}).run(
         model, x, y, logits_fn=lambda output: output["logits"]
     )
     first = out.output["features"]
@@ -127,7 +129,7 @@ def test_an_auxiliary_loss_adds_its_own_gradient(name):
     def gradients(*, auxiliary: bool) -> list[torch.Tensor]:
         torch.manual_seed(1)
         model.zero_grad()
-        out = AverageMarginLoss(regularizer="softplus", **MODES[name]).run(
+        out = AverageMarginLoss(**{"regularizer": "softplus", **MODES[name]}).run(
             model, x, y, logits_fn=lambda output: output["logits"]
         )
         (out.loss + (model.auxiliary if auxiliary else 0.0)).backward()

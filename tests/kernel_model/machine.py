@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 
-from kernel_model.instructions import combine, execute
+from kernel_model.instructions import execute
+from kernel_model.predicates import combine
 from kernel_model.sass import Kernel
 from kernel_model.warp import PARAMETER_BASE, Launch, Trace, Warp
 
@@ -25,7 +26,8 @@ def follow(kernel: Kernel, launch: Launch, shared: dict[int, int] | None = None)
     """Return what a warp issues from the kernel's start to its end."""
     warp = Warp(launch, {}, {} if shared is None else shared)
     trace = warp.trace
-    at, steps, returns = 0, 0, []
+    at, steps = 0, 0
+    returns: list[int] = []
     base = kernel.code[0].address
     while at < len(kernel.code):
         i = kernel.code[at]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from backends.simt import Simt, kernels
 from simt.kernel_library import CSRC, ROOT
+from torch import Tensor
 
 from kernel_model.machine import Launch, Trace, follow
 from kernel_model.sass import Kernel, disassemble
@@ -178,9 +179,12 @@ def _record(shape: Shape, device: Device) -> tuple[Any, bytes, list[torch.Tensor
     target = torch.randint(shape.classes, (shape.batch,))
     scale = torch.rand(3) + 0.5 if shape.scaled else None
     made = [logits, grad, target]
-    simt = Simt(
-        allocate=lambda size, dtype: made.append(torch.empty(size, dtype=dtype)) or made[-1]
-    )
+
+    def allocate(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        made.append(torch.empty(size, dtype=dtype))
+        return made[-1]
+
+    simt = Simt(allocate=allocate)
     q = {1.0: float("inf"), 2.0: 2.0, float("inf"): 1.0}[float(shape.p)]
     module.record_only(True)
     try:

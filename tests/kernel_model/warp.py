@@ -63,18 +63,18 @@ class Trace:
 
 
 def as_float(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", bits & M32))[0]
+    return float(struct.unpack("<f", struct.pack("<I", bits & M32))[0])
 
 
 def as_bits(x: float) -> int:
     try:
-        return struct.unpack("<I", struct.pack("<f", x))[0]
+        return int.from_bytes(struct.pack("<f", x), "little")
     except OverflowError:
         return 0x7F800000 if x > 0 else 0xFF800000
 
 
 def as_double(bits: int) -> float:
-    return struct.unpack("<d", struct.pack("<Q", bits & M64))[0]
+    return float(struct.unpack("<d", struct.pack("<Q", bits & M64))[0])
 
 
 def signed(x: int, bits: int = 32) -> int:

@@ -6,11 +6,14 @@ is not convex and has kinks, so it is searched on grids that close in on the bes
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from margin_ext.reference import logit_gap, regularize
+from margin_ext.reference import additive_margin_loss, logit_gap, regularize
 from margin_ext.regularizers import Regularizer, regularizer_names, resolve_regularizer
 
 TAU = 2.0
@@ -29,8 +32,23 @@ def conditional_risk(z: Tensor, eta: Tensor, phi: Regularizer, mu: float) -> Ten
     return risk
 
 
+def additive_risk(z: Tensor, eta: Tensor, lowered: float, mu: float) -> Tensor:
+    """Of the additive margin, every class's logit lowered by as much: a norm of 1."""
+    risk = torch.zeros(len(z), dtype=z.dtype)
+    norm = torch.ones(len(z), 1, dtype=z.dtype)
+    for label, probability in enumerate(eta.tolist()):
+        target = torch.full((len(z),), label)
+        out = additive_margin_loss(z, target, norm, tau=lowered, mu=mu, reduction="none")
+        risk += probability * out.loss
+    return risk
+
+
 def minimiser(eta: Tensor, phi: Regularizer, mu: float) -> Tensor:
     """Logits [C] of the smallest risk; the last one is 0, since a common shift changes nothing."""
+    return smallest(eta, partial(conditional_risk, eta=eta, phi=phi, mu=mu))
+
+
+def smallest(eta: Tensor, risk_of: Callable[[Tensor], Tensor]) -> Tensor:
     free = len(eta) - 1
     points = {1: 2001, 2: 121, 3: 31}[free]
     centers, half = torch.zeros(1, free, dtype=torch.float64), REACH
@@ -39,7 +57,7 @@ def minimiser(eta: Tensor, phi: Regularizer, mu: float) -> Tensor:
         offsets = torch.cartesian_prod(*[line] * free).reshape(-1, free)
         candidates = (centers.unsqueeze(1) + offsets).reshape(-1, free).clamp(-REACH, REACH)
         z = torch.cat([candidates, torch.zeros(len(candidates), 1, dtype=torch.float64)], dim=1)
-        risk = conditional_risk(z, eta, phi, mu)
+        risk = risk_of(z)
         # Several of the best, because two valleys can be about as deep.
         best = risk.topk(4 if half > 0.1 else 1, largest=False).indices
         spacing = float(line[1] - line[0])
@@ -112,6 +130,25 @@ def test_those_that_push_misclassified_samples_tie_classes_without_a_majority(na
     assert abs(lead(minimiser(minority, phi, 20.0), minority)) <= RESOLUTION
     majority = torch.tensor([0.25, 0.6, 0.15], dtype=torch.float64)
     assert lead(minimiser(majority, phi, 20.0), majority) > 10 * RESOLUTION
+
+
+@pytest.mark.parametrize("lowered", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("mu", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_the_additive_margin_keeps_the_bayes_class_alone_on_top(lowered, mu, classes):
+    """And its minimiser is where eta_c is proportional to 1 / |slope| at p_c."""
+    for eta in probabilities(classes, 3, seed=20 + classes):
+        z = smallest(eta, partial(additive_risk, eta=eta, lowered=lowered, mu=mu))
+        if float(z.abs().max()) > REACH - 1:
+            continue  # a class of nearly no probability is beyond the search
+        assert lead(z, eta) > 10 * RESOLUTION
+        p = z.softmax(0)
+        beta = 1 - torch.exp(torch.tensor(-lowered, dtype=p.dtype))
+        slope = 1 / p + mu * beta / (1 - beta * p)
+        found = (1 / slope) / (1 / slope).sum()
+        torch.testing.assert_close(found, eta, atol=3e-3, rtol=0)
+        # Sharper than the probabilities themselves.
+        assert float(p.max()) > float(eta.max()) - 1e-3
 
 
 def test_a_margin_in_units_of_a_common_norm_is_another_ramp():

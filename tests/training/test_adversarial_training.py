@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from margin_ext import AverageMarginLoss
 from margin_ext.threat import ThreatModel
 from margin_ext.training import AdversarialTraining
 from training.small_images import SMALL, same_weights, train, weights
@@ -91,6 +92,69 @@ def test_the_clean_part_is_weighted() -> None:
     torch.testing.assert_close(only, plain)
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, float("inf")])
+def test_own_lengths_reach_beyond_the_boundary(p: float) -> None:
+    """On a linear classifier one projection from any start is exact."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 2).double()
+    x, y = torch.rand(20, 6, dtype=torch.float64), torch.randint(2, (20,))
+    exact = AverageMarginLoss(p=p).run(model, x, y).margin
+    right = exact > 0
+    assert 0 < int(right.sum()) < 20
+    eps = 1.5 * float(exact.abs().max())
+    free = ThreatModel(p=p)
+    for misclassified in ("toward", "attack"):
+        objective = AdversarialTraining(
+            eps, 1, length="own", misclassified=misclassified, threat=free
+        )
+        point = objective.points(model, x, y)
+        length = (1.1 * exact.abs() + 0.2 * eps).clamp_max(eps)
+        if misclassified == "attack":
+            length = torch.where(right, length, eps)
+        torch.testing.assert_close(free.distance(point, x), length)
+        there = AverageMarginLoss(p=p).run(model, point, y).margin
+        assert bool((there[right] < 0).all())
+        assert bool((there[~right] > 0).all()) == (misclassified == "toward")
+
+
+@pytest.mark.parametrize("length", ["radius", "own"])
+@pytest.mark.parametrize("clean", [0.0, 0.3, 1.0])
+def test_in_a_loop_of_ones_own(length: Any, clean: float) -> None:
+    """With a model of more arguments, in 16 bits, wrapped, and in a validation."""
+    model, x, y = problem()
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, x: Tensor, scale: float) -> dict[str, Tensor]:
+            return {"logits": scale * self.net(x)}
+
+    objective = AdversarialTraining(0.3, clean=clean, length=length, threat=BOX)
+    torch.manual_seed(1)
+    wanted = objective.run(copy.deepcopy(model), x, y)
+    torch.manual_seed(1)
+    out = objective.run(
+        Two(), x, y, call=lambda m, x: m(x, 1.0), logits_fn=lambda out: out["logits"]
+    )
+    torch.testing.assert_close(out.loss, wanted.loss)
+    torch.testing.assert_close(out.points, wanted.points)
+    assert set(out.output) == {"logits"}
+    assert out.logits.shape == (20, 3)
+    assert torch.equal(out.points, x) == (clean == 1)
+    out.loss.backward()
+    assert int(model[2].num_batches_tracked) == (2 if 0 < clean < 1 else 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        objective.run(model, x, y).loss.backward()
+    model.eval()
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            value = objective.run(model, x.clone(), y.clone())
+            assert not value.loss.requires_grad
+            assert torch.equal(value.points, x) == (clean == 1)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -99,6 +163,9 @@ def test_the_clean_part_is_weighted() -> None:
         ({"noise": -1.0}, "noise must be at least 0"),
         ({"step": 0.0}, "step must be above 0"),
         ({"clean": 1.5}, r"clean must lie in \[0, 1\]"),
+        ({"length": "own", "step": 1.0}, 'step=1.0 has no effect with length="own"'),
+        ({"misclassified": "attack"}, 'misclassified="attack" has no effect with length="radius"'),
+        ({"length": "half"}, "length must be one of radius, own"),
         ({"attack_loss": "hinge"}, "attack_loss must be one of cross_entropy, gap"),
     ],
 )
@@ -122,6 +189,9 @@ def test_the_command_trains_and_goes_on(
     assert not torch.equal(
         weights(tmp_path / "other")["1.weight"], weights(tmp_path / "whole")["1.weight"]
     )
+    own = ("--adversarial-length", "own", "--adversarial-misclassified", "attack")
+    assert train(tmp_path / "own", *words, *own) == 0
+    assert not same_weights(tmp_path / "own", tmp_path / "whole")
     recipe = ("--recipe", "robust", "--radius", "0.4", "--no-report")
     assert train(tmp_path / "recipe", *SMALL, *recipe) == 0
     assert same_weights(tmp_path / "recipe", tmp_path / "whole")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from margin_ext.measurement.monitor import read_history
-from margin_ext.training.ranks import ALONE, Ranks, started_ranks
+from margin_ext.ranks import ALONE, Ranks, started_ranks
 from training.small_images import SMALL, checkpoint, train, weights
 
 

@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from margin_ext import FiniteDifference, LossOptions, Secant
+from margin_ext import Additive, Distance, FiniteDifference, LossOptions, Secant
 from margin_ext.training.recipe import Recipe
 from margin_ext.training.setting_table import OPTIONS, SECTIONS, defaults
 from margin_ext.training.settings_file import (
@@ -30,10 +30,17 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_table_has_every_option_with_its_own_default() -> None:
-    owners = {LossOptions: "", Recipe: "", FiniteDifference: "difference_", Secant: "secant_"}
+    owners = {
+        LossOptions: "",
+        Recipe: "",
+        FiniteDifference: "difference_",
+        Secant: "secant_",
+        Distance: "distance_margin_",
+        Additive: "additive_",
+    }
     for owner, prefix in owners.items():
         for name, parameter in inspect.signature(owner).parameters.items():
-            if name in LEFT_OUT or (owner is Secant and name == "data_range"):
+            if name in LEFT_OUT or (name == "data_range" and owner is not FiniteDifference):
                 continue
             option = OPTIONS[prefix + name]
             if name not in ("epochs", "learning_rate"):

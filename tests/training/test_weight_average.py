@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from margin_ext import Additive, AdversarialTraining, AverageMarginLoss, Distance
+from margin_ext.threat import ThreatModel
 from margin_ext.training import Objective, Recipe, TrainingLoop
 from margin_ext.training.weight_average import WeightAverage
 from training.small_images import SMALL, checkpoint, same_weights, train
@@ -26,9 +31,37 @@ def some_data() -> tuple[Tensor, Tensor]:
     return x, x[:, :3].argmax(dim=1)
 
 
-def a_loop(path: Path, **changed: float) -> TrainingLoop:
+def margin_loss(**options: Any) -> Callable[[float], Objective]:
+    return lambda smoothing: Objective(
+        AverageMarginLoss(tau=0.5, label_smoothing=smoothing, **options)
+    )
+
+
+def with_memory(smoothing: float) -> Objective:
+    """Each has its own, since a memory is that of one training."""
+    return margin_loss(margin=Distance(steps=1, memory=True), mu=0.8)(smoothing)
+
+
+FREE = ThreatModel(p=2)
+OBJECTIVES: dict[str, Callable[[float], Any]] = {
+    "cross_entropy": lambda s: Objective(nn.CrossEntropyLoss(label_smoothing=s)),
+    "first_order": margin_loss(),
+    "secant": margin_loss(margin="secant"),
+    "distance": margin_loss(margin="distance", mu=0.8),
+    "memory": with_memory,
+    "envelope": margin_loss(margin=Distance(form="envelope")),
+    "additive": margin_loss(margin=Additive(noise=1.0)),
+    "logit_gap": margin_loss(margin="logit_gap"),
+    "adversarial": lambda s: AdversarialTraining(0.5, label_smoothing=s, threat=FREE),
+    "own": lambda s: AdversarialTraining(
+        0.5, length="own", clean=0.2, label_smoothing=s, threat=FREE
+    ),
+}
+
+
+def a_loop(path: Path, objective: Any = None, **changed: float) -> TrainingLoop:
     recipe = Recipe(**{"epochs": 3, "batch_size": 16, "weight_average": 0.8, **changed})  # type: ignore[arg-type]
-    objective = Objective(nn.CrossEntropyLoss())
+    objective = objective or OBJECTIVES["cross_entropy"](0.0)
     return TrainingLoop(a_model(), some_data(), objective, recipe, checkpoint=path)
 
 
@@ -49,8 +82,9 @@ def test_the_average_is_that_of_the_weights_after_each_step(tmp_path: Path) -> N
     assert torch.equal(plain.model[1].weight, loop.model[1].weight)
 
 
-def test_the_statistics_are_those_of_the_averaged_weights(tmp_path: Path) -> None:
-    loop = a_loop(tmp_path / "c.pt")
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_statistics_are_those_of_the_averaged_weights(tmp_path: Path, name: str) -> None:
+    loop = a_loop(tmp_path / "c.pt", OBJECTIVES[name](0.1))
     list(loop.epochs())
     assert loop.average is not None
     averaged, (x, _) = loop.average.model, some_data()
@@ -64,19 +98,32 @@ def test_the_statistics_are_those_of_the_averaged_weights(tmp_path: Path) -> Non
     assert float(moved) > 1e-3
 
 
-def test_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    whole = a_loop(tmp_path / "whole.pt")
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_labels_are_smoothed(name: str) -> None:
+    x, y = some_data()
+    found = []
+    for smoothing in (0.0, 0.3):
+        torch.manual_seed(0)
+        objective = OBJECTIVES[name](smoothing)
+        with getattr(objective, "samples", lambda _: nullcontext())(torch.arange(len(x))):
+            found.append(float(objective.loss(a_model(), x, y).detach()))
+    assert abs(found[0] - found[1]) > 1e-4
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_it_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
+    whole = a_loop(tmp_path / "whole.pt", OBJECTIVES[name](0.1))
     list(whole.epochs())
-    stopped = a_loop(tmp_path / "stopped.pt")
+    stopped = a_loop(tmp_path / "stopped.pt", OBJECTIVES[name](0.1))
     epochs = stopped.epochs()
     assert [next(epochs), next(epochs)] == [1, 2]
     epochs.close()
-    again = a_loop(tmp_path / "stopped.pt")
+    again = a_loop(tmp_path / "stopped.pt", OBJECTIVES[name](0.1))
     assert again.epoch == 1
     list(again.epochs())
     for one, other in ((whole.result, again.result), (whole.model, again.model)):
-        for name, value in one.state_dict().items():
-            assert torch.equal(value, other.state_dict()[name]), name
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), key
 
 
 def test_buffers_other_than_batchnorms_are_the_models() -> None:

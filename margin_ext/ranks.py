@@ -1,4 +1,4 @@
-"""The processes that train one model together, as torchrun starts them."""
+"""The processes that work together, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -7,37 +7,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["ALONE", "Ranks", "started_ranks"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-# Rank 0 measures while the others wait. None waits for a rank that died: torchrun ends them all.
-_PATIENCE = timedelta(hours=12)
+__all__ = ["ALONE", "PATIENCE", "Ranks", "all_ranks", "started_ranks"]
+
+# Ranks wait for each other, such as for rank 0 that measures. None waits for a rank that died:
+# torchrun ends them all.
+PATIENCE = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; by default it is alone.
+    """This process among those that work together; by default it is alone.
 
     Attributes:
         rank: Number of this process.
         size: Number of processes.
         local: Number of this process on its machine, which is also that of its GPU.
         joined: Whether there is a process group.
+        group: The process group; None: all ranks.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
     joined: bool = False
+    group: ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which measures and writes."""
+        """Whether this is rank 0, which writes and shows progress."""
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
@@ -62,22 +68,33 @@ class Ranks:
         return part, part.numel() * self.size / batch.numel()
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model, with gradients that are averaged over the processes."""
+        """The model, with gradients that are averaged over the processes.
+
+        A model that ``fully_shard`` has split averages them itself.
+        """
         if not self.joined or not any(p.requires_grad for p in model.parameters()):
             return model
-        return DistributedDataParallel(model)
+        if any(hasattr(module, "_get_fsdp_state") for module in model.modules()):
+            return model
+        return DistributedDataParallel(model, process_group=self.group)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the buffers of rank 0, such as BatchNorm's running statistics."""
+        if self.joined:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, group=self.group, group_src=0)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over the processes."""
         if self.joined:
-            distributed.all_reduce(value)
+            distributed.all_reduce(value, group=self.group)
             value /= self.size
         return value
 
     def minimum(self, value: Tensor) -> Tensor:
         """Smallest value over the processes."""
         if self.joined:
-            distributed.all_reduce(value, distributed.ReduceOp.MIN)
+            distributed.all_reduce(value, distributed.ReduceOp.MIN, group=self.group)
         return value
 
     def broadcast_from_rank0(self, value: Any) -> Any:
@@ -85,11 +102,40 @@ class Ranks:
         if not self.joined:
             return value
         values = [value]
-        distributed.broadcast_object_list(values)
+        distributed.broadcast_object_list(values, group=self.group, group_src=0)
         return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank, on each of them."""
+        if not self.joined:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
 
 
 ALONE = Ranks()
+
+
+def all_ranks(group: ProcessGroup | None = None) -> Ranks:
+    """The ranks of a process group that the program has made, for ``ranks=`` of `measure`.
+
+    Args:
+        group: The process group; None: all ranks.
+
+    Raises:
+        ValueError: There is no process group, or this process does not belong to it.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        raise ValueError(
+            "there is no process group: start the program with torchrun, and call "
+            "torch.distributed.init_process_group() first"
+        )
+    rank = distributed.get_rank(group)
+    if rank < 0:
+        raise ValueError("this process does not belong to the process group")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return Ranks(rank, distributed.get_world_size(group), local, joined=True, group=group)
 
 
 @contextmanager
@@ -110,7 +156,7 @@ def started_ranks(device: str | None = None) -> Iterator[Ranks]:
     place = None
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "cuda":
+    if device.partition(":")[0] == "cuda":
         if local >= torch.cuda.device_count():
             raise ValueError(
                 f"process {local} of this machine has no GPU of its own: there are "
@@ -119,9 +165,9 @@ def started_ranks(device: str | None = None) -> Iterator[Ranks]:
         place = torch.device("cuda", local)
         torch.cuda.set_device(place)
     distributed.init_process_group(
-        "gloo" if place is None else "nccl", timeout=_PATIENCE, device_id=place
+        "gloo" if place is None else "nccl", timeout=PATIENCE, device_id=place
     )
     try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size(), local, joined=True)
+        yield all_ranks()
     finally:
         distributed.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Our attacks next to those of AutoAttack, adv-lib and Foolbox, on the same networks and images."""

@@ -1,0 +1,202 @@
+"""The attacks that are compared, each behind one signature; a library that is missing is named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import Tensor, nn
+
+from margin_ext.attacks import Nearest
+from margin_ext.bounds import MinimumDistance
+from margin_ext.threat import ThreatModel
+
+__all__ = ["DISTANCES", "OURS", "RADIUS_ATTACKS", "Instrument", "why_missing"]
+
+OURS = "margin_ext"
+# A fifth of AutoAttack's own number: after the other parts Square breaks next to nothing here.
+SQUARE_QUERIES = 1000
+
+# Takes the model, images [B, ...], labels [B], the threat model and the radius; returns points.
+Run = Callable[[nn.Module, Tensor, Tensor, ThreatModel, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """One attack of one library.
+
+    Attributes:
+        name: Its key in the results.
+        title: For tables.
+        library: The distribution that it comes from.
+        run: The attack.
+        norms: Where it exists.
+        after: Instruments that have run before it in the same suite: samples that they broke are
+            left out, as AutoAttack does. Its figure and its time include theirs.
+    """
+
+    name: str
+    title: str
+    library: str
+    run: Run
+    norms: tuple[float, ...] = (1.0, 2.0, math.inf)
+    after: tuple[str, ...] = ()
+
+
+def why_missing(library: str) -> str | None:
+    """Why a library cannot be used, in words; None where it can."""
+    if library == OURS:
+        return None
+    try:
+        version(library)
+        if library == "adv-lib":
+            import adv_lib.attacks  # noqa: F401
+    except (PackageNotFoundError, ImportError, RuntimeError) as error:
+        return f"{library} is skipped: {error}"
+    return None
+
+
+def _nearest(
+    search: MinimumDistance,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    eps: float,
+) -> Tensor:
+    return Nearest(search=search)(model, x, y, eps, threat=threat).point
+
+
+def _minimum(
+    search: MinimumDistance,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    eps: float,
+) -> Tensor:
+    point = search(model, x, y, threat=threat).point
+    return x if point is None else point
+
+
+def _auto(
+    attack: str, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: float
+) -> Tensor:
+    """One part of AutoAttack's standard version."""
+    from pyautoattack import AutoAttack
+
+    norm = {1.0: "L1", 2.0: "L2"}.get(threat.p, "Linf")
+    suite = AutoAttack(
+        model, norm=norm, eps=eps, seed=0, version="custom", attacks=[attack], device=x.device
+    )
+    suite.verbose = False
+    suite.apgd.n_restarts = suite.fab.n_restarts = 1
+    suite.square.n_queries = SQUARE_QUERIES
+    found = suite.run_standard_evaluation(x, y, batch_size=len(y))
+    points: Tensor = found[0] if isinstance(found, tuple) else found
+    return points
+
+
+def _fab(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: float) -> Tensor:
+    """Targeted FAB, with a radius beyond all distances."""
+    return _auto("fab-t", model, x, y, threat, float(threat.reach(x).max()))
+
+
+def _adv_lib(
+    name: str,
+    options: dict[str, Any],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    eps: float,
+) -> Tensor:
+    from adv_lib import attacks
+
+    points: Tensor = getattr(attacks, name)(model, x, y, **options)
+    return points
+
+
+def _foolbox(
+    name: str,
+    options: dict[str, Any],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    eps: float,
+) -> Tensor:
+    import foolbox
+
+    attack = getattr(foolbox.attacks, name)(**options)
+    points: Tensor = attack(
+        foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device), x, y, epsilons=None
+    )[1]
+    return points
+
+
+_AUTO = ("apgd-ce", "apgd-t", "fab-t", "square")
+_AUTO_TITLES = ("APGD-CE", "then APGD-T", "then FAB-T", "then Square")
+_L2 = (2.0,)
+
+RADIUS_ATTACKS: tuple[Instrument, ...] = (
+    Instrument("nearest", "`nearest` (default)", OURS, partial(_nearest, MinimumDistance())),
+    Instrument(
+        "thorough", "`nearest`, thorough", OURS, partial(_nearest, MinimumDistance.thorough())
+    ),
+    *(
+        Instrument(name, title, "pyautoattack", partial(_auto, name), after=_AUTO[:i])
+        for i, (name, title) in enumerate(zip(_AUTO, _AUTO_TITLES, strict=True))
+    ),
+    Instrument(
+        "alma",
+        "ALMA, 500 steps",
+        "adv-lib",
+        partial(_adv_lib, "alma", {"distance": "l2", "num_steps": 500}),
+        _L2,
+    ),
+    Instrument(
+        "ddn",
+        "DDN, 300 steps",
+        "foolbox",
+        partial(_foolbox, "DDNAttack", {"steps": 300}),
+        _L2,
+    ),
+    Instrument(
+        "fmn",
+        "FMN, 300 steps",
+        "foolbox",
+        partial(_foolbox, "LInfFMNAttack", {"steps": 300}),
+        (math.inf,),
+    ),
+)
+
+DISTANCES: tuple[Instrument, ...] = (
+    Instrument("minimum", "`MinimumDistance()`", OURS, partial(_minimum, MinimumDistance())),
+    Instrument("thorough", "`.thorough()`", OURS, partial(_minimum, MinimumDistance.thorough())),
+    Instrument("fab-t", "FAB-T", "pyautoattack", _fab, (2.0, math.inf)),
+    Instrument(
+        "alma",
+        "ALMA, 1000 steps",
+        "adv-lib",
+        partial(_adv_lib, "alma", {"distance": "l2", "num_steps": 1000}),
+        _L2,
+    ),
+    Instrument(
+        "adv-ddn", "DDN, 300 steps", "adv-lib", partial(_adv_lib, "ddn", {"steps": 300}), _L2
+    ),
+    Instrument(
+        "ddn", "DDN, 300 steps", "foolbox", partial(_foolbox, "DDNAttack", {"steps": 300}), _L2
+    ),
+    Instrument(
+        "fmn",
+        "FMN, 300 steps",
+        "foolbox",
+        partial(_foolbox, "LInfFMNAttack", {"steps": 300}),
+        (math.inf,),
+    ),
+)

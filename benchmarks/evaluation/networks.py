@@ -1,0 +1,94 @@
+"""The networks that attacks are compared on: loaded, or trained by the project's own loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.robust_training.methods import METHODS
+from benchmarks.robust_training.problems import PROBLEMS, Problem
+from margin_ext.models.checkpoint import load_checkpoint
+from margin_ext.training import TrainingLoop
+
+__all__ = ["CASES", "Case", "load_case"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One network under one norm at one radius.
+
+    Attributes:
+        problem: The data and the architecture (benchmarks.robust_training.problems).
+        method: How it was trained (benchmarks.robust_training.methods).
+        p: The threat norm.
+        eps: The radius.
+    """
+
+    problem: str
+    method: str
+    p: float
+    eps: float
+
+    @property
+    def network(self) -> str:
+        """Such as mnist_cnn_secant_0: the name of its checkpoint, without the suffix."""
+        return f"{self.problem}_{self.method}_0"
+
+
+# The settings that were chosen on validation images (docs/results).
+_SETTINGS: dict[str, dict[str, float]] = {
+    "plain": {},
+    "secant": {"mu": 2.0, "tau": 1.5},
+    "adversarial_1": {"eps": 1.0},
+    "adversarial_2": {"eps": 1.0},
+    "adversarial_7": {"eps": 1.0},
+}
+
+CASES: dict[str, Case] = {
+    f"{problem}/{method}/{norm}": Case(problem, method, p, eps)
+    for norm, p, problem, eps, methods in (
+        ("l2", 2.0, "mnist_cnn", 2.0, tuple(_SETTINGS)),
+        ("l2", 2.0, "cifar_cnn", 0.5, ("adversarial_2",)),
+        ("linf", float("inf"), "mnist_cnn", 0.15, ("secant", "adversarial_7")),
+        ("l1", 1.0, "mnist_cnn", 8.0, ("secant", "adversarial_7")),
+    )
+    for method in methods
+}
+
+
+def load_case(
+    case: Case, data: Path, networks: Path, first: int, count: int
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network in eval mode, and test images [B, ...] with labels [B].
+
+    Args:
+        case: Which network.
+        data: Folder of the data.
+        networks: Folder of the checkpoints; what is missing there is trained and kept there.
+        first: Number of the first test image.
+        count: How many images.
+    """
+    problem = PROBLEMS[case.problem]
+    content = problem.load(data)
+    path = networks / f"{case.network}.pt"
+    model = problem.model(0)
+    if path.exists():
+        load_checkpoint(model, path)
+    else:
+        model = _trained(problem, case, content.train)
+        networks.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), path)
+    chosen = slice(first, first + count)
+    return model.eval().requires_grad_(False), content.test[0][chosen], content.test[1][chosen]
+
+
+def _trained(problem: Problem, case: Case, data: tuple[Tensor, Tensor]) -> nn.Module:
+    recipe = dataclasses.replace(problem.recipe, seed=0)
+    objective = METHODS[case.method].objective(problem.aim, _SETTINGS[case.method])
+    training = TrainingLoop(problem.model(0), data, objective, recipe)
+    for _ in training.epochs():
+        pass
+    return training.model

@@ -1,0 +1,123 @@
+"""The tables of docs/evaluation.md, made from the results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.evaluation.instruments import DISTANCES, OURS, RADIUS_ATTACKS, Instrument
+
+__all__ = ["figures", "write_tables"]
+
+_BEGIN, _END = "<!-- begin: {} -->", "<!-- end: {} -->"
+# The goal: robust accuracy within a point of the peers' worst case.
+_POINT = 0.01
+
+
+def figures(entry: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Robust accuracy and CPU seconds of each attack, with those that ran before it."""
+    found = {}
+    for one in RADIUS_ATTACKS:
+        if one.name in entry["attacks"]:
+            parts = [entry["attacks"][name] for name in (*one.after, one.name)]
+            robust = _robust(entry, [part["broken"] for part in parts])
+            found[one.name] = (float(robust.mean()), sum(part["seconds"] for part in parts))
+    return found
+
+
+def write_tables(results: dict[str, Any], page: Path) -> None:
+    """Put the tables between their marks in the page."""
+    text = page.read_text()
+    for name, lines in (("radius", _radius(results)), ("distances", _distances(results))):
+        begin, end = _BEGIN.format(name), _END.format(name)
+        head, _, rest = text.partition(begin)
+        _, found, tail = rest.partition(end)
+        if not found:
+            raise SystemExit(f"{page} has no marks {begin} and {end}")
+        text = "\n".join([head + begin, *lines, end + tail])
+    page.write_text(text)
+
+
+def _robust(entry: dict[str, Any], broken: Sequence[str]) -> NDArray[np.bool_]:
+    robust = _flags(entry["correct"])
+    for bits in broken:
+        robust &= ~_flags(bits)
+    return robust
+
+
+def _flags(bits: str) -> NDArray[np.bool_]:
+    return np.array([bit == "1" for bit in bits])
+
+
+def _radius(results: dict[str, Any]) -> list[str]:
+    """One row a case: robust accuracy (CPU seconds) by attack, the worst cases and the goals."""
+    columns = [
+        one
+        for one in RADIUS_ATTACKS
+        if any(one.name in entry["attacks"] for entry in results["cases"].values())
+    ]
+    head = [_titled(one) for one in columns]
+    lines = [
+        _row(["network, norm, radius", *head, "worst of the peers", "within a point", "sooner"])
+    ]
+    lines.append(_row(["---"] * (len(columns) + 4)))
+    for name, entry in results["cases"].items():
+        found = figures(entry)
+        cells = [
+            "{:.3f} ({:.0f} s)".format(*found[one.name]) if one.name in found else ""
+            for one in columns
+        ]
+        peers = [one.name for one in columns if one.library != OURS and one.name in found]
+        worst = float(_robust(entry, [entry["attacks"][peer]["broken"] for peer in peers]).mean())
+        ours, seconds = found["nearest"]
+        rivals = [found[peer][1] for peer in peers if found[peer][0] <= ours]
+        within = "yes" if ours <= worst + _POINT + 1e-9 else f"no: {100 * (ours - worst):.1f}"
+        sooner = "yes" if seconds < min(rivals, default=math.inf) else "no"
+        network = name.rpartition("/")[0]
+        label = f"{network}, {entry['p']}, {entry['eps']:g}"
+        lines.append(_row([label, *cells, f"{worst:.3f}", within, sooner]))
+    return lines
+
+
+def _distances(results: dict[str, Any]) -> list[str]:
+    """One row a case: mean distance over the nearest of all peers, and how often it is farther."""
+    columns = [
+        one
+        for one in DISTANCES
+        if any(one.name in entry["distances"] for entry in results["cases"].values())
+    ]
+    lines = [_row(["network, norm", *map(_titled, columns)]), _row(["---"] * (len(columns) + 1))]
+    for name, entry in results["cases"].items():
+        found = {
+            key: np.array([math.inf if d is None else d for d in one["distance"]])
+            for key, one in entry["distances"].items()
+        }
+        peers = [found[one.name] for one in columns if one.library != OURS and one.name in found]
+        if not peers:
+            continue
+        best = np.minimum.reduce(peers)
+        cells = []
+        for one in columns:
+            if one.name not in found:
+                cells.append("")
+                continue
+            distance = found[one.name]
+            ratio = distance[np.isfinite(distance)] / best[np.isfinite(distance)]
+            farther = float((distance > 1.01 * best).mean())
+            seconds = entry["distances"][one.name]["seconds"]
+            cells.append(f"{ratio.mean():.3f}, {farther:.0%} ({seconds:.0f} s)")
+        lines.append(_row([f"{name.rpartition('/')[0]}, {entry['p']}", *cells]))
+    return lines
+
+
+def _titled(one: Instrument) -> str:
+    return one.title if one.library in (OURS, "pyautoattack") else f"{one.library} {one.title}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

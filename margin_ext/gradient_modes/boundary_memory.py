@@ -1,0 +1,62 @@
+"""Where each sample's last search for its boundary has ended, so that the next one starts there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["BoundaryMemory"]
+
+
+class BoundaryMemory:
+    """Offsets from the samples to their last points, by the samples' indices in the data."""
+
+    def __init__(self) -> None:
+        self.offsets: Tensor | None = None
+        self._indices: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy begins without: it belongs to another training."""
+        return type(self), ()
+
+    @contextmanager
+    def samples(self, indices: Tensor) -> Iterator[None]:
+        """The batches inside are those of the samples with these indices [B]."""
+        before, self._indices = self._indices, indices
+        try:
+            yield
+        finally:
+            self._indices = before
+
+    def recall(self, inputs: Tensor) -> Tensor:
+        """The offsets [B, ...] of the samples at hand; 0 where nothing is known.
+
+        Raises:
+            ValueError: Nobody said which samples they are, or as many as there are inputs.
+        """
+        indices = self._indices
+        if indices is None or indices.shape != inputs.shape[:1]:
+            told = "none" if indices is None else f"{tuple(indices.shape)}"
+            raise ValueError(
+                "Distance(memory=True) needs the indices of the samples in the data, one for each "
+                f"of {inputs.shape[0]} inputs: with criterion.margin.samples(indices): "
+                f"criterion.run(...), got {told}"
+            )
+        rows = int(indices.max()) + 1 if len(indices) else 0
+        if self.offsets is None:
+            self.offsets = inputs.new_zeros(rows, *inputs.shape[1:])
+        if rows > len(self.offsets):
+            more = self.offsets.new_zeros(rows - len(self.offsets), *inputs.shape[1:])
+            self.offsets = torch.cat([self.offsets, more])
+        self.offsets = self.offsets.to(inputs.device)
+        return self.offsets[indices].to(inputs.dtype)
+
+    def keep(self, offsets: Tensor) -> None:
+        """Remember the offsets [B, ...] of the samples at hand."""
+        assert self.offsets is not None
+        assert self._indices is not None
+        self.offsets[self._indices] = offsets.to(self.offsets.dtype)

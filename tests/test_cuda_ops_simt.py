@@ -1,0 +1,182 @@
+"""The CUDA kernels of the other ops, executed by the emulator and judged by the reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from backends.simt import AUTO, BLOCK, WARP, Simt
+from simt_problems import (
+    BF16,
+    EMULATED,
+    F16,
+    F32,
+    F64,
+    GRADIENT_SCALE,
+    INF,
+    NORMS,
+    POISONS,
+    SCHEDULES,
+    Guarded,
+    assert_close,
+    dual,
+    restored_device,  # noqa: F401
+    ways,
+)
+
+from margin_ext import reference
+from margin_ext.reference.attack_step import attack_step
+
+pytestmark = EMULATED
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_logit_gap(dtype: torch.dtype) -> None:
+    for classes, variant in ((2, AUTO), (33, WARP), (129, BLOCK), (2500, AUTO)):
+        logits = torch.randn(5, classes, dtype=F64).to(dtype)
+        target = torch.randint(classes, (5,))
+        target[2] = -100
+        logits[3] = logits[3, 0]  # all tied
+        for nearest in (None, (target + 1) % classes):
+            ours = Simt(variant).logit_gap(logits, target, nearest, -100)
+            right = reference.logit_gap(logits, target, nearest=nearest)
+            assert torch.equal(ours[0].nan_to_num(9), right.gap.nan_to_num(9))
+            assert torch.equal(ours[1], right.runner_up)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_first_order_margin(dtype: torch.dtype, p: float) -> None:
+    variants = [(AUTO, 0), (BLOCK, 1), (BLOCK, 3)] + ([(WARP, 0)] if dtype != F64 else [])
+    for variant, cluster in variants:
+        grad = torch.randn(4, 501, dtype=F64).to(dtype)
+        grad[1] = 0
+        gap = torch.randn(4, dtype=F64 if dtype == F64 else F32)
+        ours = Simt(variant, cluster).first_order_margin(gap, grad, dual(p), 1e-6, None)
+        exact = reference.first_order_margin(gap.double(), grad.double(), p=p)
+        same = reference.first_order_margin(gap, grad, p=p)
+        for out, right, other in zip(ours, exact, same, strict=True):
+            assert_close("margin", out, right, other)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_dual_direction(dtype: torch.dtype, p: float) -> None:
+    for number, (variant, cluster) in enumerate(ways(p, dtype)):
+        guarded = Guarded(number % 2)
+        grad = torch.randn(3, 3, 129, dtype=F64).to(dtype)
+        grad[1, 0, :2] = 5.0  # a tie
+        base = torch.randn(3, 3, 129, dtype=F64).to(dtype) if number % 2 else None
+        factor = torch.tensor([0.5, -2.0, 0.0], dtype=F64 if dtype == F64 else F32)
+        scale = torch.tensor([0.5, 1.0, 2.0], dtype=factor.dtype) if number % 3 == 2 else None
+        simt = Simt(variant, cluster, allocate=guarded)
+        out = simt.dual_direction(grad, factor, base, dual(p), scale)
+        guarded.check()
+        exact, same = (
+            reference.dual_direction(
+                cast(grad),
+                cast(factor),
+                p=p,
+                base=None if base is None else cast(base),
+                input_std=None if scale is None else 1 / cast(scale),
+            )
+            for cast in (torch.Tensor.double, torch.Tensor.clone)
+        )
+        assert_close("direction", out, exact, same)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, INF])
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_attack_step(dtype: torch.dtype, p: float) -> None:
+    acc = F64 if dtype == F64 else F32
+    ways = [(AUTO, 0), (BLOCK, 1), (BLOCK, 3)] + ([(WARP, 0)] if dtype != F64 else [])
+    for number, (variant, cluster) in enumerate(ways):
+        for size in (96, 101):  # whole packs, and not
+            shape = (4, 3, size)
+            x, grad, center = (torch.randn(shape, dtype=F64).to(dtype) for _ in range(3))
+            grad[1] = 0
+            length, radius = torch.rand(4, dtype=acc), 3 * torch.rand(4, dtype=acc)
+            scaled = number % 2 == 1
+            low = torch.tensor([-0.5, -1.0, -0.2], dtype=acc) if scaled else None
+            high = torch.tensor([0.5, 0.9, 2.0], dtype=acc) if scaled else None
+            scale = torch.tensor([0.5, 1.0, 2.0], dtype=acc) if scaled else None
+            guarded = Guarded(number // 2)
+            simt = Simt(variant, cluster, SCHEDULES[number], POISONS[number % 2], guarded)
+            # Under p = 1 with the step of one coordinate, of a few, and of all.
+            steepest = (1, 7, 3 * size)[(number + size) % 3] if p == 1 else 1
+            # With and without a step, a center and a ball.
+            rows = [x, grad, length, center, radius]
+            if size == 101 and number > 0:
+                for left_out in ((1, 2), (3,), (4,))[number - 1 :: 3]:
+                    for i in left_out:
+                        rows[i] = None
+            out = simt.attack_step(*rows, dual(p), steepest, low, high, scale)
+            guarded.check()
+            exact, same = (
+                attack_step(
+                    *(None if row is None else cast(row) for row in rows),
+                    p=p,
+                    steepest=steepest,
+                    data_range=None if low is None or high is None else (cast(low), cast(high)),
+                    input_std=None if scale is None else 1 / cast(scale),
+                )
+                for cast in (torch.Tensor.double, torch.Tensor.clone)
+            )
+            assert_close(f"attack step, size {size}", out, exact, same)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, INF])
+@pytest.mark.parametrize(("variant", "cluster"), [(WARP, 0), (BLOCK, 1), (BLOCK, 3)])
+def test_attack_step_in_place(variant: int, cluster: int, p: float) -> None:
+    x, grad = torch.randn(4, 101), torch.randn(4, 101)
+    length, radius = torch.ones(4), torch.rand(4)
+    simt = Simt(variant, cluster, schedule=SCHEDULES[cluster])
+    arguments = (grad, length, None, radius, dual(p), 7 if p == 1 else 1, None, None, None)
+    right = simt.attack_step(x, *arguments)
+    simt.attack_step_(x, *arguments)
+    assert torch.equal(x, right)
+
+
+def test_attack_step_of_the_steepest() -> None:
+    """Ties, zeros and numbers without all their bits."""
+    grad = torch.randn(6, 300)
+    grad[1] = grad[1].sign()
+    grad[2, 3:] = 0
+    grad[3] = 0
+    grad[4] *= 1e-40
+    grad[5, ::2] = 1e30
+    x, length = torch.zeros(6, 300), torch.ones(6)
+    for variant, cluster in ((WARP, 0), (BLOCK, 1), (BLOCK, 3)):
+        for steepest in (2, 12, 150, 300):
+            simt = Simt(variant, cluster)
+            out = simt.attack_step(x, grad, length, None, None, 0.0, steepest, None, None, None)
+            right = attack_step(x, grad, length, p=1, steepest=steepest)
+            torch.testing.assert_close(out, right)
+
+
+def test_attack_step_on_a_broken_gradient() -> None:
+    x, grad = torch.randn(3, 40), torch.randn(3, 40)
+    grad[1, 7] = math.nan
+    for p in (1.0, 2.0, INF):
+        out = Simt().attack_step(
+            x, grad, torch.ones(3), x, torch.ones(3), dual(p), 1, None, None, None
+        )
+        assert out.isnan().all(1).tolist() == [False, True, False]
+        assert not bool(out[[0, 2]].isnan().any())
+
+
+@pytest.mark.parametrize("dtypes", [(F16, BF16), (F32, F32), (F64, F64)])
+def test_scale_gradients(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    acc = F64 if F64 in dtypes else F32
+    for upstream, stored in ((0.5, 0.75), (2.0, 0.5), (1.0, 1.0)):
+        guarded = Guarded(1)
+        gradients = [guarded((2, 5, 103), dtype).copy_(torch.randn(2, 5, 103)) for dtype in dtypes]
+        before = [g.clone() for g in gradients]
+        statistics = torch.zeros(9, dtype=acc)
+        statistics[GRADIENT_SCALE] = stored
+        Simt().scale_gradients_(*gradients, torch.tensor(upstream, dtype=acc), statistics)
+        guarded.check()
+        for now, then in zip(gradients, before, strict=True):
+            right = (then.to(acc) * upstream * stored).to(then.dtype)
+            assert torch.equal(now, right)
