@@ -131,7 +131,19 @@ class ThreatModel:
             steepest = max(1, round(SPARSE * spread * x[:1].numel()))
         if radius is None and self.data_range is None and steepest == 1 and not in_place:
             return self.step(grad, length, x)
-        return self._moved(x, grad, length, center, radius, steepest=steepest, in_place=in_place)
+        bounds = self.bounds(x)
+        return attack_step(
+            x,
+            grad,
+            length,
+            center,
+            radius,
+            p=self.p,
+            steepest=steepest,
+            data_range=None if bounds is None else (bounds[0].reshape(-1), bounds[1].reshape(-1)),
+            input_std=self.input_std,
+            in_place=in_place,
+        )
 
     def project(self, x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
         """Bring x [B, ...] into the ball of radius [B] around center, and into the data range.
@@ -146,32 +158,17 @@ class ThreatModel:
             >>> ThreatModel(p=1).project(x, torch.zeros(1, 2), torch.tensor([2.0]))
             tensor([[2., 0.]])
         """
-        return self._moved(x, None, None, center, radius)
-
-    def _moved(
-        self,
-        x: Tensor,
-        grad: Tensor | None,
-        length: Tensor | None,
-        center: Tensor | None,
-        radius: Tensor | None,
-        *,
-        steepest: int = 1,
-        in_place: bool = False,
-    ) -> Tensor:
-        bounds = self.bounds(x)
-        return attack_step(
-            x,
-            grad,
-            length,
-            center,
-            radius,
-            p=self.p,
-            steepest=steepest,
-            data_range=None if bounds is None else (bounds[0].reshape(-1), bounds[1].reshape(-1)),
-            input_std=self.input_std,
-            in_place=in_place,
-        )
+        scale = self._to_pixels(x)
+        delta = (x - center) * scale
+        limit = radius.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+        if self.p == math.inf:
+            delta = torch.minimum(torch.maximum(delta, -limit), limit)
+        elif self.p == 1:
+            delta = _into_l1_ball(delta.flatten(1), radius.to(delta.dtype)).reshape(delta.shape)
+        else:
+            norm = torch.linalg.vector_norm(delta.flatten(1), self.p, dim=1).reshape(limit.shape)
+            delta = delta * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
+        return self.clamp(center + delta / scale)
 
     def clamp(self, x: Tensor) -> Tensor:
         """Bring x [B, ...] into the data range."""
@@ -263,6 +260,22 @@ class ThreatModel:
 
     def _to_pixels(self, inputs: Tensor) -> Tensor | float:
         return 1.0 if self.input_std is None else 1 / channel_scale(self.input_std, inputs)
+
+
+def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
+    """The nearest point of the l1 ball of radius [B] to every row of delta [B, D].
+
+    It is sign(delta) * max(|delta| - t, 0) with the smallest t >= 0 whose l1 norm is at most the
+    radius; t follows from the sorted magnitudes (Duchi et al., 2008, figure 1).
+    """
+    size = delta.abs()
+    ordered = size.sort(dim=1, descending=True).values
+    # The threshold if the k largest magnitudes stay above it, for every k.
+    count = torch.arange(1, size.shape[1] + 1, dtype=size.dtype, device=size.device)
+    thresholds = (ordered.cumsum(dim=1) - radius.unsqueeze(1)) / count
+    kept = (ordered > thresholds).sum(dim=1, keepdim=True).clamp_min(1)
+    threshold = thresholds.gather(1, kept - 1).clamp_min(0)
+    return delta.sign() * (size - threshold).clamp_min(0)
 
 
 def require_attackable(threat: ThreatModel) -> None:
