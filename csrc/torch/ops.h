@@ -158,8 +158,8 @@ inline AttackInput attack_input(const Tensor& x, const MaybeTensor& grad, const 
   if (!grad.has_value()) arguments.grad.data = nullptr;
   check(batch == 0 || (steepest >= 1 && steepest <= arguments.grad.size),
         "steepest must lie in 1..", arguments.grad.size, ", got ", steepest);
-  check(steepest == 1 || arguments.norm.norm == Norm::kMax, "steepest is for p = 1, got q = ", q,
-        " and steepest = ", steepest);
+  check(steepest == 1 || steps_along_coordinates(arguments.norm.norm),
+        "steepest is for p = 1, got q = ", q, " and steepest = ", steepest);
   arguments.steepest = steepest;
   check(length.has_value() == grad.has_value(), "grad and length must be given together");
   check(low.has_value() == high.has_value(), "low and high must be given together");

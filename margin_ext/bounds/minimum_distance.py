@@ -27,6 +27,8 @@ from margin_ext.bounds.margin_sketch import MarginSketch
 from margin_ext.functional import logit_gap
 from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.per_sample import per_sample
+from margin_ext.random_points import Draws
 from margin_ext.threat import ThreatModel, require_attackable
 
 __all__ = ["MinimumDistance", "SearchObjective"]
@@ -183,13 +185,8 @@ class MinimumDistance:
             if not left.numel():
                 continue
             start = inputs.detach().clone()
-            start[left] = search.threat.random_point(
-                inputs[left].detach(),
-                radius[left],
-                seed=self.seed,
-                stream=f"{self.name}{restart}",
-                indices=[numbers[i] for i in left.tolist()],
-            )
+            draws = Draws(self.seed, f"{self.name}{restart}", [numbers[i] for i in left.tolist()])
+            start[left] = search.threat.random_point(inputs[left].detach(), radius[left], draws)
             search.run(self.steps, start=start, radius=radius)
             if self.targets:
                 search.run_toward(search.classes_at_points(self.targets), self.steps // 2)
@@ -340,7 +337,7 @@ class _Search:
         with torch.no_grad():
             for _ in range(bisections):
                 middle = (low + high) / 2
-                x = center + offset * middle.reshape(-1, *[1] * (offset.dim() - 1))
+                x = center + offset * per_sample(middle, offset)
                 x = self.threat.clamp(x)
                 adversarial = logit_gap(checked_logits(self.model, x), label).gap <= 0
                 self._keep(active, x, self.threat.distance(x, center), adversarial)

@@ -277,14 +277,4 @@ def _check(inputs: Tensor, first: int, data_range: DataRange | None) -> None:
         return
     if not bool(torch.isfinite(inputs).all()):
         raise ValueError(f"the inputs from sample {first} on hold NaN or infinity")
-    bounds = ThreatModel(data_range=data_range).bounds(inputs)
-    if bounds is not None:
-        low, high = bounds
-        # A rounding of the loader's arithmetic is no fault of the data.
-        slack = 1e-5 * (high - low)
-        if bool(((inputs < low - slack) | (inputs > high + slack)).any()):
-            raise ValueError(
-                f"inputs from sample {first} on lie in [{float(inputs.min()):.6g}, "
-                f"{float(inputs.max()):.6g}], outside the stated data range {data_range}: "
-                "are they normalised? Give the range in the units that the model gets"
-            )
+    ThreatModel(data_range=data_range).require_inside(inputs, f"inputs from sample {first} on")

@@ -36,7 +36,8 @@ class BoundaryMemory:
         """The offsets [B, ...] of the samples at hand; 0 where nothing is known.
 
         Raises:
-            ValueError: Nobody said which samples they are, or as many as there are inputs.
+            ValueError: Nobody said which samples they are, or as many as there are inputs, or an
+                index is negative.
         """
         indices = self._indices
         if indices is None or indices.shape != inputs.shape[:1]:
@@ -46,6 +47,8 @@ class BoundaryMemory:
                 f"of {inputs.shape[0]} inputs: with criterion.margin.samples(indices): "
                 f"criterion.run(...), got {told}"
             )
+        if len(indices) and int(indices.min()) < 0:
+            raise ValueError(f"indices of samples must be at least 0, got {int(indices.min())}")
         rows = int(indices.max()) + 1 if len(indices) else 0
         if self.offsets is None:
             self.offsets = inputs.new_zeros(rows, *inputs.shape[1:])
@@ -56,7 +59,13 @@ class BoundaryMemory:
         return self.offsets[indices].to(inputs.dtype)
 
     def keep(self, offsets: Tensor) -> None:
-        """Remember the offsets [B, ...] of the samples at hand."""
+        """Remember the offsets [B, ...] of the samples at hand.
+
+        A search that ended nowhere is not remembered: after a step with an overflow, which a loss
+        scaler skips, the sample starts at its input again.
+        """
         assert self.offsets is not None
         assert self._indices is not None
-        self.offsets[self._indices] = offsets.to(self.offsets.dtype)
+        kept = offsets.to(self.offsets.dtype)
+        whole = kept.isfinite().flatten(1).all(1).reshape(-1, *[1] * (kept.dim() - 1))
+        self.offsets[self._indices] = torch.where(whole, kept, 0.0)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
+from margin_ext.functional.dispatch import labels_readable
 from margin_ext.gradient_mode import GradientMode, register_margin
 from margin_ext.gradient_modes.boundary_memory import BoundaryMemory
 from margin_ext.gradient_modes.boundary_search import (
@@ -61,7 +62,8 @@ class Distance(GradientMode):
         misclassified: Where "cross_entropy" takes misclassified samples: "toward" their class, to
             their own distance; "attack": away from it, by the whole radius. (In the other form it
             is the regularizer that says what they contribute.)
-        data_range: Lowest and highest input, as the model gets it: the search stays inside.
+        data_range: Lowest and highest input, as the model gets it: the search stays inside. Inputs
+            outside are an error on CPU, and on CUDA with ``validate``.
         memory: Start each sample's search, with half of the noise, where its last one ended.
             ``with criterion.margin.samples(indices):`` says around :meth:`run` which samples of
             the data a batch holds; it takes the memory of all inputs. Not for inputs that
@@ -127,10 +129,11 @@ class Distance(GradientMode):
         if self.form == "envelope":
             return
         options.refuse_regularizer('Distance(form="cross_entropy")')
-        if options.mu > 1:
+        weight = options.mu * options.every
+        if weight > 1:
             raise ValueError(
                 'with Distance(form="cross_entropy") mu (times every) is the weight of the '
-                f"moved points against the clean ones and must be at most 1, got {options.mu}"
+                f"moved points against the clean ones and must be at most 1, got {weight:g}"
             )
 
     def __call__(self, step: Step) -> MarginLoss:
@@ -155,6 +158,8 @@ class _Search:
         self.threat = ThreatModel(
             p=float(options.p), data_range=mode.data_range, input_std=options.input_std
         )
+        if options.validate or labels_readable(self.center):
+            self.threat.require_inside(self.center)
         self.gap = step.labels.gap(step.logits.detach(), step.nearest())
         wide = accumulation_dtype(self.center)
         length = mode.radius * options.tau
@@ -231,7 +236,8 @@ class _Search:
 
     def _signed(self, distance: Tensor, norm: Tensor) -> Tensor:
         """Distances [B] with the sign of the gap; the radius where no plane was found."""
-        size = torch.where(norm > 0, distance.abs(), self.radius)
+        # The gap to masked classes is infinite.
+        size = torch.where((norm > 0) & ~self.gap.isinf(), distance.abs(), self.radius)
         size = torch.minimum(size, self.radius)
         return torch.where(self.gap.isnan(), math.nan, torch.where(self.gap < 0, -size, size))
 

@@ -132,7 +132,7 @@ class AdversarialTraining:
         """Run the model on a batch and compute the loss; ``inputs`` are not modified.
 
         Args:
-            model: Maps inputs to logits [B, C]. It may be wrapped by torch.compile or
+            model: Maps inputs to finite logits [B, C]. It may be wrapped by torch.compile or
                 DistributedDataParallel.
             inputs: [B, ...].
             target: int64 [B].
@@ -140,6 +140,9 @@ class AdversarialTraining:
                 than the inputs.
             logits_fn: Takes the logits out of what the model returns.
             radius: A radius for each sample [B], in place of eps.
+
+        Raises:
+            ValueError: Inputs lie outside the threat model's data range, or logits are not finite.
 
         Example:
             >>> model, x, y = nn.Linear(5, 3), torch.rand(4, 5), torch.tensor([0, 1, 2, 0])
@@ -197,6 +200,7 @@ class AdversarialTraining:
             center, target = (
                 t.clone() if t.is_inference() else t for t in (inputs.detach(), target)
             )
+            self.threat.require_inside(center)
             if radius is None:
                 radius = center.new_full(center.shape[:1], self.eps)
             if self.length == "radius":

@@ -297,7 +297,7 @@ def test_samples_without_a_boundary_leave_nothing_bad(what, form):
         torch.manual_seed(0)
         whole = AverageMarginLoss(tau=2.0, margin=Distance(form=form, noise=0.0))
         torch.testing.assert_close(whole.run(net, x, y).loss, whole.run(net, x[kept], y[kept]).loss)
-    elif what == "flat":
+    elif what in ("flat", "masked"):
         assert bool((out.margin.abs() == 2.0).all())
 
 
@@ -407,6 +407,11 @@ def test_what_it_cannot_do_is_refused():
         AverageMarginLoss(margin="distance", regularizer="softplus")
     with pytest.raises(ValueError, match="must be at most 1, got 2"):
         AverageMarginLoss(margin="distance", mu=2.0)
+    with pytest.raises(ValueError, match=r"\(times every\) .* must be at most 1, got 1.6"):
+        AverageMarginLoss(margin="distance", mu=0.8, every=2)
+    inside = AverageMarginLoss(margin=Distance(data_range=(0.0, 1.0)))
+    with pytest.raises(ValueError, match=r"outside the stated data range .* are they normalised"):
+        inside.run(net, x.detach(), y)
     with pytest.raises(ValueError, match=r'margin="distance" needs tau, which must be above 0'):
         AverageMarginLoss(margin=Distance(form="envelope"), regularizer="linear", tau=0.0)
     AverageMarginLoss(margin=Distance(form="envelope"), mu=2.0, regularizer="softplus")
@@ -462,3 +467,21 @@ def test_a_search_starts_where_the_last_one_ended():
     assert torch.equal(criterion.margin.state_dict()["offsets"], kept)
     with criterion.margin.samples(indices), pytest.raises(ValueError, match="one for each of 7"):
         criterion.run(net, x[:7], y[:7])
+
+
+def test_a_search_that_overflowed_is_not_remembered():
+    net = smooth_net()
+    x, y = data(net)
+    criterion = AverageMarginLoss(margin=Distance(memory=True), tau=2.0, mu=0.8)
+    indices = torch.arange(30)
+    bad = x.clone()
+    bad[3, 0] = math.nan
+    with criterion.margin.samples(indices):
+        criterion.run(net, bad, y)
+        assert bool(criterion.margin.state_dict()["offsets"].isfinite().all())
+        assert bool(criterion.run(net, x, y).loss.isfinite())
+    with (
+        criterion.margin.samples(indices - 1),
+        pytest.raises(ValueError, match="indices of samples must be at least 0, got -1"),
+    ):
+        criterion.run(net, x, y)

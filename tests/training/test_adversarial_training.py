@@ -155,6 +155,15 @@ def test_in_a_loop_of_ones_own(length: Any, clean: float) -> None:
             assert torch.equal(value.points, x) == (clean == 1)
 
 
+def test_inputs_outside_of_the_range_are_refused() -> None:
+    """Clamping would move normalised images by many times eps, in silence."""
+    model, x, y = problem()
+    message = r"inputs lie in \[.*\], outside the stated data range \(0.0, 1.0\): are they norm"
+    with pytest.raises(ValueError, match=message):
+        AdversarialTraining(0.1).run(model, 4 * x - 2, y)
+    AdversarialTraining(0.1).run(model, x + 5e-6, y)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
