@@ -24,6 +24,7 @@ class Inputs:
         grad: [B, ...], requires grad.
         gap: Of the logits, float32 [B], requires grad.
         base: The shape of grad; what steps start from.
+        center: The shape of grad; of the ball that steps stay in.
         factor: float32 [B]; lengths of steps, upstream of margins.
         upstream: Of the loss: 1, or a loss scaler's factor for fp16.
         minus_one: An upstream that is not 1, under which scaling in place does not run away.
@@ -36,6 +37,7 @@ class Inputs:
     grad: Tensor
     gap: Tensor
     base: Tensor
+    center: Tensor
     factor: Tensor
     upstream: Tensor
     minus_one: Tensor
@@ -92,6 +94,7 @@ def random_inputs(shape: Shape, device: str, moved_bytes: int, seed: int = 0) ->
         grad=grad.requires_grad_(),
         gap=(0.5 + uniform(shape.batch)).requires_grad_(),
         base=normal(shape.batch, *shape.sample),
+        center=normal(shape.batch, *shape.sample),
         factor=0.5 + uniform(shape.batch),
         upstream=torch.full((), scaler, device=device),
         minus_one=torch.full((), -1.0, device=device),

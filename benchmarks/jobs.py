@@ -94,6 +94,39 @@ def _direction(api: ModuleType, shape: Shape) -> Forward:
     return run
 
 
+def _attack(api: ModuleType, shape: Shape) -> Forward:
+    """A step out of the ball and the range, so that nothing may be left out."""
+
+    def run(base: Tensor, grad: Tensor, factor: Tensor, center: Tensor) -> tuple[Tensor, ...]:
+        ends = grad.new_full((1,), -1.0), grad.new_full((1,), 1.0)
+        return (
+            api.attack_step(
+                base,
+                grad,
+                factor,
+                center,
+                factor,
+                p=shape.p,
+                data_range=ends,
+                input_std=shape.channel_std,
+            ),
+        )
+
+    return run
+
+
+def _additive(api: ModuleType, shape: Shape) -> Forward:
+    std = shape.channel_std
+
+    def run(logits: Tensor, target: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        out = api.additive_margin_loss(
+            logits, target, grad, tau=1.0, p=shape.p, input_std=std, validate=False
+        )
+        return out.loss, out.margin, out.gap, out.norm, out.statistics.values_tensor
+
+    return run
+
+
 def _loss(api: ModuleType, shape: Shape) -> Forward:
     phi, std = regularizer(shape), shape.channel_std
 
@@ -183,6 +216,21 @@ PART_JOBS = (
         _direction,
         _grad(3),
         limit="grad and base read, step written",
+    ),
+    Job(
+        "attack_step",
+        "forward",
+        ("base", "grad", "factor", "center"),
+        _attack,
+        _grad(4),
+        limit="point, grad and center read, next point written",
+    ),
+    Job(
+        "additive_margin_loss, forward and backward",
+        "both",
+        moved=_grad_and_logits(2),
+        limit="grad and logits read, their gradients written",
+        **{**_LOSS, "forward": _additive},
     ),
     Job(
         "gradient scaling",

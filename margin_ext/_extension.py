@@ -31,7 +31,7 @@ __all__ = [
 # The number of the interface between these libraries and this package. Raise it with every change
 # of an op's schema or meaning: a library built before the change is then refused, with words,
 # instead of being called wrongly. CMake reads the number from this line.
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 
 MANIFEST = "build.json"
 LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "check_class_grad",
     "check_class_weight",
     "check_classes",
     "check_eps",
@@ -46,6 +47,16 @@ def check_same_device(name: str, tensor: Tensor, **others: Tensor | None) -> Non
             raise ValueError(
                 f"{other_name} must be on the device of {name}, {device}, got {other.device}"
             )
+
+
+def check_class_grad(grad: Tensor) -> None:
+    """Require grad [B, K, ...] of a floating type, with at least one element a class."""
+    if grad.dim() < 3:
+        raise ValueError(f"grad must be [B, K, ...], got {shape_text(grad)}")
+    if grad.dtype not in FLOAT_TYPES:
+        raise TypeError(f"grad must be float16, bfloat16, float32 or float64, got {grad.dtype}")
+    if grad.shape[0] and grad.shape[1] and not grad.numel():
+        raise ValueError(f"grad must have at least one element a class, got {shape_text(grad)}")
 
 
 def check_logits(logits: Tensor, target: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
-from margin_ext.checks import check_grad, check_logits
+from margin_ext.checks import check_class_grad, check_grad, check_logits
 from margin_ext.statistics import STATISTIC_NAMES
 
 __all__ = ["register_fake_kernels"]
@@ -56,6 +56,15 @@ def _first_order_margin(
 ) -> tuple[Tensor, Tensor]:
     check_grad(grad, grad.shape[0])
     return gap.new_empty(grad.shape[0]), gap.new_empty(grad.shape[0])
+
+
+def _class_margins(
+    gap: Tensor, grad: Tensor, q: list[float], input_scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_class_grad(grad)
+    shape = (len(q), *grad.shape[:2])
+    nearest = gap.new_empty(shape[:2], dtype=torch.int64)
+    return gap.new_empty(shape), gap.new_empty(shape), nearest
 
 
 def _dual_direction(
@@ -165,6 +174,7 @@ def register_fake_kernels() -> None:
     kernels: dict[str, Callable[..., object]] = {
         "logit_gap": _logit_gap,
         "first_order_margin": _first_order_margin,
+        "class_margins": _class_margins,
         "dual_direction": _dual_direction,
         "attack_step": _attack_step,
         "attack_step_": _attack_step_,

@@ -130,6 +130,12 @@ class LossSettings:
         found = {field.name: getattr(self, field.name) for field in fields(LossSettings)}
         return cast("LossKeywords", {**found, "regularizer": self.phi})
 
+    def formula_keywords(self) -> FormulaKeywords:
+        """As keywords of the functional ops without a regularizer."""
+        found = {**self.keywords()}
+        del found["regularizer"]
+        return cast("FormulaKeywords", found)
+
     def cross_entropy_keywords(self) -> dict[str, Any]:
         """Those of torch's cross_entropy, without its class weights and reduction."""
         return {name: getattr(self, name) for name in ("ignore_index", "label_smoothing")}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from margin_ext.statistics import BatchStatistics
 
-__all__ = ["FirstOrderMargin", "LogitGap", "MarginLoss", "SampleGap", "SoftGap"]
+__all__ = ["ClassMargins", "FirstOrderMargin", "LogitGap", "MarginLoss", "SampleGap", "SoftGap"]
 
 
 class LogitGap(NamedTuple):
@@ -21,6 +21,20 @@ class LogitGap(NamedTuple):
 
     gap: Tensor
     runner_up: Tensor
+
+
+class ClassMargins(NamedTuple):
+    """First-order margins to K classes of every sample, in P threat norms.
+
+    Attributes:
+        margin: [P, B, K].
+        norm: Dual norms of the gaps' gradients [P, B, K].
+        nearest: The number of the class with the smallest margin, 0 to K - 1, int64 [P, B].
+    """
+
+    margin: Tensor
+    norm: Tensor
+    nearest: Tensor
 
 
 class SoftGap(NamedTuple):

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from margin_ext.per_sample import per_sample
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ball_noise", "sample_generator"]
+__all__ = ["Draws", "ball_noise", "sample_generator", "sphere_noise", "unit_ball"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of some samples for one purpose.
+
+    Attributes:
+        seed: Of the whole run.
+        stream: Names the purpose; other purposes get other numbers.
+        indices: Of the samples in the whole data [B]: a sample's numbers depend on its index and
+            not on its batch.
+    """
+
+    seed: int
+    stream: str
+    indices: Sequence[int]
+
+    def generators(self, device: torch.device) -> list[torch.Generator]:
+        """One for each sample."""
+        return [sample_generator(self.seed, self.stream, index, device) for index in self.indices]
 
 
 def sample_generator(seed: int, stream: str, index: int, device: torch.device) -> torch.Generator:
@@ -20,13 +43,21 @@ def sample_generator(seed: int, stream: str, index: int, device: torch.device) -
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
 
 
-def ball_noise(like: Tensor, p: float, *, seed: int, stream: str, indices: Sequence[int]) -> Tensor:
+def ball_noise(like: Tensor, p: float, draws: Draws) -> Tensor:
     """One point a sample, uniform in the unit l_p ball; the shape and type of like [B, ...]."""
     flat = like.new_empty(like.shape[0], like[0].numel())
-    for row, index in zip(flat, indices, strict=True):
-        generator = sample_generator(seed, stream, index, like.device)
+    for row, generator in zip(flat, draws.generators(like.device), strict=True):
         row.copy_(unit_ball(1, row.shape[0], p, generator)[0])
     return flat.reshape(like.shape)
+
+
+def sphere_noise(like: Tensor, p: float, draws: Draws) -> Tensor:
+    """One point a sample on the unit l_p sphere (p = inf: a corner of the cube), as ball_noise."""
+    noise = ball_noise(like, p, draws)
+    if p == torch.inf:
+        return noise.sign()
+    size = torch.linalg.vector_norm(noise.flatten(1), p, dim=1)
+    return noise / per_sample(size, noise)
 
 
 def unit_ball(points: int, dims: int, p: float, generator: torch.Generator) -> Tensor:

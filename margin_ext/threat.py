@@ -16,7 +16,8 @@ from margin_ext.functional.dual_direction import dual_direction
 from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.input_std import InputStd, channel_scale, checked_std
 from margin_ext.norms import dual_exponent, norm_name
-from margin_ext.random_points import ball_noise, unit_ball
+from margin_ext.per_sample import per_sample
+from margin_ext.random_points import Draws, ball_noise, unit_ball
 
 __all__ = ["DataRange", "ThreatModel", "check_data_range", "check_radius", "require_attackable"]
 
@@ -130,7 +131,19 @@ class ThreatModel:
             steepest = max(1, round(SPARSE * spread * x[:1].numel()))
         if radius is None and self.data_range is None and steepest == 1 and not in_place:
             return self.step(grad, length, x)
-        return self._moved(x, grad, length, center, radius, steepest=steepest, in_place=in_place)
+        bounds = self.bounds(x)
+        return attack_step(
+            x,
+            grad,
+            length,
+            center,
+            radius,
+            p=self.p,
+            steepest=steepest,
+            data_range=None if bounds is None else (bounds[0].reshape(-1), bounds[1].reshape(-1)),
+            input_std=self.input_std,
+            in_place=in_place,
+        )
 
     def project(self, x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
         """Bring x [B, ...] into the ball of radius [B] around center, and into the data range.
@@ -145,32 +158,17 @@ class ThreatModel:
             >>> ThreatModel(p=1).project(x, torch.zeros(1, 2), torch.tensor([2.0]))
             tensor([[2., 0.]])
         """
-        return self._moved(x, None, None, center, radius)
-
-    def _moved(
-        self,
-        x: Tensor,
-        grad: Tensor | None,
-        length: Tensor | None,
-        center: Tensor | None,
-        radius: Tensor | None,
-        *,
-        steepest: int = 1,
-        in_place: bool = False,
-    ) -> Tensor:
-        bounds = self.bounds(x)
-        return attack_step(
-            x,
-            grad,
-            length,
-            center,
-            radius,
-            p=self.p,
-            steepest=steepest,
-            data_range=None if bounds is None else (bounds[0].reshape(-1), bounds[1].reshape(-1)),
-            input_std=self.input_std,
-            in_place=in_place,
-        )
+        scale = self._to_pixels(x)
+        delta = (x - center) * scale
+        limit = radius.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+        if self.p == math.inf:
+            delta = torch.minimum(torch.maximum(delta, -limit), limit)
+        elif self.p == 1:
+            delta = _into_l1_ball(delta.flatten(1), radius.to(delta.dtype)).reshape(delta.shape)
+        else:
+            norm = torch.linalg.vector_norm(delta.flatten(1), self.p, dim=1).reshape(limit.shape)
+            delta = delta * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
+        return self.clamp(center + delta / scale)
 
     def clamp(self, x: Tensor) -> Tensor:
         """Bring x [B, ...] into the data range."""
@@ -224,29 +222,18 @@ class ThreatModel:
         length = self.distance(x, torch.zeros_like(x))
         return 1000 * torch.where(length > 0, length, 1.0)
 
-    def random_point(
-        self,
-        center: Tensor,
-        radius: float | Tensor,
-        *,
-        seed: int,
-        stream: str,
-        indices: Sequence[int],
-    ) -> Tensor:
+    def random_point(self, center: Tensor, radius: float | Tensor, draws: Draws) -> Tensor:
         """One point a sample, uniform in the ball of this radius, then brought into the range.
 
         Args:
             center: [B, ...].
             radius: Of the ball, one for all or [B].
-            seed: Of the whole run.
-            stream: Names the purpose; other purposes get other points.
-            indices: Of the samples in the whole data [B]: a sample's point depends on its index
-                and not on its batch.
+            draws: The samples' random numbers.
         """
-        noise = ball_noise(center, self.p, seed=seed, stream=stream, indices=indices)
+        noise = ball_noise(center, self.p, draws)
         radii = torch.as_tensor(radius, dtype=center.dtype, device=center.device)
         radii = radii.expand(center.shape[0])
-        offset = radii.reshape(-1, *[1] * (center.dim() - 1)) * self.in_input_units(noise)
+        offset = per_sample(radii, center) * self.in_input_units(noise)
         return self.project(center + offset.to(center.dtype), center, radii)
 
     def noisy(self, center: Tensor, radius: Tensor) -> Tensor:
@@ -257,7 +244,7 @@ class ThreatModel:
         seed = int(torch.randint(2**62, (), device="cpu"))
         generator = torch.Generator(center.device).manual_seed(seed)
         unit = unit_ball(len(center), center.shape[1:].numel(), self.p, generator)
-        offset = radius.reshape(-1, *[1] * (center.dim() - 1)) * unit.reshape(center.shape)
+        offset = per_sample(radius, center) * unit.reshape(center.shape)
         return self.clamp(center + self.in_input_units(offset.to(center.dtype)))
 
     def bounds(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -273,6 +260,22 @@ class ThreatModel:
 
     def _to_pixels(self, inputs: Tensor) -> Tensor | float:
         return 1.0 if self.input_std is None else 1 / channel_scale(self.input_std, inputs)
+
+
+def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
+    """The nearest point of the l1 ball of radius [B] to every row of delta [B, D].
+
+    It is sign(delta) * max(|delta| - t, 0) with the smallest t >= 0 whose l1 norm is at most the
+    radius; t follows from the sorted magnitudes (Duchi et al., 2008, figure 1).
+    """
+    size = delta.abs()
+    ordered = size.sort(dim=1, descending=True).values
+    # The threshold if the k largest magnitudes stay above it, for every k.
+    count = torch.arange(1, size.shape[1] + 1, dtype=size.dtype, device=size.device)
+    thresholds = (ordered.cumsum(dim=1) - radius.unsqueeze(1)) / count
+    kept = (ordered > thresholds).sum(dim=1, keepdim=True).clamp_min(1)
+    threshold = thresholds.gather(1, kept - 1).clamp_min(0)
+    return delta.sign() * (size - threshold).clamp_min(0)
 
 
 def require_attackable(threat: ThreatModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ NORMS = tuple(p for p in ALL_NORMS if p != 1.5)
 SCHEDULES = (0, 1, 2, 5)
 POISONS = (0xFF, 0x7E)
 GRADIENT_SCALE = 8
+ADDITIVE = 5  # of RegularizerKind in csrc/core/regularizer.h
 
 
 @pytest.fixture
@@ -106,6 +107,7 @@ class Loss:
     reduction: str = "mean"
     with_grad: bool = True
     layout: str = "contiguous"
+    tau: float | None = None  # of the additive margin, in place of the regularizer
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.size + self.classes)
@@ -135,7 +137,9 @@ class Loss:
             self.which,
             self.weight,
             self.scale if self.with_grad else None,
-            *(dual(self.p), 1e-6, 0.7, phi.code, phi.lo, phi.hi, self.smoothing, -100),
+            *(dual(self.p), 1e-6, 0.7),
+            *((phi.code, phi.lo, phi.hi) if self.tau is None else (ADDITIVE, 0.0, self.tau)),
+            *(self.smoothing, -100),
             get_args(Reduction).index(self.reduction),
             True,
             True,
@@ -151,21 +155,35 @@ class Loss:
         assert logits is not None
         assert grad is not None
         inputs = [logits.clone().requires_grad_(), grad.clone().requires_grad_()]
-        found = reference.average_margin_loss(
-            inputs[0],
-            self.target,
-            inputs[1] if self.with_grad else None,
-            regularizer=self.regularizer,
-            mu=0.7,
-            p=self.p,
-            nearest=self.which,
-            weight=cast(self.weight),
-            label_smoothing=self.smoothing,
-            reduction=self.reduction,
-            input_std=None if self.scale is None or not self.with_grad else 1 / cast(self.scale),
-        )
+        settings: dict[str, Any] = {
+            "mu": 0.7,
+            "p": self.p,
+            "weight": cast(self.weight),
+            "label_smoothing": self.smoothing,
+            "reduction": self.reduction,
+            "input_std": None if self.scale is None or not self.with_grad else 1 / cast(self.scale),
+        }
+        if self.tau is not None:
+            found = reference.additive_margin_loss(
+                inputs[0], self.target, inputs[1], tau=self.tau, **settings
+            )
+        else:
+            found = reference.average_margin_loss(
+                inputs[0],
+                self.target,
+                inputs[1] if self.with_grad else None,
+                regularizer=self.regularizer,
+                nearest=self.which,
+                **settings,
+            )
         gradients = torch.autograd.grad(found.loss.sum(), inputs, allow_unused=True)
-        outputs = [found.loss, found.margin, found.gap, found.norm, found.statistics.values_tensor]
+        values = found.statistics.values_tensor.clone()
+        if self.tau is not None:  # what the op's stored gradients lack is the same of every loss
+            plain = reference.average_margin_loss(
+                logits, self.target, regularizer=self.regularizer, **settings
+            )
+            values[GRADIENT_SCALE] = plain.statistics.values_tensor[GRADIENT_SCALE]
+        outputs = [found.loss, found.margin, found.gap, found.norm, values]
         return [*outputs, *(g if g is not None else logits.new_empty(0) for g in gradients)]
 
     def check(self, simt: Simt) -> tuple[Tensor, ...]:

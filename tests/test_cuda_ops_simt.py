@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from backends.simt import AUTO, BLOCK, WARP, Simt
+from backends.simt import AUTO, BLOCK, REREAD, WARP, RefusedError, Simt, kernels
 from simt_problems import (
     BF16,
     EMULATED,
@@ -84,6 +84,54 @@ def test_dual_direction(dtype: torch.dtype, p: float) -> None:
             for cast in (torch.Tensor.double, torch.Tensor.clone)
         )
         assert_close("direction", out, exact, same)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+@pytest.mark.parametrize("number", range(4))
+def test_class_margins(dtype: torch.dtype, number: int) -> None:
+    """Schedules and poisons, alignments, factors; more rows than blocks are resident, and fewer."""
+    acc = F64 if dtype == F64 else F32
+    norms = ([1.0, 2.0, 3.0, INF], [2.0], [INF, 1.5], [1.0, 3.0])[number]
+    kernels().device().multiprocessors = (1, 132)[number % 2]
+    for size in (7, 96, 101, 2500):
+        shape = (3, size)
+        gap, grad = torch.randn(4, 5, dtype=acc), torch.randn(4, 5, *shape, dtype=F64).to(dtype)
+        gap[0, 2] = 0
+        gap[1, 3:] = gap[1, 3]
+        grad[1, 3:] = grad[1, 3]
+        grad[2, 1:3] = 0
+        grad[3, 4, 1, 3] = math.nan
+        if number % 2:  # the classes first, and rows off alignment
+            storage = torch.zeros(5 * 4 * 3 * size + 1, dtype=dtype)[1:]
+            grad = storage.view(5, 4, *shape).copy_(grad.transpose(0, 1)).transpose(0, 1)
+        scale = torch.tensor([0.5, 1.0, 2.0], dtype=acc) if number % 2 else None
+        guarded = Guarded(number // 2)
+        simt = Simt(BLOCK if number else AUTO, 0, SCHEDULES[number], POISONS[number % 2], guarded)
+        found = simt.class_margins(gap, grad, [dual(p) for p in norms], scale)
+        guarded.check()
+        exact, same = (
+            reference.class_margins(
+                cast(gap), cast(grad), p=norms, input_std=None if scale is None else 1 / cast(scale)
+            )
+            for cast in (torch.Tensor.double, torch.Tensor.clone)
+        )
+        assert_close("margin", found[0], exact.margin, same.margin)
+        assert_close("norm", found[1], exact.norm, same.norm)
+        assert torch.equal(found[2], exact.nearest)
+
+
+def test_class_margins_outside_of_the_range_of_squares() -> None:
+    for factor in (1e-30, 1e30):
+        gap, grad = torch.ones(2, 3), torch.randn(2, 3, 40) * factor
+        _, norm, _ = Simt().class_margins(gap, grad, [2.0], None)
+        right = torch.linalg.vector_norm(grad.double(), dim=2)
+        torch.testing.assert_close(norm[0].double(), right, rtol=1e-5, atol=0.0)
+
+
+def test_class_margins_refuses_other_variants() -> None:
+    for variant, cluster in ((WARP, 0), (REREAD, 0), (BLOCK, 2)):
+        with pytest.raises(RefusedError):
+            Simt(variant, cluster).class_margins(torch.ones(1, 2), torch.ones(1, 2, 3), [2.0], None)
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, INF])

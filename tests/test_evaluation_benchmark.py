@@ -1,4 +1,4 @@
-"""The comparison of attacks: what counts as broken, what a suite's time is, and when a goal is reached."""
+"""The comparison of attacks: what counts as broken, a suite's time, and when a goal is reached."""
 
 from __future__ import annotations
 

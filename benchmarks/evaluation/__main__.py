@@ -101,7 +101,9 @@ def _usable(
 ) -> Iterator[Instrument]:
     """Those that are chosen, exist for the norm, are installed and have no result yet."""
     for one in instruments:
-        wanted = one.name in chosen and one.name not in known and p in one.norms
+        # What runs before a part may have been added to the results since this loop began.
+        ready = all(name in known for name in one.after)
+        wanted = ready and one.name in chosen and one.name not in known and p in one.norms
         if wanted and why_missing(one.library) is None:
             yield one
 

@@ -78,17 +78,20 @@ def load_case(
     if path.exists():
         load_checkpoint(model, path)
     else:
-        model = _trained(problem, case, content.train)
         networks.mkdir(parents=True, exist_ok=True)
+        checkpoint = networks / f"{case.network}.checkpoint.pt"
+        model = _trained(problem, case, content.train, checkpoint)
         torch.save(model.state_dict(), path)
     chosen = slice(first, first + count)
     return model.eval().requires_grad_(False), content.test[0][chosen], content.test[1][chosen]
 
 
-def _trained(problem: Problem, case: Case, data: tuple[Tensor, Tensor]) -> nn.Module:
+def _trained(
+    problem: Problem, case: Case, data: tuple[Tensor, Tensor], checkpoint: Path
+) -> nn.Module:
     recipe = dataclasses.replace(problem.recipe, seed=0)
     objective = METHODS[case.method].objective(problem.aim, _SETTINGS[case.method])
-    training = TrainingLoop(problem.model(0), data, objective, recipe)
+    training = TrainingLoop(problem.model(0), data, objective, recipe, checkpoint)
     for _ in training.epochs():
         pass
     return training.model

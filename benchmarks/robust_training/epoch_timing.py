@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.robust_training.methods import METHODS, Setting
 from benchmarks.robust_training.problems import Problem
 from margin_ext.data.image_data import ImageData
-from margin_ext.training import TrainingLoop
+from margin_ext.training import RunOptions, TrainingLoop
 
 __all__ = ["time_epochs"]
 
@@ -39,7 +39,7 @@ def time_epochs(
                 METHODS[key].objective(problem.aim, setting),
                 recipe,
                 checkpoint=Path(folder) / f"{key}.pt",
-                augment=problem.augmentation or None,
+                options=RunOptions(augment=problem.augmentation or None),
             ).epochs()
             for key, setting in settings.items()
         }

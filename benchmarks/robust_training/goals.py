@@ -17,55 +17,80 @@ __all__ = ["GOAL", "best_margin", "judge"]
 GOAL = (
     "At the time of 2-step adversarial training or less: a worst case of at least 7-step "
     "adversarial training's at no lower clean accuracy, or an equal worst case at one point more "
-    "of clean accuracy."
+    "of clean accuracy. (Times within 5 % count as the same.)"
 )
 _TIMED_BY = "adversarial_2"
 _MORE_ACCURATE = 0.01
+# The rounds of a timing differ by more than this among themselves.
+_SAME_TIME = 1.05
 
 
 def best_margin(rows: Mapping[str, Row]) -> Row | None:
-    """The method with a margin that reaches the goal, or else the most robust one.
+    """The method with a margin that reaches the goal, or else the most robust one in time.
 
-    None as long as none was run.
+    Where none is in time the most robust one; None as long as none was run.
     """
     margins = [row for key, row in rows.items() if METHODS[key].group != "peer"]
-    return max(margins, key=lambda row: (_reached(row, rows), row.mean_robust), default=None)
+    return max(
+        margins,
+        key=lambda row: (_reached(row, rows), _in_time(row, rows), row.mean_robust),
+        default=None,
+    )
 
 
 def judge(rows: Mapping[str, Row]) -> str:
-    """Reached, not reached or not measured, with the figures."""
+    """Reached, not reached or not measured, with the figures.
+
+    A method that takes longer and is more robust is told too.
+    """
     best, timed, reference = best_margin(rows), rows.get(_TIMED_BY), rows.get(REFERENCE)
     if best is None or timed is None or reference is None:
         return "**not measured yet.**"
-    difference, error = best.minus(reference)
-    if best.time is None or timed.time is None:
+    told = [f"**{'reached' if _reached(best, rows) else 'not reached'}.**"]
+    told.append(_figures(best, reference, timed))
+    margins = [row for key, row in rows.items() if METHODS[key].group != "peer"]
+    robust = max(margins, key=lambda row: row.mean_robust)
+    if robust.mean_robust > best.mean_robust:
+        told.append("At more time: " + _figures(robust, reference, timed))
+    return " ".join(told)
+
+
+def _figures(row: Row, reference: Row, timed: Row) -> str:
+    difference, error = row.minus(reference)
+    if row.time is None or timed.time is None:
         time = "not measured yet"
     else:
-        time = f"{best.time:.1f} against {timed.time:.1f} of 2 steps"
+        time = f"{row.time:.1f} against {timed.time:.1f} of 2 steps"
     return " ".join(
         [
-            f"**{'reached' if _reached(best, rows) else 'not reached'}.**",
-            f"{_capital(METHODS[best.key].title)} ({_counted(len(best.seeds), 'seed')}):",
-            f"worst case {fraction(best.mean_robust)} against",
+            f"{_capital(METHODS[row.key].title)} ({_counted(len(row.seeds), 'seed')}):",
+            f"worst case {fraction(row.mean_robust)} against",
             f"{fraction(reference.mean_robust)} of 7 steps",
             f"(paired difference {difference:+.3f} ± {error:.3f}),",
-            f"accuracy {fraction(best.mean_accuracy, 4)} against "
+            f"accuracy {fraction(row.mean_accuracy, 4)} against "
             f"{fraction(reference.mean_accuracy, 4)}",
-            f"(difference on the same seeds {best.more_accurate_than(reference):+.4f}),",
+            f"(difference on the same seeds {row.more_accurate_than(reference):+.4f}),",
             f"time {time}.",
         ]
     )
 
 
+def _in_time(row: Row, rows: Mapping[str, Row]) -> bool:
+    timed = rows.get(_TIMED_BY)
+    if timed is None or row.time is None or timed.time is None:
+        return False
+    return row.time <= timed.time * _SAME_TIME
+
+
 def _reached(row: Row, rows: Mapping[str, Row]) -> bool:
-    timed, reference = rows.get(_TIMED_BY), rows.get(REFERENCE)
-    if timed is None or reference is None or row.time is None or timed.time is None:
+    reference = rows.get(REFERENCE)
+    if reference is None or not _in_time(row, rows):
         return False
     difference, error = row.minus(reference)
     more = row.more_accurate_than(reference)
     as_robust = difference >= 0 and more >= 0
     as_accurate = difference >= -error and more >= _MORE_ACCURATE
-    return row.time <= timed.time and (as_robust or as_accurate)
+    return as_robust or as_accurate
 
 
 def _counted(count: int, word: str) -> str:

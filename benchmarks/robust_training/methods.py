@@ -98,6 +98,12 @@ METHODS: dict[str, Method] = {
     "adversarial_7": Method(
         "adversarial training, 7 steps", _adversarial(7), _each("eps"), "peer", every_seed=True
     ),
+    "adversarial_7_radius": Method(
+        "adversarial training, 7 steps, at the radius itself",
+        _adversarial(7),
+        _fixed({"eps": 1.0}),
+        "peer",
+    ),
     "adversarial_2": Method(
         "adversarial training, 2 steps", _adversarial(2), _each("eps"), "peer", every_seed=True
     ),

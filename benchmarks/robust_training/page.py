@@ -20,6 +20,7 @@ from benchmarks.robust_training.goals import GOAL, best_margin, judge
 from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
+from benchmarks.robust_training.samples import read_bits
 from benchmarks.robust_training.tables import fraction, table
 from margin_ext.output.atomic_write import write_text
 
@@ -33,7 +34,7 @@ _PLACE = re.compile(
 # Version 0.1.0's files and names of the methods.
 _EARLIER = RESULTS / "version_0.1.0"
 _RENAMED = {"first_order": "boundary"}
-_PEERS = ("plain", "adversarial_1", "adversarial_2", "adversarial_7")
+_PEERS = ("plain", "adversarial_1", "adversarial_2", "adversarial_7_radius", "adversarial_7")
 
 
 def made_anew(text: str, folder: Path = RESULTS) -> str:
@@ -56,6 +57,8 @@ def _made(name: str, folder: Path) -> str:
         return _goals(folder)
     if name == "headline":
         return _headline(folder)
+    if name == "attacks":
+        return _attacks(folder)
     if name == "sentences":
         return _sentences(folder)
     if name == "earlier":
@@ -99,6 +102,33 @@ def _headline_row(row: Row, title: str, aim: float) -> str:
         f"{fraction(row.mean_robust)} | "
         f"{time} |"
     )
+
+
+_ATTACKS = {
+    "minimum_distance": "minimum distance",
+    "nearest": "default attack",
+    "decaying_gap": "PGD, gap",
+    "decaying_cross_entropy": "PGD, cross-entropy",
+    "all before AutoAttack": "all of these",
+}
+
+
+def _attacks(folder: Path) -> str:
+    """What each attack alone leaves at the aim, of the first seed's networks."""
+    head = ["problem", "training", *_ATTACKS.values(), "and APGD: worst case", "signs of masking"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for problem, known in PROBLEMS.items():
+        runs = _results(folder, problem).get("runs", {})
+        for key, method in METHODS.items():
+            run = runs.get(f"{key} 0")
+            if run is None or "left_by" not in run:
+                continue
+            left = [fraction(run["left_by"][name][-1]) for name in _ATTACKS]
+            worst = fraction(float(read_bits(run["samples"]["worst"][-1]).mean()))
+            signs = str(len(run["signs_of_masking"]) or "-")
+            cells = [known.title, method.title, *left, f"**{worst}**", signs]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else "Not run yet."
 
 
 def _sentences(folder: Path) -> str:

@@ -20,7 +20,7 @@ from benchmarks.robust_training.samples import bits
 from margin_ext.data.image_data import ImageData
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.finite_json import finite_json
-from margin_ext.training import DivergedError, TrainingLoop
+from margin_ext.training import DivergedError, RunOptions, TrainingLoop
 
 __all__ = ["Comparison"]
 
@@ -169,8 +169,10 @@ class Comparison:
             METHODS[key].objective(self.problem.aim, setting),
             recipe,
             checkpoint=folder / "checkpoint.pt",
-            settings={"images": len(self.data.train[1])},
-            augment=self.problem.augmentation or None,
+            options=RunOptions(
+                settings={"images": len(self.data.train[1])},
+                augment=self.problem.augmentation or None,
+            ),
         )
         begun, start = training.epoch, time.process_time()
         for _ in training.epochs():

@@ -14,6 +14,7 @@ from torch import Tensor
 from margin_ext.attacks import AttackLoss, AttackResult
 from margin_ext.attacks.pgd import attack_gradient
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.random_points import Draws
 from margin_ext.threat import ThreatModel, require_attackable
 
 __all__ = ["DecayingPGD"]
@@ -66,7 +67,7 @@ class DecayingPGD:
         found = inputs.detach().clone()
         active = torch.arange(len(target), device=inputs.device)
         center, label = found, target
-        x = threat.random_point(center, eps, seed=self.seed, stream=self.name, indices=indices)
+        x = threat.random_point(center, eps, Draws(self.seed, self.name, indices))
         velocity = torch.zeros_like(x)
         for step in range(self.steps + 1):
             gap, grad = attack_gradient(model, x, label, self.loss)

@@ -66,6 +66,24 @@ struct MarginArguments {
   void* norm_out = nullptr;   // Acc [B]
 };
 
+// Rows of K classes a sample: margin [P, B, K], norm [P, B, K] in P norms, and nearest [P, B], the
+// number of the class with the smallest margin (core/class_margin.h). grad.batch_stride leads from
+// sample to sample, class_stride from class to class.
+struct ClassMarginArguments {
+  static constexpr int kMaxNorms = 8;
+
+  int64_t batch = 0;
+  int64_t classes = 0;  // K
+  int norms = 0;        // P
+  NormOptions norm[kMaxNorms];
+  GradientRows grad;
+  int64_t class_stride = 0;
+  const void* gap = nullptr;   // Acc [B, K]
+  void* margin = nullptr;      // Acc
+  void* norm_out = nullptr;    // Acc
+  int64_t* nearest = nullptr;  // -1 where there is no class
+};
+
 // out [B, D] = base + factor_i * v(grad_i), where v is the dual direction (dual_norm.h).
 struct DirectionArguments {
   int64_t batch = 0;

@@ -1,11 +1,12 @@
 // One step of an attack on a sample, coordinate by coordinate. In pixel units, that is divided by
 // the factors s of the channels:
 //
-//   d   = (x - c) / s + L v(s g)        c: the center, L: the length, v: the dual direction
+//   d   = (x + s L v(s g) - c) / s     c: the center, L: the length, v: the dual direction
 //   out = clamp(c + s P(d), low, high)
 //
-// Without a center c = x, without a gradient v = 0, without a radius P(d) = d. Under p = 1 the step
-// can be shared by the k steepest coordinates: see steepest_direction.
+// Without a radius out = clamp(x + s L v(s g), low, high), without a center c = x, and without a
+// gradient v = 0. Under p = 1 the step can be shared by the k steepest coordinates: see
+// steepest_direction.
 //
 // P brings d into the l_p ball of radius r. For p = 1, 2 and inf it is the nearest point:
 //
@@ -20,6 +21,11 @@
 #include "core/dual_norm.h"
 
 namespace margin {
+
+// Whether the dual direction lies along single coordinates, so that several can share a step.
+MARGIN_HD constexpr bool steps_along_coordinates(Norm dual) {
+  return direction_needs(dual) == DirectionNeeds::kLargest;
+}
 
 // Whether P multiplies every coordinate by the same factor.
 MARGIN_HD constexpr bool shrinks_into_ball(Norm dual) {
@@ -43,12 +49,6 @@ struct Projection {
   Acc factor;     // of a norm that shrinks
   Acc threshold;  // p = 1
 };
-
-// P(d) = d.
-template <typename Acc>
-MARGIN_HD Projection<Acc> no_projection() {
-  return {Range<Acc>::infinity(), Acc(1), Acc(0)};
-}
 
 template <Norm norm, typename Acc>
 MARGIN_HD Acc project_at(const Projection<Acc>& projection, Acc d) {
@@ -108,8 +108,8 @@ template <typename Acc>
 MARGIN_HD Direction<Acc> steepest_direction(const Steepest<Acc>& found, int64_t k, Acc length) {
   const bool full = found.least >= Range<Acc>::kLeastNormal;
   const int64_t sharing = full && found.count > k ? found.count : k;
-  return {length / static_cast<Acc>(sharing), full ? found.least : Range<Acc>::kLeastNormal,
-          Acc(0)};
+  return {Acc(1) / static_cast<Acc>(sharing) * length,
+          full ? found.least : Range<Acc>::kLeastNormal, Acc(0)};
 }
 
 }  // namespace margin

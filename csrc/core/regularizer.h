@@ -16,6 +16,7 @@ enum class RegularizerKind : int32_t {
   kLinear = 2,       // -t
   kSoftplus = 3,     // tau * log(1 + exp(-t / tau))
   kExponential = 4,  // exp(-t / tau)
+  kAdditive = 5,     // no function of t: the label's logit is lowered (additive_margin.h)
 };
 
 // Whether a number that came from Python names a kind.
@@ -26,6 +27,7 @@ constexpr bool is_regularizer(int64_t number) {
     case RegularizerKind::kLinear:
     case RegularizerKind::kSoftplus:
     case RegularizerKind::kExponential:
+    case RegularizerKind::kAdditive:
       return number == static_cast<int32_t>(number);
   }
   return false;
@@ -74,6 +76,8 @@ MARGIN_HD RegularizerValue<Acc> regularize(const Regularizer<Acc>& phi, Acc t) {
       const Acc e = exponential(-t / phi.hi);
       return {e, -e / phi.hi};
     }
+    case RegularizerKind::kAdditive:
+      break;
   }
   __builtin_unreachable();
 }

@@ -86,7 +86,8 @@ class SumOverClasses {
   int terms_ = 0;
 };
 
-// What a pass over a sample's logits z [C] finds.
+// What a pass over a sample's logits z [C] finds. Under the additive margin log_sum_exp and
+// smoothing_sum are those of the classes other than the label.
 template <typename Acc>
 struct LogitRow {
   LogSumExp<Acc> log_sum_exp;
@@ -108,13 +109,15 @@ struct SampleOptions {
   Acc class_weight_sum;  // sum_c w_c; C without weights
   int64_t classes;       // C
   bool first_order;      // t is the first-order margin, otherwise the gap
+
+  MARGIN_HD bool additive() const { return regularizer.kind == RegularizerKind::kAdditive; }
 };
 
 template <typename Acc>
 struct SampleLoss {
   Acc loss;
   Acc cross_entropy;  // weighted, as it enters the loss
-  Acc regularizer;    // phi(t), without mu and weight
+  Acc regularizer;    // weighted, without mu
   Acc gap;
   Acc margin;     // t
   Acc grad_gap;   // dL_i / d gap
@@ -156,7 +159,7 @@ MARGIN_HD SampleLoss<Acc> sample_loss(const LogitRow<Acc>& row, Acc norm, Acc we
   if (options.first_order) margin = first_order_margin(out.gap, norm, options.eps);
   out.margin = margin.value;
   const RegularizerValue<Acc> phi = regularize(options.regularizer, out.margin);
-  out.regularizer = phi.value;
+  out.regularizer = weight * phi.value;
   out.loss = out.cross_entropy + options.mu * weight * phi.value;
   out.grad_gap = options.mu * weight * phi.slope * margin.per_gap;
   // The exponential's slope may be infinite, and 0 * inf would be NaN.
@@ -164,23 +167,31 @@ MARGIN_HD SampleLoss<Acc> sample_loss(const LogitRow<Acc>& row, Acc norm, Acc we
   return out;
 }
 
-// The parts of a logit's gradient that are the same for every class.
-template <typename Acc>
+// The parts of a logit's gradient that are the same for every class. Index: int64_t, or int where
+// classes are known to be fewer.
+template <typename Acc, typename Index = int64_t>
 struct LogitGradient {
   Acc max;
   Acc probability_scale;  // coefficient of exp(z_k - max)
   Acc at_target;
   Acc at_nearest;
   Acc smoothing;  // coefficient of -w_k
-  int64_t target;
-  int64_t nearest;
+  Index target;
+  Index nearest;  // -1: none
 };
 
-template <typename Acc>
-MARGIN_HD LogitGradient<Acc> make_logit_gradient(const LogitRow<Acc>& row,
-                                                 const SampleLoss<Acc>& loss, int64_t target,
-                                                 Acc weight, Acc scale,
-                                                 const SampleOptions<Acc>& options) {
+// A sample's loss, and how its logits' gradient is made.
+template <typename Acc, typename Index = int64_t>
+struct LossOfSample {
+  SampleLoss<Acc> sample;
+  LogitGradient<Acc, Index> gradient;
+};
+
+template <typename Acc, typename Index>
+MARGIN_HD LogitGradient<Acc, Index> make_logit_gradient(const LogitRow<Acc>& row,
+                                                        const SampleLoss<Acc>& loss, Index target,
+                                                        Acc weight, Acc scale,
+                                                        const SampleOptions<Acc>& options) {
   const Acc s = options.label_smoothing;
   const Acc per_class = s > 0 ? s / static_cast<Acc>(options.classes) : Acc(0);
   const Acc mass = (1 - s) * weight + per_class * options.class_weight_sum;
@@ -192,19 +203,20 @@ MARGIN_HD LogitGradient<Acc> make_logit_gradient(const LogitRow<Acc>& row,
           -scale * loss.grad_gap,
           scale * per_class,
           target,
-          row.nearest_class};
+          static_cast<Index>(row.nearest_class)};
 }
 
 // dL_i/dz_k of a class other than the target and the nearest class, given e = exp(z_k - max). The
 // class weight counts under label smoothing only. V: Acc, or a vector of it.
-template <typename V, typename Acc>
-MARGIN_HD V logit_gradient_common(const LogitGradient<Acc>& g, V e, V class_weight) {
+template <typename V, typename Acc, typename Index>
+MARGIN_HD V logit_gradient_common(const LogitGradient<Acc, Index>& g, V e, V class_weight) {
   return V(g.probability_scale) * e - V(g.smoothing) * class_weight;
 }
 
 // dL_i/dz_k of any class.
-template <typename Acc>
-MARGIN_HD Acc logit_gradient_at(const LogitGradient<Acc>& g, Acc e, int64_t k, Acc class_weight) {
+template <typename Acc, typename Index>
+MARGIN_HD Acc logit_gradient_at(const LogitGradient<Acc, Index>& g, Acc e, Index k,
+                                Acc class_weight) {
   Acc value = logit_gradient_common(g, e, class_weight);
   if (k == g.target) value += g.at_target;
   if (k == g.nearest) value += g.at_nearest;

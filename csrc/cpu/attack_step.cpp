@@ -65,9 +65,8 @@ class AttackStep {
   void operator()(int64_t i, A* buffer) const {
     const T* const x = static_cast<const T*>(arguments_.x) + i * arguments_.x_stride;
     const T* center = nullptr;  // x
-    if (arguments_.center != nullptr) {
+    if (arguments_.center != nullptr && arguments_.radius != nullptr) {
       center = static_cast<const T*>(arguments_.center) + i * arguments_.center_stride;
-      if (center == x) center = nullptr;
     }
     T* const out = static_cast<T*>(arguments_.out) + i * arguments_.out_stride;
     if (arguments_.grad.data == nullptr) {
@@ -78,8 +77,8 @@ class AttackStep {
       kernels_.scale(out, size(), static_cast<A>(NAN));
       return;
     }
-    kernels_.project(norm(), buffer, center == nullptr ? x : center, data_of(scale_), data_of(low_),
-                     data_of(high_), size(), projection(i, buffer), out);
+    kernels_.project(norm(), buffer, x, center, data_of(scale_), data_of(low_), data_of(high_),
+                     size(), projection(i, buffer), out);
   }
 
  private:
@@ -92,7 +91,7 @@ class AttackStep {
     const A norm_of_grad = reader_.norm(state);
     if (is_nan(norm_of_grad)) return false;
     const A length = static_cast<const A*>(arguments_.length)[i];
-    const bool shared = norm() == Norm::kMax && arguments_.steepest > 1;
+    const bool shared = arguments_.steepest > 1;
     const Direction<A> direction =
         shared ? of_steepest(grad, length, moved) : reader_.direction(state, norm_of_grad, length);
     kernels_.move(norm(), x, center, grad, data_of(scale_), size(), direction, moved);
@@ -113,7 +112,7 @@ class AttackStep {
   }
 
   Projection<A> projection(int64_t i, const A* moved) const {
-    Projection<A> projection = no_projection<A>();
+    Projection<A> projection{Range<A>::infinity(), A(1), A(0)};  // P(d) = d
     if (arguments_.radius == nullptr) return projection;
     projection.radius = static_cast<const A*>(arguments_.radius)[i];
     visit_norm(norm(), [&](auto n) {

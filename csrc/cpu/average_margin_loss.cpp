@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/additive_margin.h"
 #include "cpu/dispatch.h"
 #include "cpu/gradient_rows.h"
 #include "cpu/ops.h"
@@ -58,12 +59,24 @@ class LossSamples {
     const int64_t target = logits.target[i];
     const A* class_weight = static_cast<const A*>(arguments_.class_weight);
     const A weight = class_weight == nullptr ? A(1) : class_weight[target];
+    const A scale = gradient_scale(i);
+    const bool smoothing = options_.label_smoothing > 0;
     row_kernels<L>().load_logits(static_cast<const L*>(logits.data) + i * logits.batch_stride,
                                  logits.classes, buffer);
-    const LogitRow<A> row = logit_kernels<A>().reduce(
-        buffer, logits.classes, target, logits.nearest == nullptr ? -1 : logits.nearest[i],
-        options_.label_smoothing > 0, class_weight);
-    const SampleLoss<A> loss = sample_loss(row, norm, weight, options_);
+    LogitRow<A> row;
+    LossOfSample<A> found;
+    if (options_.additive()) {
+      row =
+          logit_kernels<A>().reduce_others(buffer, logits.classes, target, smoothing, class_weight);
+      found = additive_margin_loss(row, norm, target, weight, scale, options_);
+    } else {
+      row = logit_kernels<A>().reduce(buffer, logits.classes, target,
+                                      logits.nearest == nullptr ? -1 : logits.nearest[i], smoothing,
+                                      class_weight);
+      found.sample = sample_loss(row, norm, weight, options_);
+      found.gradient = make_logit_gradient(row, found.sample, target, weight, scale, options_);
+    }
+    const SampleLoss<A>& loss = found.sample;
     const A norm_for_totals = options_.first_order ? norm : static_cast<A>(NAN);
     totals.add(loss, norm_for_totals, weight, row.target > row.runner_up.value);
 
@@ -71,11 +84,9 @@ class LossSamples {
     set(arguments_.gap, i, loss.gap);
     set(arguments_.norm_out, i, norm_for_totals);
     if (arguments_.reduction == Reduction::kNone) set(arguments_.loss, i, loss.loss);
-    const A scale = gradient_scale(i);
     if (arguments_.grad_logits != nullptr) {
-      row_kernels<L>().write_logit_gradient(
-          buffer, class_weight, logits.classes,
-          make_logit_gradient(row, loss, target, weight, scale, options_), grad_logits(i));
+      row_kernels<L>().write_logit_gradient(buffer, class_weight, logits.classes, found.gradient,
+                                            grad_logits(i));
     }
     return scale * loss.grad_norm;
   }

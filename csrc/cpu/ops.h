@@ -10,6 +10,7 @@ namespace margin::cpu {
 void logit_gap(const LogitGapArguments& arguments, const Parallel& parallel);
 void first_order_margin(const MarginArguments& arguments, const Parallel& parallel);
 void dual_direction(const DirectionArguments& arguments, const Parallel& parallel);
+void class_margins(const ClassMarginArguments& arguments, const Parallel& parallel);
 void attack_step(const AttackArguments& arguments, const Parallel& parallel);
 void average_margin_loss(const LossArguments& arguments, const Parallel& parallel);
 void scale(const ScaleArguments& arguments, const Parallel& parallel);

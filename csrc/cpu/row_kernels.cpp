@@ -216,22 +216,24 @@ void move_row(const T* x, const T* center, const T* grad, const Acc<T>* scale, i
     if constexpr (kUnitFirst) g = g * V(direction.unit);
     return direction_lanes<norm>(along, kScaled ? g * s : g);
   };
-  const auto offset = [&](V from, V middle, V s) {
-    return kScaled ? (from - middle) / s : from - middle;
+  // The point is made first, as a step alone makes it.
+  const auto offset = [&](V v, V from, V middle, V s) {
+    const V point = from + (kScaled ? v * s : v);
+    return kScaled ? (point - middle) * (V(Acc<T>(1)) / s) : point - middle;
   };
   for_lanes<V>(
       n,
       [&](int64_t j) {
         const V s = kScaled ? load_lanes(scale + j) : V(Acc<T>(1));
         V d = moved_by(load_lanes(grad + j), s);
-        if constexpr (kCentered) d = offset(load_lanes(x + j), load_lanes(center + j), s) + d;
+        if constexpr (kCentered) d = offset(d, load_lanes(x + j), load_lanes(center + j), s);
         store_lanes(moved + j, d);
       },
       [&](int64_t j, int64_t rest) {
         const V s = kScaled ? load_tail(scale + j, rest) : V(Acc<T>(1));
         V d = moved_by(load_tail(grad + j, rest), s);
         if constexpr (kCentered)
-          d = offset(load_tail(x + j, rest), load_tail(center + j, rest), s) + d;
+          d = offset(d, load_tail(x + j, rest), load_tail(center + j, rest), s);
         store_tail(moved + j, d, rest);
       });
 }
@@ -249,26 +251,30 @@ void move(Norm norm, const T* x, const T* center, const T* grad, const Acc<T>* s
   });
 }
 
-template <Norm norm, bool kScaled, bool kBounded, typename T>
-void project_row(const Acc<T>* moved, const T* center, const Acc<T>* scale, const Acc<T>* low,
+// start: the center; not kCentered: x.
+template <Norm norm, bool kScaled, bool kCentered, bool kBounded, typename T>
+void project_row(const Acc<T>* moved, const T* start, const Acc<T>* scale, const Acc<T>* low,
                  const Acc<T>* high, int64_t n, const Projection<Acc<T>>& projection, T* out) {
   using V = Vector<Acc<T>>;
+  const V one(Acc<T>(1));
   const Projection<V> lanes{V(projection.radius), V(projection.factor), V(projection.threshold)};
-  const auto placed = [&](V d, V middle, V s) {
-    const V offset = project_at<norm>(lanes, d);
-    return middle + (kScaled ? offset * s : offset);
+  const auto placed = [&](V d, V from, V s) {
+    V offset = project_at<norm>(lanes, d);
+    // The way back of move_row.
+    if constexpr (kScaled) offset = kCentered ? offset / (one / s) : offset * s;
+    return from + offset;
   };
   for_lanes<V>(
       n,
       [&](int64_t j) {
-        const V s = kScaled ? load_lanes(scale + j) : V(Acc<T>(1));
-        V v = placed(load_lanes(moved + j), load_lanes(center + j), s);
+        const V s = kScaled ? load_lanes(scale + j) : one;
+        V v = placed(load_lanes(moved + j), load_lanes(start + j), s);
         if constexpr (kBounded) v = clamp_to(v, load_lanes(low + j), load_lanes(high + j));
         store_lanes(out + j, v);
       },
       [&](int64_t j, int64_t rest) {
-        const V s = kScaled ? load_tail(scale + j, rest) : V(Acc<T>(1));
-        V v = placed(load_tail(moved + j, rest), load_tail(center + j, rest), s);
+        const V s = kScaled ? load_tail(scale + j, rest) : one;
+        V v = placed(load_tail(moved + j, rest), load_tail(start + j, rest), s);
         if constexpr (kBounded)
           v = clamp_to(v, load_tail(low + j, rest), load_tail(high + j, rest));
         store_tail(out + j, v, rest);
@@ -276,16 +282,16 @@ void project_row(const Acc<T>* moved, const T* center, const Acc<T>* scale, cons
 }
 
 template <typename T>
-void project(Norm norm, const Acc<T>* moved, const T* center, const Acc<T>* scale,
+void project(Norm norm, const Acc<T>* moved, const T* x, const T* center, const Acc<T>* scale,
              const Acc<T>* low, const Acc<T>* high, int64_t n, const Projection<Acc<T>>& projection,
              T* out) {
   visit_norm(norm, [&](auto which) {
     with_flags(
-        [&](auto scaled, auto bounded) {
-          project_row<which.value, scaled.value, bounded.value>(moved, center, scale, low, high, n,
-                                                                projection, out);
+        [&](auto scaled, auto centered, auto bounded) {
+          project_row<which.value, scaled.value, centered.value, bounded.value>(
+              moved, centered.value ? center : x, scale, low, high, n, projection, out);
         },
-        scale != nullptr, low != nullptr);
+        scale != nullptr, center != nullptr, low != nullptr);
   });
 }
 
@@ -363,10 +369,35 @@ RunnerUp<A> find_runner_up(A* buffer, int64_t classes, int64_t target) {
   return found;
 }
 
+// sum_k w_k (max - z_k), without one class (-1: with all).
+template <typename A>
+A smoothing_sum(const A* buffer, int64_t classes, int64_t without, A max, const A* class_weight) {
+  SumOverClasses<A> sum;
+  for (int64_t k = 0; k < classes; ++k) {
+    if (k != without)
+      sum.add((class_weight == nullptr ? A(1) : class_weight[k]) * (max - buffer[k]));
+  }
+  return sum.total();
+}
+
+// Leaves e = exp(z - max) in the buffer, and returns its sum.
+template <typename A>
+A exponentiate(A* buffer, int64_t classes, A max) {
+  using V = Vector<A>;
+  V sum(A(0));
+  for (int64_t k = 0; k < classes; k += V::kLanes) {
+    const V e = exponential(V::load(buffer + k) - V(max));
+    e.store(buffer + k);
+    sum += e;
+  }
+  A total = 0;
+  for (int l = 0; l < V::kLanes; ++l) total += sum[l];
+  return total;
+}
+
 template <typename A>
 LogitRow<A> reduce_logits(A* buffer, int64_t classes, int64_t target, int64_t nearest,
                           bool smoothing, const A* class_weight) {
-  using V = Vector<A>;
   LogitRow<A> row;
   row.target = buffer[target];
   row.runner_up = find_runner_up(buffer, classes, target);
@@ -374,21 +405,23 @@ LogitRow<A> reduce_logits(A* buffer, int64_t classes, int64_t target, int64_t ne
   row.nearest = buffer[row.nearest_class];
   A max = row.runner_up.value;
   if (row.target > max || is_nan(row.target)) max = row.target;
-  if (smoothing) {
-    SumOverClasses<A> sum;
-    for (int64_t k = 0; k < classes; ++k) {
-      sum.add((class_weight == nullptr ? A(1) : class_weight[k]) * (max - buffer[k]));
-    }
-    row.smoothing_sum = sum.total();
-  }
-  V sum(A(0));
-  for (int64_t k = 0; k < classes; k += V::kLanes) {
-    const V e = exponential(V::load(buffer + k) - V(max));
-    e.store(buffer + k);
-    sum += e;
-  }
-  row.log_sum_exp.max = max;
-  for (int l = 0; l < V::kLanes; ++l) row.log_sum_exp.sum += sum[l];
+  if (smoothing) row.smoothing_sum = smoothing_sum(buffer, classes, -1, max, class_weight);
+  row.log_sum_exp = {max, exponentiate(buffer, classes, max)};
+  return row;
+}
+
+template <typename A>
+LogitRow<A> reduce_others(A* buffer, int64_t classes, int64_t target, bool smoothing,
+                          const A* class_weight) {
+  LogitRow<A> row;
+  row.target = buffer[target];
+  row.runner_up = find_runner_up(buffer, classes, target);
+  const A max = row.runner_up.value;
+  if (smoothing) row.smoothing_sum = smoothing_sum(buffer, classes, target, max, class_weight);
+  buffer[target] = minus_infinity<A>();
+  // Where all others are masked, -inf less -inf would be NaN.
+  const bool masked = max == minus_infinity<A>();
+  row.log_sum_exp = {max, exponentiate(buffer, classes, masked ? A(0) : max)};
   return row;
 }
 
@@ -409,6 +442,7 @@ void write_logit_gradient(const Acc<T>* e, const Acc<T>* class_weight, int64_t c
   }
   const int64_t specials[] = {gradient.target, gradient.nearest};
   for (const int64_t special : specials) {
+    if (special < 0) continue;
     const A weight = weighted ? class_weight[special] : A(1);
     store_tail(out + special, V(logit_gradient_at(gradient, e[special], special, weight)), 1);
   }
@@ -421,7 +455,7 @@ constexpr RowKernels<T> kRowKernels = {
 };
 
 template <typename A>
-constexpr LogitKernels<A> kLogitKernels = {reduce_logits<A>, find_runner_up<A>};
+constexpr LogitKernels<A> kLogitKernels = {reduce_logits<A>, reduce_others<A>, find_runner_up<A>};
 
 #define MARGIN_STRINGIFY_(x) #x
 #define MARGIN_STRINGIFY(x) MARGIN_STRINGIFY_(x)

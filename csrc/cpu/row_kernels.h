@@ -21,12 +21,14 @@ struct RowKernels {
   void (*write_direction)(Norm norm, const T* x, const A* scale, const T* base, int64_t n,
                           const Direction<A>& direction, T* out, bool non_temporal);
 
-  // moved [n] = (x - center) / scale + direction_at(scale * grad); scale null: 1, center null: x.
+  // moved [n] = (x + scale * v - center) / scale with v = direction_at(scale * grad); scale null:
+  // 1; center null: v.
   void (*move)(Norm norm, const T* x, const T* center, const T* grad, const A* scale, int64_t n,
                const Direction<A>& direction, A* moved);
-  // out [n] = clamp(center + scale * project_at(moved), low, high); low and high null: no range.
-  void (*project)(Norm norm, const A* moved, const T* center, const A* scale, const A* low,
-                  const A* high, int64_t n, const Projection<A>& projection, T* out);
+  // out [n] = clamp(center + scale * project_at(moved), low, high); center null: x; low and high
+  // null: no range.
+  void (*project)(Norm norm, const A* moved, const T* x, const T* center, const A* scale,
+                  const A* low, const A* high, int64_t n, const Projection<A>& projection, T* out);
   // Of moved [n], in a fixed order.
   SumAbove<A> (*sum_above)(const A* moved, int64_t n, A threshold);
 
@@ -46,6 +48,9 @@ struct LogitKernels {
   // the gap is measured to; negative: the runner-up. class_weight: for label smoothing; null: ones.
   LogitRow<A> (*reduce)(A* buffer, int64_t classes, int64_t target, int64_t nearest, bool smoothing,
                         const A* class_weight);
+  // The same of the classes other than the target, whose e is 0, for the additive margin.
+  LogitRow<A> (*reduce_others)(A* buffer, int64_t classes, int64_t target, bool smoothing,
+                               const A* class_weight);
   // Finds the runner-up and leaves the buffer as it was.
   RunnerUp<A> (*runner_up)(A* buffer, int64_t classes, int64_t target);
 };

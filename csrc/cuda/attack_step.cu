@@ -32,8 +32,8 @@ class AttackRow {
   MARGIN_DEVICE AttackRow(const AttackArguments& arguments, int64_t i)
       : arguments_(arguments),
         x_(static_cast<const T*>(arguments.x) + i * arguments.x_stride),
-        center_(arguments.center == nullptr
-                    ? x_
+        center_(arguments.center == nullptr || arguments.radius == nullptr
+                    ? nullptr
                     : static_cast<const T*>(arguments.center) + i * arguments.center_stride),
         grad_(static_cast<const T*>(arguments.grad.data) + i * arguments.grad.batch_stride),
         out_(static_cast<T*>(arguments.out) + i * arguments.out_stride) {}
@@ -71,26 +71,26 @@ class AttackRow {
 #pragma unroll
       for (int k = 0; k < V; ++k) d[k] = direction_at<norm>(direction, d[k]);
     }
-    if (center_ == x_) return;
+    if (center_ == nullptr) return;
     Acc x[V], center[V];
     load(x_, j, x);
     load(center_, j, center);
 #pragma unroll
-    for (int k = 0; k < V; ++k) d[k] += (x[k] - center[k]) / s;
+    for (int k = 0; k < V; ++k) d[k] = (x[k] + s * d[k] - center[k]) / s;
   }
 
   template <Norm norm>
   MARGIN_DEVICE void write(const Direction<Acc>& direction, const Projection<Acc>& projection,
                            int64_t j) const {
-    Acc d[V], center[V];
+    Acc d[V], start[V];
     const Acc s = factor(j);
     moved<norm>(direction, j, s, d);
-    load(center_, j, center);
+    load(center_ == nullptr ? x_ : center_, j, start);
     const Acc low = value_of(arguments_.low, j, minus_infinity<Acc>());
     const Acc high = value_of(arguments_.high, j, -minus_infinity<Acc>());
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      d[k] = clamp_to(center[k] + s * project_at<norm>(projection, d[k]), low, high);
+      d[k] = clamp_to(start[k] + s * project_at<norm>(projection, d[k]), low, high);
     }
     store(j, d);
   }
@@ -195,7 +195,7 @@ MARGIN_DEVICE Projection<AccOf<T>> find_projection(const AttackTask<AccOf<T>>& t
                                                    const Direction<AccOf<T>>& direction, int64_t i,
                                                    Group& group, const Served& served) {
   using Acc = AccOf<T>;
-  Projection<Acc> projection = no_projection<Acc>();
+  Projection<Acc> projection{Range<Acc>::infinity(), Acc(1), Acc(0)};  // P(d) = d
   const Acc* radius = static_cast<const Acc*>(task.arguments.radius);
   if (radius == nullptr) return projection;
   projection.radius = radius[i];

@@ -13,6 +13,9 @@ cudaError_t make_loss_task(const LossArguments& arguments, void* partials, cudaS
   if (wants_totals && partials == nullptr) return cudaErrorInvalidValue;
   if (!channels_fit(arguments.grad.channels)) return cudaErrorInvalidValue;
   if (arguments.logits.classes > INT32_MAX) return cudaErrorInvalidValue;
+  if (arguments.regularizer == RegularizerKind::kAdditive && arguments.grad.data == nullptr) {
+    return cudaErrorInvalidValue;
+  }
   task.arguments = arguments;
   task.options.regularizer = {arguments.regularizer, static_cast<Acc>(arguments.lo),
                               static_cast<Acc>(arguments.hi)};

@@ -2,7 +2,7 @@
 // sample's loss between them, and the batch reduction.
 #pragma once
 
-#include "core/sample_loss.h"
+#include "core/additive_margin.h"
 #include "cuda/logits.h"
 #include "cuda/row_pass.h"
 #include "cuda/totals.h"
@@ -31,12 +31,28 @@ struct SampleState {
 template <typename Acc>
 struct SampleGradient {
   Direction<Acc> row;
-  LogitGradient<Acc> logits;
+  LogitGradient<Acc, int> logits;
 };
 
 // Beyond so many classes all warps of a block share a sample's logits; up to there its first warp
 // reads them alone.
 inline constexpr int kClassesOfOneWarp = 256;
+
+// What additive_margin_loss needs of a row beyond what the first pass has found: the sums without
+// the label, of all classes by one warp. The logits are in the cache.
+template <typename Acc>
+MARGIN_DEVICE LogitState<Acc> other_classes(const Logits<Acc>& logits, int target, bool smoothed,
+                                            const Acc* class_weight) {
+  LogitState<Acc> state;
+#pragma unroll 1
+  for (int k = static_cast<int>(threadIdx.x % kWarp); k < logits.classes(); k += kWarp) {
+    if (k == target) continue;
+    const Acc z = logits.at(k);
+    if (smoothed) state.add_smoothing(z, class_weight == nullptr ? Acc(1) : class_weight[k]);
+    state.add(z, k, false);
+  }
+  return logits_of_warp(state, minus_infinity<Acc>(), smoothed);
+}
 
 template <typename Acc>
 MARGIN_DEVICE void put(void* vector, int64_t i, Acc value) {
@@ -138,12 +154,22 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
       weight = not_a_number<Acc>();  // makes everything of a bad sample NaN
       if (!label.bad()) weight = class_weight == nullptr ? Acc(1) : class_weight[label.target];
       row_norm = kHasRow ? norm.value(state.norm) : not_a_number<Acc>();
-      sample = sample_loss(logit_row, row_norm, weight, options);
       const Acc* upstream = static_cast<const Acc*>(arguments.upstream);
       const Acc scale =
           upstream == nullptr ? task.scale : upstream[arguments.upstream_per_sample ? i : 0];
-      gradient.logits =
-          make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
+      if (kHasRow && task.options.additive()) {
+        const LogitState<Acc> others = other_classes(logits, label.target, smoothed, class_weight);
+        logit_row.log_sum_exp = others.log_sum_exp;
+        logit_row.smoothing_sum = others.spread;
+        const auto found =
+            additive_margin_loss(logit_row, row_norm, label.target, weight, scale, options);
+        sample = found.sample;
+        gradient.logits = found.gradient;
+      } else {
+        sample = sample_loss(logit_row, row_norm, weight, options);
+        gradient.logits =
+            make_logit_gradient(logit_row, sample, label.target, weight, scale, options);
+      }
       if constexpr (kHasRow) {
         gradient.row = norm.direction(state.norm, row_norm, scale * sample.grad_norm);
       }
@@ -157,9 +183,10 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
     if (arguments.grad_logits != nullptr && reads_logits) {
       logits.template for_each<2>(first_class, class_step, [&](int k, Acc z) {
         const Acc weight_of_class = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
+        Acc e = exponential(z - gradient.logits.max);
+        if (kHasRow && k == gradient.logits.target && task.options.additive()) e = Acc(0);
         store_as(arguments.logits.dtype, arguments.grad_logits, i * logits.classes() + k,
-                 logit_gradient_at(gradient.logits, exponential(z - gradient.logits.max), k,
-                                   weight_of_class));
+                 logit_gradient_at(gradient.logits, e, k, weight_of_class));
       });
     }
 

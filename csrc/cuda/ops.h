@@ -41,6 +41,10 @@ cudaError_t first_order_margin(const MarginArguments& arguments, const LaunchOpt
 cudaError_t dual_direction(const DirectionArguments& arguments, const LaunchOptions& options,
                            cudaStream_t stream);
 
+// Every variant is refused but that for blocks.
+cudaError_t class_margins(const ClassMarginArguments& arguments, const LaunchOptions& options,
+                          cudaStream_t stream);
+
 cudaError_t attack_step(const AttackArguments& arguments, const LaunchOptions& options,
                         cudaStream_t stream);
 

@@ -143,6 +143,10 @@ inline LossInput loss_input(const Tensor& logits, const Tensor& target, const Ma
     arguments.class_weight = input.class_weight->const_data_ptr();
   }
   check(is_regularizer(settings.regularizer), "unknown regularizer number ", settings.regularizer);
+  if (static_cast<RegularizerKind>(settings.regularizer) == RegularizerKind::kAdditive) {
+    check(grad.has_value() && !nearest.has_value(),
+          "the additive margin needs grad and takes no nearest class");
+  }
   check(settings.reduction >= 0 && settings.reduction <= 2, "unknown reduction number ",
         settings.reduction);
   check(settings.label_smoothing >= 0 && settings.label_smoothing <= 1,

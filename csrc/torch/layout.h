@@ -18,10 +18,11 @@ inline int64_t sample_size(const Tensor& tensor) {
   return size;
 }
 
-// Whether a sample's elements fill one block of memory, in any order of the dimensions.
-inline bool sample_is_dense(const Tensor& tensor) {
+// Whether the elements of the dimensions from `first` on, of a sample if that is 1, fill one block of
+// memory, in any order of the dimensions.
+inline bool sample_is_dense(const Tensor& tensor, int64_t first = 1) {
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
-  for (int64_t d = 1; d < tensor.dim(); ++d) {
+  for (int64_t d = first; d < tensor.dim(); ++d) {
     if (tensor.size(d) == 0) return true;
     if (tensor.size(d) > 1) dims.emplace_back(tensor.stride(d), tensor.size(d));
   }

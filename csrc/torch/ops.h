@@ -13,6 +13,7 @@
 
 #include "core/attack.h"
 #include "torch/arguments_from_tensors.h"
+#include "torch/class_margins.h"
 
 namespace margin::binding {
 
@@ -22,6 +23,8 @@ inline constexpr const char* kSchemas[] = {
     "gap, Tensor runner_up)",
     "first_order_margin(Tensor gap, Tensor grad, float q, float eps, Tensor? input_scale) -> "
     "(Tensor margin, Tensor norm)",
+    "class_margins(Tensor gap, Tensor grad, float[] q, Tensor? input_scale) -> (Tensor margin, "
+    "Tensor norm, Tensor nearest)",
     "dual_direction(Tensor grad, Tensor factor, Tensor? base, float q, Tensor? input_scale) "
     "-> Tensor",
     "attack_step(Tensor x, Tensor? grad, Tensor? length, Tensor? center, Tensor? radius, float q, "
@@ -155,8 +158,8 @@ inline AttackInput attack_input(const Tensor& x, const MaybeTensor& grad, const 
   if (!grad.has_value()) arguments.grad.data = nullptr;
   check(batch == 0 || (steepest >= 1 && steepest <= arguments.grad.size),
         "steepest must lie in 1..", arguments.grad.size, ", got ", steepest);
-  check(steepest == 1 || arguments.norm.norm == Norm::kMax, "steepest is for p = 1, got q = ", q,
-        " and steepest = ", steepest);
+  check(steepest == 1 || steps_along_coordinates(arguments.norm.norm),
+        "steepest is for p = 1, got q = ", q, " and steepest = ", steepest);
   arguments.steepest = steepest;
   check(length.has_value() == grad.has_value(), "grad and length must be given together");
   check(low.has_value() == high.has_value(), "low and high must be given together");
@@ -336,6 +339,7 @@ void scale_gradients_(Tensor grad_logits, Tensor grad_grad, const Tensor& upstre
 #define MARGIN_REGISTER_OPS(m, Backend)                                                     \
   m.impl("logit_gap", TORCH_BOX(&margin::binding::logit_gap<Backend>));                     \
   m.impl("first_order_margin", TORCH_BOX(&margin::binding::first_order_margin<Backend>));   \
+  m.impl("class_margins", TORCH_BOX(&margin::binding::class_margins<Backend>));             \
   m.impl("dual_direction", TORCH_BOX(&margin::binding::dual_direction<Backend>));           \
   m.impl("attack_step", TORCH_BOX(&margin::binding::attack_step<Backend>));                 \
   m.impl("attack_step_", TORCH_BOX(&margin::binding::attack_step_<Backend>));               \

@@ -45,6 +45,7 @@ struct CpuBackend {
   void logit_gap(const LogitGapArguments& a) const { cpu::logit_gap(a, threads); }
   void first_order_margin(const MarginArguments& a) const { cpu::first_order_margin(a, threads); }
   void dual_direction(const DirectionArguments& a) const { cpu::dual_direction(a, threads); }
+  void class_margins(const ClassMarginArguments& a) const { cpu::class_margins(a, threads); }
   void attack_step(const AttackArguments& a) const { cpu::attack_step(a, threads); }
   void average_margin_loss(const LossArguments& a) const { cpu::average_margin_loss(a, threads); }
   void scale(const ScaleArguments& a) const { cpu::scale(a, threads); }

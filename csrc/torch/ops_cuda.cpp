@@ -77,6 +77,9 @@ class CudaBackend {
   void dual_direction(const DirectionArguments& a) {
     launch("dual_direction", cuda::dual_direction, a);
   }
+  void class_margins(const ClassMarginArguments& a) {
+    launch("class_margins", cuda::class_margins, a);
+  }
   void attack_step(const AttackArguments& a) { launch("attack_step", cuda::attack_step, a); }
   void scale(const ScaleArguments& a) { launch("scale_gradients_", cuda::scale, a); }
 

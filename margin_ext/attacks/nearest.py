@@ -13,6 +13,7 @@ from torch import Tensor
 from margin_ext.attacks.attack import AttackResult, register_attack
 from margin_ext.bounds import BoundResult, MinimumDistance
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.per_sample import per_sample
 from margin_ext.threat import ThreatModel, check_radius
 
 __all__ = ["Nearest"]
@@ -66,7 +67,7 @@ class Nearest:
         check_radius(eps)
         found = self.sweep(model, inputs, target, [eps], threat=threat, indices=indices)
         robust = found.distance > eps
-        rows = robust.reshape(-1, *[1] * (inputs.dim() - 1))
+        rows = per_sample(robust, inputs)
         point = inputs if found.point is None else found.point
         return AttackResult(robust, torch.where(rows, inputs.detach(), point))
 

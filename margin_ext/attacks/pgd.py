@@ -16,6 +16,7 @@ from margin_ext.attacks.attack import ATTACKS, AttackResult
 from margin_ext.functional import logit_gap
 from margin_ext.models.checked_logits import checked_logits, require_graph
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.random_points import Draws
 from margin_ext.threat import ThreatModel, check_radius, require_attackable
 
 __all__ = ["PGD", "AttackLoss", "attack_gradient"]
@@ -126,9 +127,7 @@ class PGD:
             x = center
             if self.random_start or restart > 0:
                 chosen = [numbers[i] for i in active.tolist()]
-                x = threat.random_point(
-                    center, eps, seed=self.seed, stream=f"pgd{restart}", indices=chosen
-                )
+                x = threat.random_point(center, eps, Draws(self.seed, f"pgd{restart}", chosen))
             self._descend(model, x, center, target[active], eps, threat, active, robust, found)
         return AttackResult(robust, found)
 

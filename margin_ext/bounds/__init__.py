@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from margin_ext.bounds.all_classes import AllClasses
 from margin_ext.bounds.bound import (
     BOUNDS,
     Bound,
@@ -17,6 +18,7 @@ from margin_ext.bounds.sampled import Sampled, SampledMargins
 
 __all__ = [
     "BOUNDS",
+    "AllClasses",
     "Bound",
     "BoundKind",
     "BoundResult",

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from margin_ext.bounds.certified_radius import Gaps
 from margin_ext.bounds.convex_activations import Rectifier
 from margin_ext.bounds.relaxation import Ball, Relaxation
 from margin_ext.bounds.relaxed_network import Stage
 from margin_ext.bounds.slope_ascent import Choice, ascend, usual_choice
 
-__all__ = ["BRANCHES_TOGETHER", "branch_and_bound", "require_splittable"]
+__all__ = ["BRANCHES_TOGETHER", "Limit", "branch_and_bound", "require_splittable"]
 
 # By how much the ball grows at first, and at most; by how much that itself grows.
 _GROWTH, _LARGEST_GROWTH, _FASTER = 1.1, 1.5, 1.1
@@ -67,33 +68,40 @@ class _Branch:
     final: bool = field(compare=False, default=False)
 
 
+class Limit:
+    """How long to search for one sample.
+
+    Attributes:
+        branches: About how many more branches are bounded.
+    """
+
+    def __init__(self, branches: int, seconds: float) -> None:
+        self.branches = branches
+        self._end = time.monotonic() + seconds
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is time to stop."""
+        return self.branches <= 0 or time.monotonic() >= self._end
+
+
 def branch_and_bound(
-    relaxation: Relaxation,
-    rows: Tensor,
-    slack: Tensor,
-    *,
-    certified: float,
-    farthest: float,
-    branches: int,
-    seconds: float,
+    relaxation: Relaxation, gaps: Gaps, certified: float, farthest: float, limit: Limit
 ) -> float:
     """A certified distance, at least as large as the one that is known already.
 
     Args:
         relaxation: Of the sample.
-        rows: The gaps to all rival classes, as forms on the logits [S, C].
-        slack: What the gaps must exceed [S].
+        gaps: To all rival classes.
         certified: The distance known.
         farthest: Of an adversarial example: nothing larger can be certified.
-        branches: At most about so many branches are bounded.
-        seconds: No more are begun after this time.
+        limit: How long to search.
     """
-    limit = _Limit(branches, time.monotonic() + seconds)
     growth = _GROWTH
     while 0 < certified < _CLOSE * farthest and not limit.reached:
         radius = min(certified * growth, farthest)
         growth = min(growth * _FASTER, _LARGEST_GROWTH)
-        tree = _Tree(relaxation, rows, slack, relaxation.ball(radius), limit)
+        tree = _Tree(relaxation, gaps, relaxation.ball(radius), limit)
         tree.grow(goal=min(radius, _CLOSE * farthest))
         certified = max(certified, min(radius, tree.bound))
         if tree.bound < radius:
@@ -101,25 +109,13 @@ def branch_and_bound(
     return certified
 
 
-@dataclass
-class _Limit:
-    branches: int
-    end: float
-
-    @property
-    def reached(self) -> bool:
-        return self.branches <= 0 or time.monotonic() >= self.end
-
-
 class _Tree:
     """Branches that together cover a ball, for every rival class."""
 
-    def __init__(
-        self, relaxation: Relaxation, rows: Tensor, slack: Tensor, ball: Ball, limit: _Limit
-    ) -> None:
+    def __init__(self, relaxation: Relaxation, gaps: Gaps, ball: Ball, limit: Limit) -> None:
         self.relaxation = relaxation
-        self.rows = rows
-        self.slack = slack
+        rows = self.rows = gaps.rows
+        self.slack = gaps.slack
         self.ball = ball
         self.limit = limit
         self._numbers = itertools.count()

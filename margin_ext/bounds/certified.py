@@ -14,6 +14,7 @@ from torch import Tensor
 from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
 from margin_ext.bounds.branch_and_bound import (
     BRANCHES_TOGETHER,
+    Limit,
     branch_and_bound,
     require_splittable,
 )
@@ -164,15 +165,8 @@ class Certified:
             relaxation, gaps, tolerance=2.0**-self.bisections, slopes=self.slopes
         )
         if self.branches and radius > 0:
-            radius = branch_and_bound(
-                relaxation,
-                gaps.rows,
-                gaps.slack,
-                certified=radius,
-                farthest=farthest,
-                branches=self.branches,
-                seconds=self.seconds,
-            )
+            limit = Limit(self.branches, self.seconds)
+            radius = branch_and_bound(relaxation, gaps, radius, farthest, limit)
         return radius
 
 

@@ -19,11 +19,16 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from margin_ext.bounds.all_classes import AllClasses
 from margin_ext.bounds.bound import BoundKind, BoundResult, register_bound
+from margin_ext.bounds.class_search import ClassSearch
 from margin_ext.bounds.logit_ratio import logit_ratio
+from margin_ext.bounds.margin_sketch import MarginSketch
 from margin_ext.functional import logit_gap
 from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.per_sample import per_sample
+from margin_ext.random_points import Draws
 from margin_ext.threat import ThreatModel, require_attackable
 
 __all__ = ["MinimumDistance", "SearchObjective"]
@@ -180,13 +185,8 @@ class MinimumDistance:
             if not left.numel():
                 continue
             start = inputs.detach().clone()
-            start[left] = search.threat.random_point(
-                inputs[left].detach(),
-                radius[left],
-                seed=self.seed,
-                stream=f"{self.name}{restart}",
-                indices=[numbers[i] for i in left.tolist()],
-            )
+            draws = Draws(self.seed, f"{self.name}{restart}", [numbers[i] for i in left.tolist()])
+            start[left] = search.threat.random_point(inputs[left].detach(), radius[left], draws)
             search.run(self.steps, start=start, radius=radius)
             if self.targets:
                 search.run_toward(search.classes_at_points(self.targets), self.steps // 2)
@@ -198,18 +198,11 @@ def _nearest_classes(
     model: Model, inputs: Tensor, label: Tensor, threat: ThreatModel, count: int
 ) -> list[Tensor]:
     """Classes [B] with the smallest first-order margins, nearest first."""
-    x = inputs.detach().requires_grad_()
-    logits = checked_logits(model, x)
-    order = class_order(logits, label)
-    ranks = order.shape[1]
-    margins = []
-    for rank in range(ranks):
-        gap = logit_gap(logits, label, nearest=order[:, rank]).gap
-        (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=rank + 1 < ranks)
-        margins.append(gap.detach() / threat.dual_norm(grad))
-    # 0 / 0 where the gap and its gradient vanish.
-    nearest = torch.stack(margins, dim=1).nan_to_num(math.inf).argsort(dim=1, stable=True)
-    return [order.gather(1, nearest[:, i : i + 1]).squeeze(1) for i in range(min(count, ranks))]
+    threats = [threat]
+    search = ClassSearch(model, inputs, label, threats, count=count)
+    if not search.by_sketch(MarginSketch(AllClasses(), threats)):
+        search.in_order(None)
+    return list(search.order.gather(1, search.nearest.rank[0]).unbind(dim=1))
 
 
 class _Search:
@@ -344,7 +337,7 @@ class _Search:
         with torch.no_grad():
             for _ in range(bisections):
                 middle = (low + high) / 2
-                x = center + offset * middle.reshape(-1, *[1] * (offset.dim() - 1))
+                x = center + offset * per_sample(middle, offset)
                 x = self.threat.clamp(x)
                 adversarial = logit_gap(checked_logits(self.model, x), label).gap <= 0
                 self._keep(active, x, self.threat.distance(x, center), adversarial)

@@ -24,7 +24,7 @@ from margin_ext.bounds.weibull_end_point import weibull_end_points
 from margin_ext.models.checked_logits import checked_logits, class_order, require_graph
 from margin_ext.models.evaluation_mode import Model
 from margin_ext.models.in_parts import InParts, memory_limit
-from margin_ext.random_points import sample_generator, unit_ball
+from margin_ext.random_points import Draws, unit_ball
 from margin_ext.threat import ThreatModel
 
 __all__ = ["Sampled", "SampledMargins"]
@@ -142,7 +142,7 @@ class Sampled:
         competitors = class_order(logits, label)[:, : self.nearest]
         gaps = logits.gather(1, label.unsqueeze(1)) - logits.gather(1, competitors)
         maxima = torch.zeros(*gaps.shape, self.blocks, dtype=gaps.dtype, device=gaps.device)
-        generators = [sample_generator(self.seed, self.name, i, inputs.device) for i in numbers]
+        generators = Draws(self.seed, self.name, numbers).generators(inputs.device)
         together = max(1, self.chunk // self.points)
         part = self._points_that_fit(model, inputs)
         for first in range(0, inputs.shape[0], together):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from margin_ext.checks import FLOAT_TYPES, shape_text
 from margin_ext.data.per_rank import PerRank
+from margin_ext.data.reading import Reading
 from margin_ext.data.shares import (
     Item,
     Share,
@@ -20,16 +21,12 @@ from margin_ext.data.shares import (
     share_of,
     target_digest,
 )
-from margin_ext.plain_numbers import whole_number
 from margin_ext.ranks import ALONE, Ranks
 from margin_ext.threat import DataRange, ThreatModel
 
-__all__ = ["Batch", "BatchFunction", "Batches"]
+__all__ = ["Batch", "Batches"]
 
 DEFAULT_BATCH_SIZE = 256
-
-# Takes inputs and target from whatever a loader yields.
-BatchFunction = Callable[[Any], tuple[Any, Any]]
 
 # Names under which libraries keep inputs and labels in a batch that is a dictionary.
 _INPUTS = ("inputs", "input", "image", "images", "pixel_values", "img", "x", "data")
@@ -69,7 +66,7 @@ class Batches:
     A DataLoader's own batches are split where they are larger, not merged where they are smaller.
 
     Example:
-        >>> batches = Batches((torch.rand(5, 2), torch.tensor([0, 1, 0, 1, 0])), batch_size=3)
+        >>> batches = Batches((torch.rand(5, 2), torch.tensor([0, 1, 0, 1, 0])), Reading(3))
         >>> [batch.inputs.shape for batch in batches]
         [torch.Size([3, 2]), torch.Size([2, 2])]
     """
@@ -77,14 +74,11 @@ class Batches:
     def __init__(
         self,
         data: Any,
+        reading: Reading | None = None,
+        ranks: Ranks = ALONE,
         *,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
-        batch_size: int | None = None,
-        limit: int | None = None,
-        data_range: DataRange | None = None,
-        batch_fn: BatchFunction | None = None,
-        ranks: Ranks = ALONE,
     ) -> None:
         """Take the samples of ``data``.
 
@@ -92,32 +86,26 @@ class Batches:
             data: A pair (inputs [N, ...], target [N]) of tensors, numpy arrays or pandas frames,
                 a Dataset, or any iterable of batches, such as a DataLoader. A batch is a pair
                 (inputs, target) or a dictionary with fields of such names.
+            reading: How; None: all of them, in the source's own batches.
+            ranks: The processes that share the data: each of them takes every n-th of the source's
+                batches, or all that it has where data is a `PerRank`.
             device: Where to put them; None: where they are.
             dtype: Type of the model's parameters: inputs in float64 become float32 for a float32
                 model, and narrower inputs become as wide as the model. None: as they are.
-            batch_size: Largest batch; None: the loader's own, 256 for arrays and data sets.
-            limit: Only the first ``limit`` samples.
-            data_range: Raise where inputs lie outside.
-            batch_fn: Takes (inputs, target) from a batch of another form, such as
-                ``lambda batch: (batch[0], batch[2])``.
-            ranks: The processes that share the data: each of them takes every n-th of the source's
-                batches, or all that it has where data is a `PerRank`.
         """
         self.data = data
         self.device = device
         self.dtype = dtype
-        self.batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
-        self.limit = None if limit is None else whole_number("limit", limit)
-        self.data_range = data_range
-        self.batch_fn = batch_fn
+        self.reading = Reading() if reading is None else reading
         self.ranks = ranks
         self._step, self._start = 1, 0
         if isinstance(data, PerRank):
             self._step, self._start = ranks.size, ranks.rank
             data, ranks = data.data, ALONE
-        self._source, total = _source(data, self.batch_size or DEFAULT_BATCH_SIZE, batch_fn, ranks)
+        self._source, total = _source(data, self.reading.batch_size or DEFAULT_BATCH_SIZE, ranks)
         self._seen = self._source.order
-        self.total = total if self.limit is None or total is None else min(total, self.limit)
+        limit = self.reading.limit
+        self.total = total if limit is None or total is None else min(total, limit)
 
     @property
     def order(self) -> str:
@@ -130,29 +118,30 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         self._seen = self._source.order
         first = self._start
+        limit, batch_fn = self.reading.limit, self.reading.batch_fn
         for item in self._source:
             one = item.batch
-            inputs, target = _pair(one if self.batch_fn is None else self.batch_fn(one))
+            inputs, target = _pair(one if batch_fn is None else batch_fn(one))
             first = first if item.first is None else item.first
             _require_promised(item, target)
-            if self.limit is not None:
-                left = max(0, math.ceil((self.limit - first) / self._step))
+            if limit is not None:
+                left = max(0, math.ceil((limit - first) / self._step))
                 inputs, target = inputs[:left], target[:left]
             if item.first is None and self.ranks.size > 1:
                 self._seen = target_digest(self._seen, target)
             if item.own:
                 yield from self._checked(first, inputs, target)
             first += self._step * target.shape[0]
-            if self.limit is not None and first >= self.limit:
+            if limit is not None and first >= limit:
                 return
         if first == 0 and self.ranks.size == 1:
             raise ValueError("the data has no samples")
 
     def _checked(self, first: int, inputs: Tensor, target: Tensor) -> Iterator[Batch]:
         """One batch of the source, in parts of at most ``batch_size``."""
-        _check(inputs, first, self.data_range)
+        _check(inputs, first, self.reading.data_range)
         target = _labels(target, first)
-        size = self.batch_size or max(inputs.shape[0], 1)
+        size = self.reading.batch_size or max(inputs.shape[0], 1)
         for x, y in zip(inputs.split(size), target.split(size), strict=True):
             if x.shape[0]:
                 dtype = _wanted(x.dtype, self.dtype)
@@ -181,9 +170,7 @@ def _require_promised(item: Item, target: Tensor) -> None:
         )
 
 
-def _source(
-    data: Any, batch_size: int, batch_fn: BatchFunction | None, ranks: Ranks
-) -> tuple[Share, int | None]:
+def _source(data: Any, batch_size: int, ranks: Ranks) -> tuple[Share, int | None]:
     """Where batches come from, and the number of this rank's samples where it is known."""
     if isinstance(data, (tuple, list)) and len(data) == 2 and _is_array(data[0]):
         share: Share = TensorShare(*_pair(data), batch_size, ranks)

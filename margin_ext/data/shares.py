@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Item", "Share", "StreamShare", "TensorShare", "share_of", "target_digest"]
 
+# What a loader of other batches takes over; the second only where it has workers.
+_LOADER_SETTINGS = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "generator")
+_WORKER_SETTINGS = ("timeout", "prefetch_factor", "multiprocessing_context")
+
 
 class Item(NamedTuple):
     """What a source yields.
@@ -134,23 +138,9 @@ def _keys(loader: DataLoader[Any]) -> list[Any]:
 
 def _loader_of(loader: DataLoader[Any], keys: Sequence[Any]) -> DataLoader[Any]:
     """The loader for batches of these keys only."""
-    workers: dict[str, Any] = {}
-    if loader.num_workers:
-        workers = {
-            "timeout": loader.timeout,
-            "prefetch_factor": loader.prefetch_factor,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=keys,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator,
-        **workers,
-    )
+    names = (*_LOADER_SETTINGS, *(_WORKER_SETTINGS if loader.num_workers else ()))
+    settings: dict[str, Any] = {name: getattr(loader, name) for name in names}
+    return DataLoader(loader.dataset, batch_sampler=keys, **settings)
 
 
 def target_digest(before: str, target: Tensor) -> str:

@@ -11,6 +11,7 @@ from margin_ext.functional.additive_margin_loss import additive_margin_loss
 from margin_ext.functional.attack_step import attack_step
 from margin_ext.functional.average_margin_loss import average_margin_loss
 from margin_ext.functional.class_gap import gap_cotangent
+from margin_ext.functional.class_margins import class_margins
 from margin_ext.functional.dual_direction import dual_direction
 from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.functional.linear_margin import linear_margin
@@ -23,13 +24,15 @@ from margin_ext.functional.sample_gap import (
     sample_margin_loss,
 )
 from margin_ext.functional.soft_gap import soft_gap
-from margin_ext.op_results import MarginLoss
+from margin_ext.op_results import ClassMargins, MarginLoss
 
 __all__ = [
+    "ClassMargins",
     "MarginLoss",
     "additive_margin_loss",
     "attack_step",
     "average_margin_loss",
+    "class_margins",
     "dual_direction",
     "first_order_margin",
     "gap_cotangent",

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from margin_ext.accumulation import accumulation_dtype
-from margin_ext.checks import check_grad, check_same_device
-from margin_ext.functional.first_order_margin import first_order_margin
+from margin_ext.checks import check_class_weight, check_grad, check_same_device
+from margin_ext.functional.fused_loss import fused_additive_loss
 from margin_ext.functional.labels import ClassLabels
-from margin_ext.functional.log_odds import log_odds
 from margin_ext.loss_settings import FormulaKeywords, LossSettings, formula_settings
 from margin_ext.op_results import MarginLoss
 
@@ -70,22 +67,6 @@ def additive_loss(
     """The same, with labels and settings as objects."""
     check_same_device("logits", logits, grad=grad)
     check_grad(grad, logits.shape[0])
-    odds = log_odds(
-        logits, labels.target, ignore_index=labels.ignore_index, validate=labels.validate
-    )
-    dtype = accumulation_dtype(logits, grad)
-    ones = torch.ones_like(odds, dtype=dtype)
-    norm = first_order_margin(
-        ones, grad, p=settings.p, eps=settings.eps, input_std=settings.input_std
-    ).norm
-    counted = labels.counted()
-    shift = torch.where(counted, tau * norm, 0.0).unsqueeze(1)
-    label = torch.where(counted, labels.target, 0).unsqueeze(1)
-    wide = logits.to(dtype)
-    lowered = wide.scatter_add(1, label, -shift.to(dtype))
-    term = labels.label_losses(lowered, settings) - labels.label_losses(wide, settings)
-    gap = odds.detach()
-    told = first_order_margin(
-        gap, grad.detach(), p=settings.p, eps=settings.eps, input_std=settings.input_std
-    ).margin
-    return labels.loss_of(logits, told, gap, norm.detach(), settings, term)
+    if labels.class_weight is not None:
+        check_class_weight(labels.class_weight, logits)
+    return fused_additive_loss(logits, labels.target, grad, tau, settings, labels.validate)

@@ -23,24 +23,29 @@ from margin_ext.norms import op_exponent
 from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
 
-__all__ = ["fused_loss"]
+__all__ = ["fused_additive_loss", "fused_loss"]
 
+# Of RegularizerKind in csrc/core/regularizer.h: it is no function of the margin.
+_ADDITIVE = 5
 _GRADIENT_SCALE = STATISTIC_NAMES.index("gradient_scale")
 
 
 def _op_settings(
-    settings: LossSettings,
+    settings: LossSettings, tau: float | None
 ) -> tuple[float, float, float, int, float, float, float, int]:
-    """The ops' arguments from q to ignore_index."""
-    phi = settings.phi
-    assert phi.code is not None
+    """The ops' arguments from q to ignore_index; tau: of the additive margin."""
+    code, lo, hi = _ADDITIVE, 0.0, tau
+    if hi is None:
+        phi = settings.phi
+        assert phi.code is not None
+        code, lo, hi = phi.code, phi.lo, phi.hi
     return (
         op_exponent(settings.p),
         settings.eps,
         settings.mu,
-        phi.code,
-        phi.lo,
-        phi.hi,
+        code,
+        lo,
+        hi,
         settings.label_smoothing,
         settings.ignore_index,
     )
@@ -63,6 +68,7 @@ class _AverageMarginLoss(torch.autograd.Function):
         class_weight: Tensor | None,
         input_scale: Tensor | None,
         settings: LossSettings,
+        tau: float | None,
         with_graph: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         half = torch.float16 in (logits.dtype, None if grad is None else grad.dtype)
@@ -75,12 +81,12 @@ class _AverageMarginLoss(torch.autograd.Function):
             nearest,
             class_weight,
             input_scale,
-            *_op_settings(settings),
+            *_op_settings(settings, tau),
             get_args(Reduction).index(settings.reduction),
             store and ctx.needs_input_grad[0],
             store and ctx.needs_input_grad[1],
         )
-        ctx.settings = settings
+        ctx.settings, ctx.tau = settings, tau
         ctx.stored = stored if store else None
         ctx.save_for_backward(logits, grad, target, nearest, class_weight, input_scale, statistics)
         ctx.mark_non_differentiable(margin, gap, norm, statistics)
@@ -89,7 +95,7 @@ class _AverageMarginLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 6
+        nothing = (None,) * 7
         if upstream is None:
             return None, None, *nothing
         need = ctx.needs_input_grad[:2]
@@ -126,7 +132,7 @@ def _recomputed_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
         nearest,
         class_weight,
         input_scale,
-        *_op_settings(settings),
+        *_op_settings(settings, ctx.tau),
         *ctx.needs_input_grad[:2],
     )
     return [g if n else None for g, n in zip(gradients, ctx.needs_input_grad[:2], strict=True)]
@@ -141,9 +147,7 @@ def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]
     grad = None if grad is None else grad.view_as(grad)
     std = None if input_scale is None else 1 / input_scale
     settings = replace(ctx.settings, weight=class_weight, input_std=std)
-    loss = fallback.average_margin_loss(
-        logits, target, grad, nearest=nearest, validate=False, **settings.keywords()
-    ).loss
+    loss = _reference_loss(logits, target, grad, nearest, settings, ctx.tau, validate=False).loss
     inputs = [logits, grad]
     wanted = [i for i, need in enumerate(ctx.needs_input_grad[:2]) if need]
     gradients = torch.autograd.grad(loss, [inputs[i] for i in wanted], upstream, create_graph=True)
@@ -151,6 +155,26 @@ def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]
     for i, gradient in zip(wanted, gradients, strict=True):
         found[i] = gradient
     return found
+
+
+def _reference_loss(
+    logits: Tensor,
+    target: Tensor,
+    grad: Tensor | None,
+    nearest: Tensor | None,
+    settings: LossSettings,
+    tau: float | None,
+    *,
+    validate: bool,
+) -> MarginLoss:
+    if tau is None:
+        return fallback.average_margin_loss(
+            logits, target, grad, nearest=nearest, validate=validate, **settings.keywords()
+        )
+    assert grad is not None
+    return fallback.additive_margin_loss(
+        logits, target, grad, tau=tau, validate=validate, **settings.formula_keywords()
+    )
 
 
 def fused_loss(
@@ -162,11 +186,28 @@ def fused_loss(
     validate: bool,
 ) -> MarginLoss:
     """:func:`margin_ext.average_margin_loss` for class labels [B], in one pass over the data."""
+    return _fused(logits, target, grad, nearest, settings, None, validate)
+
+
+def fused_additive_loss(
+    logits: Tensor, target: Tensor, grad: Tensor, tau: float, settings: LossSettings, validate: bool
+) -> MarginLoss:
+    """:func:`margin_ext.functional.additive_margin_loss`, in one pass over the data."""
+    return _fused(logits, target, grad, None, settings, tau, validate)
+
+
+def _fused(
+    logits: Tensor,
+    target: Tensor,
+    grad: Tensor | None,
+    nearest: Tensor | None,
+    settings: LossSettings,
+    tau: float | None,
+    validate: bool,
+) -> MarginLoss:
     if not compiled_for(logits):
         validate = validate or labels_readable(logits)
-        return fallback.average_margin_loss(
-            logits, target, grad, nearest=nearest, validate=validate, **settings.keywords()
-        )
+        return _reference_loss(logits, target, grad, nearest, settings, tau, validate=validate)
     weight, std = settings.weight, settings.input_std
     check_same_device("logits", logits, target=target, grad=grad, class_weight=weight)
     check_class_labels(logits, target, nearest, settings.ignore_index, validate)
@@ -182,6 +223,7 @@ def fused_loss(
             None if weight is None else weight.to(accumulation_dtype(logits)),
             None if std is None or grad is None else flat_channel_scale(std, grad),
             settings,
+            tau,
             torch.is_grad_enabled(),
         )
     except (TypeError, ValueError):

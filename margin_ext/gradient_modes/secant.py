@@ -119,9 +119,8 @@ class Secant(GradientMode):
                     refuse_nan(logits, "Secant", validate=objective.options.validate)
                 nearest = runner_up.nearest(logits, inputs, labels)
             grad = objective.input_gradient(logits, inputs, labels, nearest, create_graph=False)
-            inputs = threat.attack_step(
-                inputs.detach(), grad, -length, center=center, radius=radius
-            )
+            moved = threat.step(grad, -length, inputs.detach())
+            inputs = threat.project(moved, center, radius).to(center.dtype)
         return inputs
 
 

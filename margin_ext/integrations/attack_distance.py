@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from margin_ext.bounds import BoundKind
     from margin_ext.models.evaluation_mode import Model
-    from margin_ext.threat import ThreatModel
+    from margin_ext.per_sample import per_sample
+from margin_ext.threat import ThreatModel
 
 __all__ = ["AttackDistance"]
 
@@ -94,15 +95,11 @@ class AttackDistance:
             )
         point = found.detach().to(inputs)
         finite = point.flatten(1).isfinite().all(dim=1)
-        point = torch.where(_each(finite, point), point, inputs)
+        point = torch.where(per_sample(finite, point), point, inputs)
         inside = threat.clamp(point)
         near = (inside - point).abs().flatten(1).amax(dim=1) <= _ROUNDING
         with torch.no_grad():
             wrong = logit_gap(model(inside), label).gap <= 0
         good = finite & near & wrong
         distance = torch.where(good, threat.distance(inside, inputs), math.inf)
-        return BoundResult(distance, torch.where(_each(good, inside), inside, inputs))
-
-
-def _each(mask: Tensor, values: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (values.dim() - 1))
+        return BoundResult(distance, torch.where(per_sample(good, inside), inside, inputs))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from margin_ext.integrations.margin_figures import margin_figures
+from margin_ext.integrations.margin_figures import FigureOptions, margin_figures
 from margin_ext.integrations.required import required
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ class MarginCallback(Callback):
         self.model = model
         self.limit = limit
         self.every = every
-        self.eps = tuple(eps)
-        self.measure_options = measure_options or {}
-        self.attack_options = attack_options or {}
+        self.options = FigureOptions(tuple(eps), measure_options, attack_options)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log, but not in the sanity check before training."""
@@ -72,10 +70,9 @@ class MarginCallback(Callback):
         figures = margin_figures(
             pl_module if self.model is None else self.model(pl_module),
             self._data(trainer),
-            eps=self.eps,
-            measure_options={"limit": self.limit, "device": pl_module.device}
-            | self.measure_options,
-            attack_options={"limit": self.limit, "device": pl_module.device} | self.attack_options,
+            self.options,
+            limit=self.limit,
+            device=pl_module.device,
         )
         counted = torch.tensor([figures.samples], dtype=torch.float64, device=pl_module.device)
         values = torch.tensor(

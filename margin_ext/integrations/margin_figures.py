@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from margin_ext.measurement import measure, robust_accuracy
+from margin_ext.threat import check_radius
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from margin_ext.models.evaluation_mode import Model
 
-__all__ = ["MarginFigures", "margin_figures"]
+__all__ = ["FigureOptions", "MarginFigures", "margin_figures"]
 
 
 class MarginFigures(NamedTuple):
@@ -26,33 +28,48 @@ class MarginFigures(NamedTuple):
     values: Mapping[str, float]
 
 
-def margin_figures(
-    model: Model,
-    data: Any,
-    *,
-    eps: Sequence[float] = (),
-    measure_options: Mapping[str, Any] | None = None,
-    attack_options: Mapping[str, Any] | None = None,
-) -> MarginFigures:
+@dataclass(frozen=True)
+class FigureOptions:
+    """How the figures are measured.
+
+    Attributes:
+        eps: Radii of robust accuracy; empty: it is not measured.
+        measure: Further arguments of :func:`margin_ext.measure`.
+        attack: Further arguments of :func:`margin_ext.robust_accuracy`.
+
+    Raises:
+        ValueError: A radius is negative or infinite.
+    """
+
+    eps: Sequence[float] = ()
+    measure: Mapping[str, Any] | None = None
+    attack: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for radius in self.eps:
+            check_radius(radius)
+
+
+def margin_figures(model: Model, data: Any, options: FigureOptions, **common: Any) -> MarginFigures:
     """Measure one norm, and robust accuracy where there are radii.
 
     Args:
         model: As in :func:`margin_ext.measure`.
         data: As there.
-        eps: Radii of robust accuracy.
-        measure_options: Further arguments of :func:`margin_ext.measure`.
-        attack_options: Further arguments of :func:`margin_ext.robust_accuracy`.
+        options: How they are measured.
+        **common: Arguments of both measurements where the options name no other.
     """
-    report = measure(model, data, **{"progress": False, **(measure_options or {})})
+    quiet = {"progress": False, **common}
+    report = measure(model, data, **{**quiet, **(options.measure or {})})
     total = report.summary()
     values = {
         "average": float(total.average),
         "minimum": float(total.minimum),
         "accuracy": float(report.accuracy),
     }
-    if eps:
-        options = {"progress": False, "diagnose_masking": False, **(attack_options or {})}
-        robust = robust_accuracy(model, data, eps, **options)
+    if options.eps:
+        settings = {"diagnose_masking": False, **quiet, **(options.attack or {})}
+        robust = robust_accuracy(model, data, options.eps, **settings)
         named = zip(robust.eps, robust.curve("worst"), strict=True)
-        values |= {f"robust_accuracy_{radius:g}": share for radius, share in named}
+        values |= {f"robust_accuracy_{radius:g}": fraction for radius, fraction in named}
     return MarginFigures(len(report.target), values)

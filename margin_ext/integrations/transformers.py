@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from margin_ext.integrations.margin_figures import margin_figures
+from margin_ext.integrations.margin_figures import FigureOptions, margin_figures
 from margin_ext.integrations.required import required
 from margin_ext.measurement.split_models import is_split
 from margin_ext.ranks import all_ranks
@@ -194,9 +194,7 @@ class MarginTrainerCallback(TrainerCallback):
     ) -> None:
         self.data = data
         self.input_name = input_name
-        self.eps = tuple(eps)
-        self.measure_options = measure_options or {}
-        self.attack_options = attack_options or {}
+        self.options = FigureOptions(tuple(eps), measure_options, attack_options)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, metrics: Any, **kwargs: Any
@@ -204,13 +202,8 @@ class MarginTrainerCallback(TrainerCallback):
         """Measure, and add to ``metrics``."""
         # The Trainer calls it on all ranks, which such a model asks for.
         ranks = {"ranks": all_ranks()} if is_split(model) else {}
-        figures = margin_figures(
-            InputLogits(model, self.input_name),
-            self.data,
-            eps=self.eps,
-            measure_options={**ranks, **self.measure_options},
-            attack_options={**ranks, **self.attack_options},
-        )
+        shown = InputLogits(model, self.input_name)
+        figures = margin_figures(shown, self.data, self.options, **ranks)
         values = {f"eval_margin_{name}": value for name, value in figures.values.items()}
         metrics.update(values)
         state.log_history.append({**values, "step": state.global_step})

@@ -16,7 +16,7 @@ from margin_ext.modules_behind import modules_behind
 from margin_ext.output.exclusive import exclusive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import torch
@@ -54,8 +54,11 @@ class Measurement(Protocol):
         """The batch in parts that are measured one after the other."""
         ...
 
-    def columns(self, batch: Batch) -> Columns:
-        """Every value of the batch's samples [B, ...], by name."""
+    def columns(self, batch: Batch, progress: Callable[[float], None]) -> Columns:
+        """Every value of the batch's samples [B, ...], by name.
+
+        ``progress`` may be told what part of the batch is done, from 0 to 1.
+        """
         ...
 
     def seen(self, batch: Batch, columns: Columns) -> None:
@@ -136,15 +139,16 @@ def collect(
                 )
             )  # fmt: skip
             measurement.begin()
-            first = next(samples, None)
+            in_order = iter(samples)
+            first = next(in_order, None)
             if path is not None and first is not None and first.first == 0:
                 looked_at = first.part(0, FINGERPRINTED)
                 partial.require_same_model(looked_at, measurement.fingerprint(looked_at))
             # No other rank goes on before rank 0 has seen that the model is the file's.
             meeting.exchange()
-            for whole in chain([] if first is None else [first], samples):
+            for whole in chain([] if first is None else [first], in_order):
                 meeting.check()
-                _measure_batch(measurement, whole, partial)
+                _measure_batch(measurement, whole, partial, samples.done)
             passed = partial.passed()
             found = meeting.exchange((*passed, partial.elapsed(), batches.order))
         finally:
@@ -160,16 +164,31 @@ def collect(
     return Collected(columns, max(seconds for *_, seconds, _ in found))
 
 
-def _measure_batch(measurement: Measurement, whole: Batch, partial: PartialResults) -> None:
+def _measure_batch(
+    measurement: Measurement,
+    whole: Batch,
+    partial: PartialResults,
+    done: Callable[[float], None],
+) -> None:
+    """Measure what is not known; ``done`` is told how many samples of the batch are."""
+    count = 0
     for piece, known in partial.pieces(whole):
         if known is not None:
             partial.take(known)
             measurement.seen(piece, known)
+            count += piece.target.shape[0]
             continue
         for part in measurement.parts(piece):
-            columns = measurement.columns(part)
+            size = part.target.shape[0]
+            columns = measurement.columns(part, _within(done, count, size))
             partial.append(part, columns)
             measurement.seen(part, columns)
+            count += size
+
+
+def _within(done: Callable[[float], None], before: int, size: int) -> Callable[[float], None]:
+    """From the progress within a part to the samples of the batch that are done."""
+    return lambda share: done(before + size * share)
 
 
 def _require_same(meeting: Together, own: Mapping[str, Any]) -> None:

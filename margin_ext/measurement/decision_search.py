@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from margin_ext.per_sample import per_sample
 from margin_ext.threat import ThreatModel
 
 __all__ = ["DECISION_QUERIES", "decision_search"]
@@ -53,12 +54,12 @@ def decision_search(
         for _ in range(_STEPS):
             moved = threat.clamp(threat.step(normal, length, point))
             success = ~stepped & adversarial(moved)
-            trial = torch.where(_rows(success, x), moved, trial)
+            trial = torch.where(per_sample(success, x), moved, trial)
             stepped |= success
             length = torch.where(stepped, length, length / 2)
         found = _toward(adversarial, x, trial, threat)
         nearer = threat.distance(found, x) < distance
-        point = torch.where(_rows(nearer, x), found, point)
+        point = torch.where(per_sample(nearer, x), found, point)
         distance = threat.distance(point, x)
     return distance, point
 
@@ -72,18 +73,18 @@ def _normal(
 ) -> Tensor:
     """Where the decisions turn adversarial around the points [B, ...], from random directions."""
     total, weighted, spread = x.new_zeros(x.shape[0]), torch.zeros_like(x), torch.zeros_like(x)
-    radius = _rows(_AROUND * torch.linalg.vector_norm((point - x).flatten(1), dim=1), x)
+    radius = per_sample(_AROUND * torch.linalg.vector_norm((point - x).flatten(1), dim=1), x)
     for _ in range(_DRAWS):
         direction = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
-        direction = direction / _rows(
+        direction = direction / per_sample(
             torch.linalg.vector_norm(direction.flatten(1), dim=1), direction
         )
         decided = adversarial(threat.clamp(point + radius * direction)).to(x.dtype)
         total += decided
-        weighted += _rows(decided, x) * direction
+        weighted += per_sample(decided, x) * direction
         spread += direction
     # Decisions minus their mean: otherwise a majority drowns the direction.
-    return weighted - _rows(total / _DRAWS, x) * spread
+    return weighted - per_sample(total / _DRAWS, x) * spread
 
 
 def _toward(
@@ -93,13 +94,9 @@ def _toward(
     low, high = x.new_zeros(x.shape[0]), x.new_ones(x.shape[0])
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        wrong = adversarial(threat.clamp(x + _rows(middle, x) * (point - x)))
+        wrong = adversarial(threat.clamp(x + per_sample(middle, x) * (point - x)))
         high = torch.where(wrong, middle, high)
         low = torch.where(wrong, low, middle)
-    found = threat.clamp(x + _rows(high, x) * (point - x))
+    found = threat.clamp(x + per_sample(high, x) * (point - x))
     # Rounding of the last point must not leave the adversarial side.
-    return torch.where(_rows(adversarial(found), x), found, point)
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+    return torch.where(per_sample(adversarial(found), x), found, point)

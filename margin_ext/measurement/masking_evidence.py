@@ -17,10 +17,12 @@ from torch import Tensor
 from margin_ext.attacks.pgd import PGD, attack_gradient
 from margin_ext.bounds import MinimumDistance
 from margin_ext.functional import logit_gap
+from margin_ext.measurement.balls import Balls
 from margin_ext.measurement.decision_search import DECISION_QUERIES, decision_search
 from margin_ext.measurement.masking import MaskingSigns
 from margin_ext.models.checked_logits import checked_logits
 from margin_ext.models.evaluation_mode import Model, evaluation_mode
+from margin_ext.per_sample import per_sample
 from margin_ext.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -109,24 +111,20 @@ def _moved(value: Any, device: torch.device | str | None) -> Any:
 def gather_evidence(
     model: Model,
     samples: EvidenceSamples,
-    *,
-    threat: ThreatModel,
-    radii: Sequence[float],
-    seed: int,
+    balls: Balls,
     transfer: Model | None = None,
 ) -> MaskingEvidence | None:
     """Everything that the diagnosis looks at; None without a correct sample.
 
     Args:
         model: In eval mode.
-        samples: Chosen from the data.
-        threat: The norm and the data range.
-        radii: Of the robust accuracies.
-        seed: Of the second search.
+        samples: Chosen from the data. Their seed is that of the second search too.
+        balls: Those of the robust accuracies.
         transfer: Another model; adversarial examples made on it are tried on this one.
     """
     if not samples.kept:
         return None
+    threat, radii, seed = balls.threat, balls.radii, samples.seed
     chosen = sorted(samples.kept, key=lambda one: one.number)
     indices = [one.number for one in chosen]
     x = torch.stack([one.inputs for one in chosen])
@@ -204,10 +202,6 @@ def _gap(model: Model, x: Tensor, y: Tensor) -> Tensor:
     return gap
 
 
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.dim() - 1)).to(like.dtype)
-
-
 def _lines(
     model: Model, x: Tensor, y: Tensor, threat: ThreatModel
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,10 +218,14 @@ def _lines(
     low, high = torch.zeros_like(length), torch.ones_like(length)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        adversarial = _gap(model, x + _rows(middle, x) * toward, y) <= 0
+        adversarial = _gap(model, x + per_sample(middle.to(x.dtype), x) * toward, y) <= 0
         high = torch.where(adversarial, middle, high)
         low = torch.where(adversarial, low, middle)
-    return torch.where(exists, high * length, math.inf), exists, x + _rows(high, x) * toward
+    return (
+        torch.where(exists, high * length, math.inf),
+        exists,
+        x + per_sample(high.to(x.dtype), x) * toward,
+    )
 
 
 def _fall(
@@ -273,7 +271,7 @@ def _jump(
     inside, outside = gap, _gap(model, threat.clamp(x + offset), y)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        at_middle = _gap(model, threat.clamp(x + _rows(middle, x) * offset), y)
+        at_middle = _gap(model, threat.clamp(x + per_sample(middle.to(x.dtype), x) * offset), y)
         adversarial = at_middle <= 0
         high = torch.where(adversarial, middle, high)
         low = torch.where(adversarial, low, middle)
@@ -303,7 +301,7 @@ def _transfer(
         length = threat.distance(found, x)
         stretch = torch.where(length > 0, eps / length, 0.0)
         radius = torch.full_like(length, eps)
-        point = threat.project(x + _rows(stretch, x) * (found - x), x, radius)
+        point = threat.project(x + per_sample(stretch.to(x.dtype), x) * (found - x), x, radius)
         broken = (_gap(model, point, y) <= 0) & robust[:, column]
         largest = max(largest, _mean(broken))
     return largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from margin_ext.bounds.all_classes import AllClasses
 from margin_ext.bounds.bound import Bound, resolve_bounds
 from margin_ext.bounds.first_order import (
     ClassRule,
@@ -19,9 +21,11 @@ from margin_ext.bounds.first_order import (
     first_order_margins,
 )
 from margin_ext.bounds.linear import is_linear
-from margin_ext.data.batches import Batch, Batches, BatchFunction
+from margin_ext.bounds.margin_sketch import MarginSketch
+from margin_ext.data.batches import Batch, Batches
+from margin_ext.data.reading import BatchFunction, Reading
 from margin_ext.measurement.collect import Collected, Place, collect
-from margin_ext.measurement.memory import parse_memory, samples_that_fit
+from margin_ext.measurement.memory import parse_memory, rows_that_fit, samples_that_fit
 from margin_ext.measurement.report import (
     NORM_COLUMNS,
     SAMPLE_COLUMNS,
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["measure", "threat_norms"]
+
+# Bytes for each class and norm of a sample that a search among all classes holds.
+_HELD = 96
 
 
 def threat_norms(p: float | str | Sequence[float | str]) -> tuple[float, ...]:
@@ -90,7 +97,10 @@ def measure(
         model: A module, or any function from inputs [B, ...] to logits [B, C].
         data: Tensors (inputs, target), a Dataset, a DataLoader or an iterable of batches.
         p: Threat norm or norms, at least 1; all are measured in one pass.
-        classes: Classes that compete with the label: "all", "runner_up" or the top k.
+        classes: Classes that compete with the label: "all", "runner_up" or the top k. "all" is
+            :class:`margin_ext.bounds.AllClasses`: of many classes most are shown by random
+            directions to be farther than the nearest, with probability 1 - 1e-6 for each sample,
+            and the rest are computed.
         signed: From the label, negative where misclassified. False: from the predicted class, as
             the authors report; then misclassified samples count as positive.
         input_std: The loader's standard deviation(s), for margins in pixel units.
@@ -137,30 +147,25 @@ def measure(
     """
     with Together(ranks) as meeting:
         norms = threat_norms(p)
-        if not isinstance(classes, str):
+        if not isinstance(classes, (str, AllClasses)):
             classes = whole_number("classes", classes)
         check_class_rule(classes)
         seed = whole_number("seed", seed, least=0)
         function = logits_function(model, call, logits_fn)
+        threats = [ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms]
         measurement = _Measurement(
             function,
-            threats=[ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms],
+            threats=threats,
             classes=classes,
             signed=bool(signed),
+            sketch=_sketch(classes, threats, seed),
             norm_bound=_norm_bounds(norm_bound, norms),
             bounds=resolve_bounds(bounds or (), seed=seed),
             seed=seed,
             max_memory=max_memory,
         )
         measurement.check()
-        batches = Batches(
-            data,
-            batch_size=batch_size,
-            limit=limit,
-            data_range=data_range,
-            batch_fn=batch_fn,
-            ranks=ranks,
-        )
+        batches = Batches(data, Reading(batch_size, limit, data_range, batch_fn), ranks)
         place = Place(
             device, "margins", progress, None if resume is None else Path(resume), save_every
         )
@@ -168,6 +173,7 @@ def measure(
             found = collect(measurement, batches, place, meeting)
     report = measurement.report(found)
     _warn_without_gradient(report, ranks)
+    _warn_of_search(measurement.sketch)
     return report
 
 
@@ -182,6 +188,7 @@ class _Measurement:
     norm_bound: Sequence[float] | None
     bounds: Sequence[Bound]
     seed: int
+    sketch: MarginSketch | None = None
     max_memory: int | str | None = None
     # Known once the model is in evaluation mode.
     linear: bool = False
@@ -197,13 +204,18 @@ class _Measurement:
         threat = self.threats[0].settings()
         return {
             "p": [one.name for one in self.threats],
-            "classes": self.classes,
+            **self._class_settings(),
             "signed": self.signed,
             "input_std": threat["input_std"],
             "data_range": threat["data_range"],
             "seed": self.seed,
             **{bound.name: bound.settings() for bound in self.bounds},
         }
+
+    def _class_settings(self) -> dict[str, Any]:
+        if self.sketch is None:
+            return {"classes": self.classes}
+        return {"classes": "all", "search": self.sketch.options.settings()}
 
     def begin(self) -> None:
         """See whether the model, now in evaluation mode, is linear."""
@@ -215,7 +227,11 @@ class _Measurement:
             return [batch]
         if not isinstance(self.model, InParts):
             # The first batch decides. What bounds hold in addition they fit into the memory.
-            size = samples_that_fit(self.model, batch.inputs, self.max_memory)
+            # Of a sketch a few numbers for each class are held until the margins are found.
+            held = 0 if self.sketch is None else _HELD * len(self.threats)
+            size = samples_that_fit(self.model, batch.inputs, self.max_memory, held)
+            if self.sketch is not None:
+                self.sketch.fit = functools.partial(rows_that_fit, memory=self.max_memory)
             self.model = InParts(self.model, size, parse_memory(self.max_memory))
         size = self.model.size
         return [batch.part(start, size) for start in range(0, batch.target.shape[0], size)]
@@ -223,20 +239,24 @@ class _Measurement:
     def seen(self, batch: Batch, columns: Mapping[str, NDArray[Any]]) -> None:
         """Nothing is needed beyond the columns."""
 
-    def first_order(self, batch: Batch) -> FirstOrderMargins:
+    def first_order(
+        self, batch: Batch, classes: ClassRule, progress: Callable[[float], None]
+    ) -> FirstOrderMargins:
         """First-order margins of the batch's samples."""
         return first_order_margins(
             self.model,
             batch.inputs,
             batch.target if self.signed else None,
             threats=self.threats,
-            classes=self.classes,
+            classes=classes,
             norm_bound=self.norm_bound,
+            sketch=self.sketch,
+            progress=progress,
         )
 
     def fingerprint(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """What tells this model from others on a few samples."""
-        found = self.first_order(batch)
+        found = self.first_order(batch, "runner_up", _untold)
         values = {
             "logits": found.logits,
             "first-order margins": found.margin.T,
@@ -244,17 +264,25 @@ class _Measurement:
         }
         return {name: value.double().cpu().numpy() for name, value in values.items()}
 
-    def columns(self, batch: Batch) -> dict[str, NDArray[Any]]:
+    def columns(self, batch: Batch, progress: Callable[[float], None]) -> dict[str, NDArray[Any]]:
         """Every value of the batch's samples by its column in the report."""
-        found = self.first_order(batch)
+        share = 1 / (1 + len(self.threats) * len(self.bounds))
+        found = self.first_order(batch, self.classes, lambda done: progress(share * done))
         prediction = found.logits.argmax(dim=1)
         label = batch.target if self.signed else prediction
         right = found.gap > 0
         # A tie counts as misclassified: the gap must be positive.
-        values = (batch.target, prediction, right & (label == batch.target), found.gap)
-        columns = dict(zip(SAMPLE_COLUMNS, (*values, found.runner_up), strict=True))
+        correct = right & (label == batch.target)
+        own_values = (batch.target, prediction, correct, found.gap, found.runner_up)
+        search = (
+            found.gradients,
+            torch.full_like(label, found.directions),
+            torch.full_like(correct, found.by_differences),
+        )
+        columns = dict(zip(SAMPLE_COLUMNS, (*own_values, *search), strict=True))
         for row, threat in enumerate(self.threats):
-            own = (found.margin[row], found.nearest_class[row], found.norm[row])
+            of_class = (found.margin, found.nearest_class, found.nearest_rank, found.norm)
+            own = [values[row] for values in of_class]
             of_norm = dict(zip(NORM_COLUMNS, own, strict=True))
             for bound in self.bounds:
                 of_norm[bound.name] = self._distances(bound, batch, label, right, threat)
@@ -277,18 +305,30 @@ class _Measurement:
 
     def report(self, found: Collected) -> MarginReport:
         """The report of everything measured."""
-        columns = found.columns
+        columns, settings = found.columns, self.settings()
         kinds = {bound.name: bound.kind for bound in self.bounds}
         return MarginReport(
             **{name: columns[name] for name in SAMPLE_COLUMNS},
             norms={one.p: NormMargins.of(one.p, columns, kinds) for one in self.threats},
             signed=self.signed,
-            classes=self.classes,
+            classes=settings["classes"],
             titles={bound.name: bound.title for bound in self.bounds},
-            exact=self.linear and self.classes == "all",
-            settings=self.settings(),
+            exact=self.linear and settings["classes"] == "all",
+            settings=settings,
             seconds=found.seconds,
         )
+
+
+def _untold(_: float) -> None:
+    """Progress that nobody looks at."""
+
+
+def _sketch(classes: ClassRule, threats: Sequence[ThreatModel], seed: int) -> MarginSketch | None:
+    """How all classes are looked at; None where not all of them are."""
+    if classes != "all" and not isinstance(classes, AllClasses):
+        return None
+    options = classes if isinstance(classes, AllClasses) else AllClasses()
+    return MarginSketch(options, threats, seed=seed)
 
 
 def _norm_bounds(
@@ -300,6 +340,11 @@ def _norm_bounds(
     if len(values) != len(norms) or not all(value > 0 for value in values):
         raise ValueError(f"norm_bound must be positive, one for each of {len(norms)} norms")
     return values
+
+
+def _warn_of_search(sketch: MarginSketch | None) -> None:
+    if sketch is not None and sketch.told is not None:
+        warnings.warn(sketch.told, stacklevel=3)
 
 
 def _warn_without_gradient(report: MarginReport, ranks: Ranks) -> None:

@@ -17,8 +17,38 @@ if TYPE_CHECKING:
 
     from margin_ext.data.batches import Batch, Batches
     from margin_ext.models.evaluation_mode import Model
+    from margin_ext.output.progress_bar import Progress
 
-__all__ = ["measuring", "usable_device"]
+__all__ = ["Samples", "measuring", "usable_device"]
+
+# Progress is counted in these parts of a sample, which add up without rounding.
+_PARTS = 8
+
+
+class Samples:
+    """The batches to measure, with the progress that is shown."""
+
+    def __init__(self, model: Model, batches: Batches, bar: Progress) -> None:
+        self._model, self._batches, self._bar = model, batches, bar
+        self._shown = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches in order. The first one is used to look at the model."""
+        looked = False
+        for batch in self._batches:
+            if not looked:
+                require_measurable(self._model, batch.inputs)
+                looked = True
+            self._shown = 0.0
+            yield batch
+            self.done(batch.target.shape[0])
+
+    def done(self, samples: float) -> None:
+        """Show that so many samples of the current batch are done; parts of one count."""
+        reached = int(samples * _PARTS) / _PARTS
+        if reached > self._shown:
+            self._bar.update(reached - self._shown)
+            self._shown = reached
 
 
 @contextmanager
@@ -29,12 +59,11 @@ def measuring(
     device: torch.device | str | None = None,
     title: str = "margins",
     progress: bool | None = None,
-) -> Iterator[Iterator[Batch]]:
+) -> Iterator[Samples]:
     """Batches of the data, while the model is in evaluation mode.
 
-    The first batch is used to look at the model (:func:`require_measurable`). Model, random states
-    and the generators of the loader are restored at the end. Where ranks share the data, these are
-    this rank's batches, and only rank 0 shows the bar.
+    Model, random states and the generators of the loader are restored at the end. Where ranks share
+    the data, these are this rank's batches, and only rank 0 shows the bar.
 
     Args:
         model: The function to measure.
@@ -46,19 +75,9 @@ def measuring(
     batches.device = model_device(model) if device is None else usable_device(device)
     batches.dtype = model_dtype(model)
     bar = progress_bar(batches.total, title, progress if batches.ranks.is_main else False)
-
-    def checked() -> Iterator[Batch]:
-        looked = False
-        for batch in batches:
-            if not looked:
-                require_measurable(model, batch.inputs)
-                looked = True
-            yield batch
-            bar.update(batch.target.shape[0])
-
     try:
         with evaluation_mode(model), kept_generators(batches.data):
-            yield checked()
+            yield Samples(model, batches, bar)
     finally:
         bar.close()
 

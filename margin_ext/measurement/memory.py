@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from margin_ext.bounds.logit_derivatives import forward_mode
+
 if TYPE_CHECKING:
     from margin_ext.models.evaluation_mode import Model
 
-__all__ = ["PeakMemory", "parse_memory", "samples_that_fit"]
+__all__ = ["PeakMemory", "parse_memory", "rows_that_fit", "samples_that_fit"]
 
 _UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 # Work space of kernels that allocate it where PyTorch does not see it.
@@ -83,7 +85,7 @@ def _counts(thing: Any) -> bool:
     return isinstance(thing, Tensor) and thing.layout == torch.strided
 
 
-def samples_that_fit(model: Model, inputs: Tensor, memory: Any) -> int:
+def samples_that_fit(model: Model, inputs: Tensor, memory: Any, a_class: int = 0) -> int:
     """Largest batch whose forward and backward pass stay within ``memory``, without the weights.
 
     Found by running one and two of the samples.
@@ -92,13 +94,37 @@ def samples_that_fit(model: Model, inputs: Tensor, memory: Any) -> int:
         model: In evaluation mode.
         inputs: [B, ...], the first samples.
         memory: Bytes, or such as "2GB".
+        a_class: Bytes that the caller holds for each class of a sample.
     """
     allowed = parse_memory(memory) / _UNSEEN
     sample = inputs[:1].detach()
     one, two = (_peak(model, torch.cat([sample] * copies)) for copies in (1, 2))
     a_sample = max(two - one, sample.nbytes) + _COPIES * sample.nbytes
+    if a_class:
+        with torch.no_grad():
+            a_sample += a_class * model(sample).shape[1]
     always = max(one - (two - one), 0)
     return max(1, int((allowed - always) // a_sample))
+
+
+def rows_that_fit(model: Model, inputs: Tensor, held: int, *, memory: Any) -> int:
+    """Samples times directions whose derivatives can be computed at once within ``memory``.
+
+    Args:
+        model: In evaluation mode.
+        inputs: [B, ...], the first samples.
+        held: Bytes for each sample that hold what was computed.
+        memory: Bytes, or such as "2GB".
+    """
+    allowed = parse_memory(memory) / _UNSEEN
+    sample = inputs[:1].detach()
+    with PeakMemory() as one:
+        try:
+            forward_mode(model, sample, sample.clone())
+        # By differences, whose forward passes need less than one with a graph.
+        except Exception:
+            return samples_that_fit(model, inputs, memory)
+    return max(1, int(allowed // (one.peak + _COPIES * sample.nbytes + held)))
 
 
 def _peak(model: Model, batch: Tensor) -> int:

@@ -29,8 +29,17 @@ __all__ = ["MarginReport", "NormMargins"]
 
 # The columns of a report: those of a sample, and those of a sample in one norm, each of which is
 # followed by the norm's name, such as margin_l2. Bounds add a column of their own name.
-SAMPLE_COLUMNS = ("target", "prediction", "correct", "gap", "runner_up")
-NORM_COLUMNS = ("margin", "nearest_class", "norm")
+SAMPLE_COLUMNS = (
+    "target",
+    "prediction",
+    "correct",
+    "gap",
+    "runner_up",
+    "gradients",
+    "directions",
+    "by_differences",
+)
+NORM_COLUMNS = ("margin", "nearest_class", "nearest_rank", "norm")
 
 
 def norm_columns(p: float, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +60,7 @@ class NormMargins:
         p: Threat norm.
         margin: First-order margin [N], signed or unsigned as the report says.
         nearest_class: The class that attains it [N].
+        nearest_rank: Its place among the other classes by logit [N]; 1 is the runner-up.
         norm: Dual norm of that class's gap gradient [N].
         bounds: The distances [N] of the bounds that were measured, by name. 0 where the sample
             is already on the wrong side, infinite where a search found nothing.
@@ -60,6 +70,7 @@ class NormMargins:
     p: float
     margin: NDArray[Any]
     nearest_class: NDArray[np.int64]
+    nearest_rank: NDArray[np.int64]
     norm: NDArray[Any]
     bounds: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     kinds: Mapping[str, BoundKind] = field(default_factory=dict)
@@ -99,6 +110,13 @@ class NormMargins:
         upper = [values for name, values in self.bounds.items() if self.kinds[name] == "upper"]
         return np.minimum.reduce(upper) if upper else None
 
+    def share_beyond(self, classes: int) -> float:
+        """Fraction of the samples whose nearest class is not among so many largest other logits.
+
+        Only these classes, ``measure(classes=...)``, would give them too large a margin.
+        """
+        return float((self.nearest_rank > classes).mean())
+
     def share_above_upper(self, values: NDArray[Any], correct: NDArray[np.bool_]) -> float:
         """Fraction of the correct samples on which values [N] exceed the smallest upper bound.
 
@@ -123,6 +141,10 @@ class MarginReport:
         correct: Whether the gap to every class is positive [N].
         gap: Logit gap from the reference class [N]: the label, or unsigned the prediction.
         runner_up: The class of the gap [N].
+        gradients: How many classes' gradients were computed [N].
+        directions: Random directions that showed the other classes to be farther [N]; 0: nothing
+            is left to chance.
+        by_differences: These rest on finite differences, whose error was estimated [N].
         norms: One entry a threat norm.
         signed: Measured from the label (negative where misclassified), or unsigned from the
             prediction, as the authors report.
@@ -138,6 +160,9 @@ class MarginReport:
     correct: NDArray[np.bool_]
     gap: NDArray[Any]
     runner_up: NDArray[np.int64]
+    gradients: NDArray[np.int64]
+    directions: NDArray[np.int64]
+    by_differences: NDArray[np.bool_]
     norms: Mapping[float, NormMargins]
     signed: bool
     classes: str | int

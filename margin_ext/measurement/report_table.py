@@ -51,8 +51,38 @@ def _row(report: MarginReport, norm: NormMargins, quantity: str) -> list[str]:
     ]
 
 
-def _notes(report: MarginReport, wrong: int) -> list[str]:
+def _search_notes(report: MarginReport) -> list[str]:
+    """What looking at all classes took, and what fewer classes would have missed."""
+    if report.classes != "all":
+        return []
     notes = []
+    searched = report.directions > 0
+    if searched.any():
+        certain = "" if searched.all() else f" of {int(searched.sum())} samples"
+        text = (
+            f"margins{certain} are those of all classes with probability "
+            f"1 - {report.settings['search']['failure']:g} or more for each sample"
+        )
+        if report.by_differences.any():
+            text += ", as far as the estimated error of finite differences covers the true one"
+        taken = report.gradients[searched]
+        notes.append(
+            f"{text}: {int(report.directions.max())} random directions and {taken.mean():.1f} "
+            f"classes' gradients a sample ({int(taken.max())} at most)"
+        )
+    for norm in report.norms.values():
+        shares = [(k, norm.share_beyond(k)) for k in (1, 3, 10)]
+        if shares[0][1] > 0:
+            text = ", ".join(f"{share:.1%} with the top {k}" for k, share in shares)
+            notes.append(
+                f"{norm_name(norm.p)}: fewer classes would give too large a margin on "
+                f"{text.replace('with the top 1,', 'with the runner-up,')}"
+            )
+    return notes
+
+
+def _notes(report: MarginReport, wrong: int) -> list[str]:
+    notes = _search_notes(report)
     for norm in report.norms.values():
         for quantity in norm.quantities:
             left_out = report.summary(norm.p, quantity).infinite

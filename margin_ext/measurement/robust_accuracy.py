@@ -14,9 +14,11 @@ from torch import Tensor
 from margin_ext.attacks import Attack, resolve_attacks
 from margin_ext.attacks.attack import Sweep
 from margin_ext.checks import check_labels
-from margin_ext.data.batches import Batch, Batches, BatchFunction
+from margin_ext.data.batches import Batch, Batches
+from margin_ext.data.reading import BatchFunction, Reading
 from margin_ext.functional import logit_gap
 from margin_ext.input_std import InputStd
+from margin_ext.measurement.balls import Balls
 from margin_ext.measurement.collect import Collected, Place, collect
 from margin_ext.measurement.masking import diagnose
 from margin_ext.measurement.masking_evidence import (
@@ -31,9 +33,9 @@ from margin_ext.models.evaluation_mode import Model, evaluation_mode
 from margin_ext.models.logits_function import logits_function
 from margin_ext.norms import norm_name
 from margin_ext.plain_numbers import real_numbers
-from margin_ext.random_points import ball_noise
+from margin_ext.random_points import Draws, sphere_noise
 from margin_ext.ranks import ALONE, Ranks
-from margin_ext.threat import DataRange, ThreatModel, check_radius
+from margin_ext.threat import DataRange, ThreatModel
 from margin_ext.together import Together
 
 if TYPE_CHECKING:
@@ -121,26 +123,15 @@ def robust_accuracy(
     """
     with Together(ranks) as meeting:
         threat = ThreatModel(p=float(p), data_range=data_range, input_std=input_std)
-        radii = tuple(sorted(real_numbers("eps", eps)))
-        if not radii:
-            raise ValueError("eps must name at least one radius")
-        for radius in radii:
-            check_radius(radius)
+        balls = Balls(threat, real_numbers("eps", eps))
         chosen = resolve_attacks(attacks, seed=seed)
         if not chosen:
             raise ValueError("attacks must name at least one attack")
         for attack in chosen:
             attack.check(threat)
         function = logits_function(model, call, logits_fn)
-        run = _Run(function, threat, radii, chosen, seed)
-        batches = Batches(
-            data,
-            batch_size=batch_size,
-            limit=limit,
-            data_range=data_range,
-            batch_fn=batch_fn,
-            ranks=ranks,
-        )
+        run = _Run(function, balls, chosen, seed)
+        batches = Batches(data, Reading(batch_size, limit, data_range, batch_fn), ranks)
         path = None if resume is None else Path(resume)
         place = Place(device, "robust accuracy", progress, path, save_every)
         evidence = None
@@ -186,17 +177,10 @@ def _rows(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor, list[int]]:
 class _Run:
     """Accuracy under attacks, sample by sample."""
 
-    def __init__(
-        self,
-        model: Model,
-        threat: ThreatModel,
-        radii: Sequence[float],
-        attacks: Sequence[Attack],
-        seed: int,
-    ) -> None:
+    def __init__(self, model: Model, balls: Balls, attacks: Sequence[Attack], seed: int) -> None:
         self.model = model
-        self.threat = threat
-        self.radii = tuple(radii)
+        self.balls = balls
+        self.threat, self.radii = balls.threat, balls.radii
         self.attacks = attacks
         self.seed = seed
         self.samples = EvidenceSamples(seed)
@@ -227,7 +211,7 @@ class _Run:
         """The whole batch at once."""
         return [batch]
 
-    def columns(self, batch: Batch) -> dict[str, NDArray[Any]]:
+    def columns(self, batch: Batch, progress: Callable[[float], None]) -> dict[str, NDArray[Any]]:
         """Attack a batch."""
         with torch.no_grad():
             logits = checked_logits(self.model, batch.inputs)
@@ -250,14 +234,7 @@ class _Run:
         if meeting.ranks.joined:
             self.samples.join(meeting, device)
         with evaluation_mode(self.model):
-            evidence = gather_evidence(
-                self.model,
-                self.samples,
-                threat=self.threat,
-                radii=self.radii,
-                seed=self.seed,
-                transfer=transfer,
-            )
+            evidence = gather_evidence(self.model, self.samples, self.balls, transfer)
         # All ranks have computed it, so that none waits long; their machines may round otherwise.
         common: MaskingEvidence | None = meeting.exchange(evidence)[0]
         return common
@@ -319,18 +296,8 @@ class _Run:
         inputs, target = batch.inputs, batch.target
         robust = correct.unsqueeze(1).repeat(1, len(self.radii))
         for point in range(RANDOM_POINTS):
-            noise = ball_noise(
-                inputs,
-                self.threat.p,
-                seed=self.seed,
-                stream=f"random{point}",
-                indices=batch.indices,
-            )
-            if not math.isinf(self.threat.p):
-                size = torch.linalg.vector_norm(noise.flatten(1), self.threat.p, dim=1)
-                noise = noise / size.reshape(-1, *[1] * (noise.dim() - 1))
-            else:
-                noise = noise.sign()
+            draws = Draws(self.seed, f"random{point}", batch.indices)
+            noise = sphere_noise(inputs, self.threat.p, draws)
             offset = self.threat.in_input_units(noise)
             for column, eps in enumerate(self.radii):
                 radius = inputs.new_full((target.shape[0],), eps)

@@ -12,15 +12,15 @@ __all__ = ["Progress", "progress_bar"]
 class Progress(Protocol):
     """What a bar can do."""
 
-    def update(self, n: int) -> Any:
-        """Count n more samples."""
+    def update(self, n: float) -> Any:
+        """Count n more samples; parts of one count."""
 
     def close(self) -> Any:
         """Leave the terminal as it was."""
 
 
 class _Silent:
-    def update(self, n: int) -> None:
+    def update(self, n: float) -> None:
         pass
 
     def close(self) -> None:

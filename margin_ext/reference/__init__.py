@@ -7,9 +7,17 @@ float64), whatever the input's type.
 
 from __future__ import annotations
 
-from margin_ext.op_results import FirstOrderMargin, LogitGap, MarginLoss, SampleGap, SoftGap
+from margin_ext.op_results import (
+    ClassMargins,
+    FirstOrderMargin,
+    LogitGap,
+    MarginLoss,
+    SampleGap,
+    SoftGap,
+)
 from margin_ext.reference.additive_margin import additive_margin_loss, log_odds
 from margin_ext.reference.attack_step import attack_step
+from margin_ext.reference.class_margins import class_margins
 from margin_ext.reference.dual import dual_direction, dual_norm
 from margin_ext.reference.gap import logit_gap
 from margin_ext.reference.linear import linear_margin
@@ -20,6 +28,7 @@ from margin_ext.reference.sample_gap import sample_gap
 from margin_ext.reference.soft_gap import soft_gap
 
 __all__ = [
+    "ClassMargins",
     "FirstOrderMargin",
     "LogitGap",
     "MarginLoss",
@@ -28,6 +37,7 @@ __all__ = [
     "additive_margin_loss",
     "attack_step",
     "average_margin_loss",
+    "class_margins",
     "dual_direction",
     "dual_norm",
     "first_order_margin",

@@ -71,16 +71,16 @@ def additive_margin_loss(
     norm = dual_norm(grad, p=s.p, input_std=s.input_std).to(dtype)
     z = logits.to(dtype)
     weight = None if s.weight is None else s.weight.to(dtype)
-    own = nn.functional.one_hot(torch.where(valid, target, 0), z.shape[1]).to(dtype)
-    lowered = z - (tau * torch.where(valid, norm, 0.0)).unsqueeze(1) * own
+    own = nn.functional.one_hot(torch.where(valid, target, 0), z.shape[1]).bool()
+    # No product with 0: the norm may be infinite.
+    lowered = torch.where(own, z - (tau * torch.where(valid, norm, 0.0)).unsqueeze(1), z)
     ce, moved = (
         nn.functional.cross_entropy(
             each,
             target,
             weight,
-            ignore_index=s.ignore_index,
-            label_smoothing=s.label_smoothing,
             reduction="none",
+            **s.cross_entropy_keywords(),
         )
         for each in (z, lowered)
     )

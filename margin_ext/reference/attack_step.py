@@ -41,7 +41,7 @@ def attack_step(
         x: [B, ...].
         grad: [B, ...], the objective's gradient with respect to x; None: no step.
         length: [B], in pixel units where input_std is given.
-        center: [B, ...]; None: x.
+        center: [B, ...], of the ball; None: x.
         radius: [B], of the ball, in the same units as length; None: no ball.
         p: The threat norm.
         steepest: For p = 1: how many coordinates share the step, the steepest ones and those tied
@@ -75,17 +75,20 @@ def attack_step(
     scale = torch.ones(1, dtype=dtype, device=x.device)
     if input_std is not None:
         scale = channel_scale(input_std, x.to(dtype))
-    base = (x if center is None else center).to(dtype)
-    # In pixel units.
-    offset = torch.zeros_like(base) if center is None else (x.to(dtype) - base) / scale
+    point = x.to(dtype)
+    step = torch.zeros_like(point)  # in pixel units
     if grad is not None and length is not None:
         steep = (grad.to(dtype) * scale).flatten(1)
-        step = _shared(steep, steepest) if steepest > 1 else dual_direction(steep, p=p)
-        offset = offset + (step * length.to(dtype).unsqueeze(1)).reshape(x.shape)
+        v = _shared(steep, steepest) if steepest > 1 else dual_direction(steep, p=p)
+        step = (v * length.to(dtype).unsqueeze(1)).reshape(x.shape)
+    out = point + step * scale
     if radius is not None:
+        base, offset = point, step
+        if center is not None:
+            base = center.to(dtype)
+            offset = (out - base) / scale
         limit = radius.to(dtype).unsqueeze(1)
-        offset = _into_ball(offset.flatten(1), limit, float(p)).reshape(x.shape)
-    out = base + offset * scale
+        out = base + _into_ball(offset.flatten(1), limit, float(p)).reshape(x.shape) * scale
     if data_range is not None:
         low, high = (_over_channels(end, out) for end in data_range)
         out = torch.minimum(torch.maximum(out, low), high)

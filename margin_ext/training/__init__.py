@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from margin_ext.training.adversarial_training import AdversarialTraining
     from margin_ext.training.evaluation import Evaluation
     from margin_ext.training.recipe import Recipe
+    from margin_ext.training.run_options import RunOptions
     from margin_ext.training.training_loop import DivergedError, TrainingLoop
     from margin_ext.training.training_objective import Objective, TrainingObjective
     from margin_ext.training.training_state import OtherSettingsError
@@ -27,6 +28,7 @@ _MODULES = {
     "OtherSettingsError": "training_state",
     "Recipe": "recipe",
     "RunExistsError": "trial_settings",
+    "RunOptions": "run_options",
     "TrainingLoop": "training_loop",
     "TrainingObjective": "training_objective",
     "Trial": "trial",
@@ -42,6 +44,7 @@ __all__ = [
     "OtherSettingsError",
     "Recipe",
     "RunExistsError",
+    "RunOptions",
     "TrainingLoop",
     "TrainingObjective",
     "Trial",

@@ -15,6 +15,7 @@ from margin_ext.loss import AverageMarginLoss
 from margin_ext.models.small_cnn import small_cnn
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.recipe import Recipe
+from margin_ext.training.run_options import RunOptions
 from margin_ext.training.training_objective import Objective
 from margin_ext.training.trial import Trial
 
@@ -99,6 +100,16 @@ def demo_trials(
         measure_limit=settings.samples,
         part=settings.part,
     )
+    options = RunOptions(
+        settings={
+            "data": data.name,
+            "images": data_digest(data.train),
+            "model": repr(model),
+            "part": settings.part,
+            "device": torch.device(device).type,
+            "threads": torch.get_num_threads(),
+        }
+    )
     return [
         Trial(
             copy.deepcopy(model),
@@ -107,17 +118,10 @@ def demo_trials(
             Recipe(settings.epochs, settings.batch_size, seed=settings.seed),
             evaluation,
             Path(out) / key,
+            options,
             title=title,
             # On the images that are measured at the end, so that figure and table agree.
             monitor_limit=settings.samples or len(data.train[1]),
-            settings={
-                "data": data.name,
-                "images": data_digest(data.train),
-                "model": repr(model),
-                "part": settings.part,
-                "device": torch.device(device).type,
-                "threads": torch.get_num_threads(),
-            },
             device=device,
             fresh=fresh,
         )

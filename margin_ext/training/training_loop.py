@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from margin_ext.measurement.split_models import is_split
 from margin_ext.models.model_digest import model_digest
-from margin_ext.ranks import ALONE, Ranks
 from margin_ext.together import Together
+from margin_ext.training.run_options import RunOptions
 from margin_ext.training.settled_buckets import settle_buckets
 from margin_ext.training.training_state import read_state, write_state
 from margin_ext.training.weight_average import WeightAverage
@@ -64,12 +64,8 @@ class TrainingLoop:
         data: tuple[Tensor, Tensor],
         objective: TrainingObjective,
         recipe: Recipe,
-        *,
         checkpoint: Path,
-        settings: Mapping[str, Any] | None = None,
-        augment: Callable[[Tensor], Tensor] | None = None,
-        ranks: Ranks = ALONE,
-        save_every: float = 60.0,
+        options: RunOptions | None = None,
     ) -> None:
         """Continue from the checkpoint if there is one, or else start with the model's weights.
 
@@ -79,11 +75,7 @@ class TrainingLoop:
             objective: What to minimise.
             recipe: How weights are stepped.
             checkpoint: The file.
-            settings: What else must agree for the file to be continued.
-            augment: Changes the inputs [B, ...] of each step, at random.
-            ranks: The processes that train together; rank 0 writes.
-            save_every: Seconds after which the state is saved in mid-epoch too. Saving takes at
-                most 2 % of the time; 0 saves after each step.
+            options: How it runs; None: the defaults.
 
         Raises:
             OtherSettingsError: The file belongs to another training.
@@ -94,12 +86,11 @@ class TrainingLoop:
         self.objective = objective
         self.recipe = recipe
         self.checkpoint = checkpoint
-        self.augment = augment
-        self.ranks = ranks
-        self.save_every = save_every
+        self.options = RunOptions() if options is None else options
+        self.ranks = self.options.ranks
         self.initial_weights = model_digest(model)
         self.settings = {
-            **(settings or {}),
+            **self.options.settings,
             **objective.settings(),
             **recipe.settings(),
             "initial_weights": self.initial_weights,
@@ -326,8 +317,8 @@ class TrainingLoop:
 
     def _step(self, inputs: Tensor, target: Tensor, weight: float) -> Tensor:
         """One step of the optimizer; the weighted loss."""
-        if self.augment is not None:
-            inputs = self.augment(inputs)
+        if self.options.augment is not None:
+            inputs = self.options.augment(inputs)
         self.optimizer.zero_grad()
         precision = self.recipe.autocast
         with torch.autocast(inputs.device.type, precision, enabled=precision is not None):
@@ -348,7 +339,7 @@ class TrainingLoop:
             return False
         left = self._seconds_to_save()
         step = (time.monotonic() - self._asked) / self._asked_steps
-        wanted = (left if left > 0 else self.save_every) / max(step, 1e-6) / 2
+        wanted = (left if left > 0 else self.options.save_every) / max(step, 1e-6) / 2
         due, self._asked_steps = self.ranks.broadcast_from_rank0(
             (left <= 0, min(max(int(wanted), 1), _MOST_STEPS))
         )
@@ -356,7 +347,8 @@ class TrainingLoop:
         return bool(due)
 
     def _seconds_to_save(self) -> float:
-        wait = max(self.save_every, self._saving / _SAVING_FRACTION if self.save_every else 0.0)
+        wanted = self.options.save_every
+        wait = max(wanted, self._saving / _SAVING_FRACTION if wanted else 0.0)
         return wait - (time.monotonic() - self._saved)
 
     def _save_in_mid_epoch(self, losses: list[Tensor], seconds: float) -> None:

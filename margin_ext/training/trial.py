@@ -19,15 +19,15 @@ from margin_ext.output.exclusive import exclusive
 from margin_ext.output.finite_json import finite_json
 from margin_ext.output.json_file import read_json
 from margin_ext.output.progress_bar import progress_bar
-from margin_ext.ranks import ALONE, Ranks
 from margin_ext.together import RankFailedError, Together
 from margin_ext.training.evaluation import clean_accuracy
+from margin_ext.training.run_options import RunOptions
 from margin_ext.training.training_loop import TrainingLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from margin_ext.data.image_data import ImageData, Labelled
     from margin_ext.training.evaluation import Evaluation
@@ -101,17 +101,14 @@ class Trial:
         recipe: Recipe,
         evaluation: Evaluation,
         folder: str | Path,
+        options: RunOptions | None = None,
         *,
         title: str = "",
         monitor_limit: int | None = 500,
         report: bool = True,
-        augment: Callable[[Tensor], Tensor] | None = None,
-        settings: Mapping[str, Any] | None = None,
         settings_toml: str | None = None,
         run_settings: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
-        ranks: Ranks = ALONE,
-        save_every: float = 60.0,
         fresh: bool = False,
     ) -> None:
         """Read what an earlier run left in the folder.
@@ -123,18 +120,15 @@ class Trial:
             recipe: How weights are stepped.
             evaluation: How the trained model is measured.
             folder: Where its files are; made where it is missing.
+            options: How it runs, and what else must agree for it to be continued; None: the
+                defaults.
             title: For tables and figures.
             monitor_limit: Images of each part on which margins are followed over the epochs; None:
                 margins are not followed.
             report: Whether to measure the trained model.
-            augment: Changes the images [B, ...] of each step, at random.
-            settings: What else must agree for the folder's run to be continued; values that JSON
-                knows.
             settings_toml: Text of settings.toml, from which the run can be repeated.
             run_settings: The settings in that text, for the report.
             device: Where to train and to measure.
-            ranks: The processes that train together and share what is measured; rank 0 writes.
-            save_every: As in `TrainingLoop`.
             fresh: Remove the run in the folder.
 
         Raises:
@@ -143,12 +137,13 @@ class Trial:
             ValueError: Its checkpoint is damaged.
         """
         device = torch.device(device)
+        options = RunOptions() if options is None else options
         self.title = title
         self.folder = Path(folder)
         self.data = data
         self.evaluation = evaluation
         self.report = report
-        self.ranks = ranks
+        self.ranks = options.ranks
         self.settings_toml = settings_toml
         self.run_settings = run_settings
         self.train = _on(device, data.train)
@@ -159,21 +154,13 @@ class Trial:
             with self._claimed():
                 self._remove_old()
         self.loop = TrainingLoop(
-            model.to(device),
-            self.train,
-            objective,
-            recipe,
-            checkpoint=self.folder / CHECKPOINT,
-            settings=settings,
-            augment=augment,
-            ranks=ranks,
-            save_every=save_every,
+            model.to(device), self.train, objective, recipe, self.folder / CHECKPOINT, options
         )
         self.monitor = MarginMonitor(
             {} if monitor_limit is None else {"train": self.train, "held_out": self.held_out},
             limit=monitor_limit,
             progress=False,
-            ranks=ranks,
+            ranks=self.ranks,
             **evaluation.threat_keywords(),
         )
         self._read()

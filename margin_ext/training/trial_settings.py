@@ -21,6 +21,7 @@ from margin_ext.training.adversarial_training import AdversarialTraining
 from margin_ext.training.evaluation import Evaluation
 from margin_ext.training.image_model import image_model
 from margin_ext.training.recipe import Recipe
+from margin_ext.training.run_options import RunOptions
 from margin_ext.training.setting_table import (
     ADDITIVE,
     ADVERSARIAL,
@@ -103,6 +104,16 @@ def trial_from_settings(
             "distance_margin_memory is for images that stay as they are (no crop, no flip) and for "
             "one process"
         )
+    options = RunOptions(
+        augment=augmentation if augmentation else None,
+        settings={
+            **{name: value for name, value in full.items() if not OPTIONS[name].resumable},
+            "images": data_digest(data.train),
+            "processes": ranks.size,
+        },
+        ranks=ranks,
+        save_every=full["save_every"],
+    )
     head = (
         "The settings of this run. To repeat it:\n"
         f"margin-ext train --config {folder / SETTINGS} --out FOLDER"
@@ -114,20 +125,13 @@ def trial_from_settings(
         recipe,
         evaluation,
         folder,
+        options,
         title=_title(full),
         monitor_limit=full["monitor_limit"] if full["monitor"] else None,
         report=full["report"],
-        augment=augmentation if augmentation else None,
-        settings={
-            **{name: value for name, value in full.items() if not OPTIONS[name].resumable},
-            "images": data_digest(data.train),
-            "processes": ranks.size,
-        },
         settings_toml=settings_text(full, head),
         run_settings=full,
         device=device,
-        ranks=ranks,
-        save_every=full["save_every"],
         fresh=fresh,
     )
 

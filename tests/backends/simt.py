@@ -138,6 +138,25 @@ class Simt:
         self._launch("first_order_margin", a)
         return margin, norm
 
+    def class_margins(
+        self, gap: Tensor, grad: Tensor, q: list[float], input_scale: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, classes = grad.shape[:2]
+        margin, norm = (
+            self.allocate((len(q), batch, classes), accumulation_dtype(grad)) for _ in range(2)
+        )
+        nearest = self.allocate((len(q), batch), torch.int64)
+        a = kernels().ClassMarginArguments()
+        a.batch, a.classes, a.norms = batch, classes, len(q)
+        for p, exponent in enumerate(q):
+            a.norm(p).q = exponent
+        _grad(a.grad, grad[:, 0], input_scale)
+        a.grad.batch_stride, a.class_stride = grad.stride(0), grad.stride(1)
+        a.gap, a.nearest = gap.data_ptr(), nearest.data_ptr()
+        a.margin, a.norm_out = margin.data_ptr(), norm.data_ptr()
+        self._launch("class_margins", a)
+        return margin, norm, nearest
+
     def dual_direction(
         self,
         grad: Tensor,

@@ -98,6 +98,21 @@ void bind_arguments(py::module_& m) {
   address(direction, "out", &DirectionArguments::out);
   direction.def_readwrite("out_stride", &DirectionArguments::out_stride);
 
+  py::class_<ClassMarginArguments> classes(m, "ClassMarginArguments");
+  classes.def(py::init());
+  classes.def_readwrite("batch", &ClassMarginArguments::batch);
+  classes.def_readwrite("classes", &ClassMarginArguments::classes);
+  classes.def_readwrite("norms", &ClassMarginArguments::norms);
+  classes.def(
+      "norm", [](ClassMarginArguments& a, int p) { return &a.norm[p]; },
+      py::return_value_policy::reference_internal);
+  classes.def_readwrite("grad", &ClassMarginArguments::grad);
+  classes.def_readwrite("class_stride", &ClassMarginArguments::class_stride);
+  address(classes, "gap", &ClassMarginArguments::gap);
+  address(classes, "margin", &ClassMarginArguments::margin);
+  address(classes, "norm_out", &ClassMarginArguments::norm_out);
+  address(classes, "nearest", &ClassMarginArguments::nearest);
+
   py::class_<AttackArguments> attack(m, "AttackArguments");
   attack.def(py::init());
   attack.def_readwrite("batch", &AttackArguments::batch);
@@ -187,6 +202,11 @@ void bind_launches(py::module_& m) {
   m.def("first_order_margin", [=](const MarginArguments& a, int variant, unsigned cluster_size) {
     cuda::LaunchReport report;
     succeed(cuda::first_order_margin(a, options(variant, cluster_size, report), nullptr));
+    return report;
+  });
+  m.def("class_margins", [=](const ClassMarginArguments& a, int variant, unsigned cluster_size) {
+    cuda::LaunchReport report;
+    succeed(cuda::class_margins(a, options(variant, cluster_size, report), nullptr));
     return report;
   });
   m.def("dual_direction", [=](const DirectionArguments& a, int variant, unsigned cluster_size) {

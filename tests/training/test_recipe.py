@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from margin_ext import AverageMarginLoss
 from margin_ext.data.augmentation import Augmentation
 from margin_ext.models.resnet import resnet
-from margin_ext.training import Objective, Recipe, TrainingLoop
+from margin_ext.training import Objective, Recipe, RunOptions, TrainingLoop
 from margin_ext.training.words import words_of
 
 
@@ -100,7 +100,7 @@ def a_training(path: Path, **changed: Any) -> TrainingLoop:
         Objective(criterion),
         Recipe(**{"epochs": 4, "batch_size": 11, **changed}),
         checkpoint=path,
-        augment=Augmentation(1, True),
+        options=RunOptions(augment=Augmentation(1, True)),
     )
 
 

@@ -56,6 +56,8 @@ _NEW_SETTINGS = {"box": "in_range", "clip": "in_range"}
 _NEW_OPTIONS = {"positions": "aggregation", "critical": "nearest"}
 _NEW_SCHEMES = {"toward": "backward", "away": "forward", "central": "central"}
 _OLD_RESULTS = {"fraction": "share", "nearest": "critical"}
+# How the nearest class was found is told since 0.2.0.
+_NEW_COLUMNS = ("gradients", "directions", "by_differences", "nearest_rank")
 _OLD_NAMES = {"minimum_distance": "attack", "nearest_class": "critical"}
 
 
@@ -217,6 +219,7 @@ def measured(
     columns = {
         "_".join(_OLD_NAMES.get(part, part) for part in name.rsplit("_", 1)): column
         for name, column in report.columns().items()
+        if name.rpartition("_l")[0] not in _NEW_COLUMNS and name not in _NEW_COLUMNS
     }
     return {**found, "samples": columns}
 
