@@ -221,7 +221,7 @@ class AdversarialTraining:
         length = (2.5 / self.steps if several else 1.0) if self.step is None else self.step
         x = self.threat.noisy(center, radius * noise) if noise else center
         for _ in range(self.steps):
-            _, grad = attack_gradient(model, x, target, self.attack_loss)
+            _, grad = attack_gradient(model, x, target, self.attack_loss, keep_from_underflow=True)
             x = self.threat.attack_step(
                 x,
                 grad,
