@@ -21,7 +21,7 @@ from margin_ext.bounds import (
     register_bound,
     resolve_bounds,
 )
-from margin_ext.bounds.first_order import first_order_margins
+from margin_ext.bounds.first_order import FirstOrderOptions, first_order_margins
 from margin_ext.bounds.linear import is_linear
 from margin_ext.measurement import measure
 from margin_ext.models.evaluation_mode import Model
@@ -358,7 +358,7 @@ class HalfTheTangent:
         threat: ThreatModel,
         indices: Sequence[int],
     ) -> BoundResult:
-        margins = first_order_margins(model, inputs, label, threats=[threat]).margin[0]
+        margins = first_order_margins(model, inputs, label, FirstOrderOptions([threat])).margin[0]
         return BoundResult(margins / 2)
 
 
