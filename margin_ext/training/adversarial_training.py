@@ -222,7 +222,7 @@ class AdversarialTraining:
         ball = (center, radius) if several else (None, None)
         x = self.threat.noisy(center, radius * noise) if noise else center
         for _ in range(self.steps):
-            _, grad = attack_gradient(model, x, target, self.attack_loss)
+            _, grad = attack_gradient(model, x, target, self.attack_loss, keep_from_underflow=True)
             x = self.threat.attack_step(x, grad, radius * length, center=ball[0], radius=ball[1])
         return x
 
