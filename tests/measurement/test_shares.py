@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from margin_ext.data import PerRank
 from margin_ext.data.batches import Batch, Batches
+from margin_ext.data.reading import Reading
 from margin_ext.measurement.measuring import measuring
 from margin_ext.measurement.resume import PartialResults, read_partial_results
 from margin_ext.ranks import ALONE, Ranks, all_ranks
@@ -35,7 +36,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
 
 
 def dealt(source: Any, ranks: Ranks, **options: Any) -> list[Batch]:
-    return list(Batches(source, ranks=ranks, **options))
+    return list(Batches(source, Reading(**options), ranks))
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"limit": 11}, {"limit": 1}])
@@ -58,7 +59,7 @@ def test_ranks_have_the_batches_of_one_process(
 def test_all_ranks_have_one_order(name: str) -> None:
     orders = set()
     for rank in range(3):
-        batches = Batches(SOURCES[name](), ranks=Ranks(rank, 3))
+        batches = Batches(SOURCES[name](), None, Ranks(rank, 3))
         assert sum(batch.target.shape[0] for batch in batches) <= COUNT
         orders.add(batches.order)
     assert len(orders) == 1
@@ -78,7 +79,7 @@ def test_own_samples_are_numbered_as_they_are_dealt() -> None:
 def test_only_rank_0_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm", reason="needs tqdm: extra demo")
     for rank, shown in ((0, True), (1, False)):
-        batches = Batches(samples(), batch_size=4, ranks=Ranks(rank, 2))
+        batches = Batches(samples(), Reading(4), Ranks(rank, 2))
         with measuring(linear_model(), batches, title="a title", progress=True) as found:
             assert len(list(found)) == 3
         assert ("a title" in capsys.readouterr().err) == shown
