@@ -69,7 +69,7 @@ def main() -> None:
             cases.append(case)
             op = times["op"]
             print(
-                f"{shape} {len(p)} norms: {op * 1e3:.2f} ms, {grad.nbytes / op / 1e9:.1f} GB/s; "
+                f"{shape} {len(p)} norms: {op * 1e3:.2f} ms, "
                 f"eager {times['eager'] / op:.1f} x, compiled {times['compiled'] / op:.1f} x",
                 flush=True,
             )

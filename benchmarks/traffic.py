@@ -47,7 +47,7 @@ class Traffic:
 
 class _Counting(TorchDispatchMode):
     def __init__(self, row_bytes: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.row_bytes = row_bytes
         self.found = Traffic()
 
@@ -75,7 +75,8 @@ class _Counting(TorchDispatchMode):
 
 def counted(call: Callable[[], object], row_bytes: int) -> Traffic:
     """What a call dispatches."""
-    with _Counting(row_bytes) as counting:
+    counting = _Counting(row_bytes)
+    with counting:
         call()
     return counting.found
 

@@ -47,6 +47,6 @@ def reduce_statistics(
     distributed.all_reduce(totals, group=group)
     distributed.all_reduce(minimum, distributed.ReduceOp.MIN, group=group)
     mean = totals[0] / totals[1]
-    mean[_MINIMUM] = torch.where(minimum.isinf(), torch.nan, minimum)
+    mean[_MINIMUM] = torch.where(totals[1, _MINIMUM] > 0, minimum, torch.nan)
     mean[_COUNT] = totals[1, _COUNT]
     return BatchStatistics(mean)

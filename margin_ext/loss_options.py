@@ -12,6 +12,7 @@ from margin_ext.checks import check_classes
 from margin_ext.gradient_mode import GradientMode, gradient_mode, margin
 from margin_ext.loss_settings import LossSettings, check_word
 from margin_ext.regularizers import Regularizer, resolve_regularizer
+from margin_ext.threat import DataRange, ThreatModel
 
 __all__ = ["BatchNormPolicy", "LossOptions"]
 
@@ -150,6 +151,10 @@ class LossOptions(LossSettings):
             shown["input_std"] = self.input_std.tolist()
         shown["regularizer"] = self.phi
         return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+    def threat(self, data_range: DataRange | None = None) -> ThreatModel:
+        """The threat model of the loss, with the range that moved inputs stay in."""
+        return ThreatModel(p=float(self.p), data_range=data_range, input_std=self.input_std)
 
     def refuse_regularizer(self, what: str) -> None:
         """Raise where a regularizer was chosen, for modes that minimise something else."""

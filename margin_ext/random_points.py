@@ -74,7 +74,8 @@ def unit_ball(points: int, dims: int, p: float, generator: torch.Generator) -> T
         x = torch.randn(points, dims, generator=generator, **kind)
     elif p == 1:
         u = torch.rand(points, dims, generator=generator, **kind).mul_(2).sub_(1)
-        x = u.sign() * -torch.log1p(-u.abs())
+        # torch.rand draws an exact 0 now and then, whose logarithm would be infinite.
+        x = u.sign() * -torch.log1p(-u.abs().clamp_max(1 - 2**-24))
     else:
         # |t|^p has the Gamma(1 / p) distribution.
         shape = torch.full((points, dims), 1 / p, **kind)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ALONE", "PATIENCE", "Ranks", "all_ranks", "started_ranks"]
 
-# Ranks wait for each other, such as for rank 0 that measures. None waits for a rank that died:
-# torchrun ends them all.
+# How long ranks wait for each other, for example while rank 0 measures. They do not wait for a rank
+# that died, because torchrun then ends all of them.
 PATIENCE = timedelta(hours=12)
 
 

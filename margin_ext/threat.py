@@ -241,7 +241,7 @@ class ThreatModel:
 
         It is drawn from torch's own random numbers, those of the CPU on every device.
         """
-        seed = int(torch.randint(2**62, ()))
+        seed = int(torch.randint(2**62, (), device="cpu"))
         generator = torch.Generator(center.device).manual_seed(seed)
         unit = unit_ball(len(center), center.shape[1:].numel(), self.p, generator)
         offset = per_sample(radius, center) * unit.reshape(center.shape)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RankFailedError", "Together"]
 
-# Seconds between two looks at who has arrived.
+# Seconds between two looks at who has arrived: at first, and at most.
 _FIRST_LOOK, _LATER_LOOK = 0.002, 0.25
 
 # How often each process group has worked together, by its name: keys in the store are used once.
@@ -127,7 +127,7 @@ class _Board:
             self._store = torch.distributed.distributed_c10d.PrefixStore(prefix, store)
 
     def tell(self, text: str) -> None:
-        """Leave word that this rank has failed ("failed"), or that it is gone."""
+        """Tell the others that this rank has failed ("failed"), or else why it is gone."""
         if self._store is not None:
             self._store.set("failed" if text == "failed" else "gone", text)
 

@@ -129,6 +129,19 @@ def test_l1_with_ties_and_one_large_element() -> None:
     torch.testing.assert_close(ours.abs().sum(1), radius)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("size", "radius"), [(65536, 6.5e-3), (150528, 1e-3)])
+def test_l1_ends_where_rounding_moves_the_threshold_back(
+    seed: int, size: int, radius: float
+) -> None:
+    """Sums of so many numbers of one size hide the radius; elements left and came back forever."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 1 + 1e-6 * torch.randn(1, size, generator=generator)
+    zero, length = torch.zeros(1, size), torch.zeros(1)
+    ours = compiled((x, zero, length, zero, torch.tensor([radius])), 1.0)
+    assert float(ours.abs().max()) < 1e-3
+
+
 @pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
 @pytest.mark.parametrize(("size", "steepest"), [(16, 3), (784, 31), (784, 784), (33, 2)])
 def test_the_steepest_coordinates_share_the_step(

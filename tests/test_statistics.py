@@ -10,6 +10,7 @@ import pytest
 import torch
 from problems import random_problem
 
+from margin_ext.distributed import reduce_statistics
 from margin_ext.regularizers import Regularizer
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
 
@@ -98,3 +99,17 @@ def test_a_mapping_of_numbers_on_the_device():
     assert "average_margin=1," in repr(found)
     for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
         assert copied.as_floats() == found.as_floats()
+
+
+@pytest.mark.parametrize("smallest", [math.inf, -math.inf, math.nan, 0.5])
+def test_a_minimum_without_bound_is_told(smallest):
+    """Where all margins are infinite, so is their minimum; NaN is that of ranks without samples."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        values = torch.ones(len(STATISTIC_NAMES))
+        values[STATISTIC_NAMES.index("minimum_margin")] = smallest
+        found = reduce_statistics(BatchStatistics(values)).minimum_margin
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(found, torch.tensor(smallest), equal_nan=True)

@@ -78,7 +78,9 @@ struct SumAbove {
 };
 
 // The l1 ball's threshold. `above(t)` returns the SumAbove of the whole row. The threshold only
-// rises, and elements only leave, so it is final when none has left.
+// rises, and elements only leave, so it is final when none has left. Sums of many elements of about
+// the same size are rounded so that it may fall instead, and then elements could leave and come
+// back without end.
 MARGIN_NO_EXEC_CHECK
 template <typename Acc, typename Above>
 MARGIN_HD Acc l1_threshold(Acc radius, const Above& above) {
@@ -89,7 +91,7 @@ MARGIN_HD Acc l1_threshold(Acc radius, const Above& above) {
     threshold = (found.sum - radius) / found.count;
     const SumAbove<Acc> next = above(threshold);
     // No element may be left where the radius is 0 or rounding is unlucky.
-    if (next.count == found.count || next.count == Acc(0)) return threshold;
+    if (!(next.count < found.count) || next.count == Acc(0)) return threshold;
     found = next;
   }
 }

@@ -18,8 +18,8 @@ inline int64_t sample_size(const Tensor& tensor) {
   return size;
 }
 
-// Whether the elements of the dimensions from `first` on, of a sample if that is 1, fill one block of
-// memory, in any order of the dimensions.
+// Whether the elements of the dimensions from `first` on, of a sample if that is 1, fill one block
+// of memory, in any order of the dimensions.
 inline bool sample_is_dense(const Tensor& tensor, int64_t first = 1) {
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
   for (int64_t d = first; d < tensor.dim(); ++d) {

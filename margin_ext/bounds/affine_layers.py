@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 __all__ = ["AffineLayer", "PairDifferences", "PairMaxima", "Scale", "Windows"]
 
-# Of one output of any layer below that sums few numbers.
+# At most so many roundings go into one output of a layer below that sums few numbers.
 _FEW = 8
 
 
@@ -26,8 +26,8 @@ class AffineLayer:
         gives: Shape [1, ...] of an output.
         sums: An upper bound on how many roundings one number of W h + b goes through. 0: the
             layer only moves numbers.
-        terms: The same of W h + b and of W^T r.
-        bytes: Of the copies of the layer.
+        terms: The larger of ``sums`` and the same bound for W^T r.
+        bytes: Memory of the copies of the layer.
     """
 
     def __init__(self, layer: nn.Module, given: torch.Size, device: torch.device) -> None:
@@ -73,7 +73,7 @@ class AffineLayer:
         if isinstance(layer, nn.Conv2d) and _pads_with_zeros(layer):
             given: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
             return nn.grad.conv2d_input(shape, layer.weight, rows, *given)  # type: ignore[attr-defined, no-any-return]
-        # What a backward pass gives at any input.
+        # The layer is affine: a backward pass gives rows @ W, whatever the input.
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             zero = rows.new_zeros(shape).requires_grad_()
@@ -129,18 +129,16 @@ class PairDifferences(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Map [B, m, ...] to [B, m, ...], the differences first."""
-        half = h.shape[1] // 2
-        a, b, rest = h[:, :half], h[:, half : 2 * half], h[:, 2 * half :]
+        a, b, rest = _halves(h)
         return torch.cat([a - b, b, rest], dim=1)
 
 
 class PairMaxima(nn.Module):
-    """The second half of :class:`PairDifferences`."""
+    """The maxima of the pairs, after :class:`PairDifferences` and ReLU."""
 
     def forward(self, h: Tensor) -> Tensor:
         """Map [B, m, ...] to [B, m - m // 2, ...]."""
-        half = h.shape[1] // 2
-        a, b, rest = h[:, :half], h[:, half : 2 * half], h[:, 2 * half :]
+        a, b, rest = _halves(h)
         return torch.cat([a + b, rest], dim=1)
 
 
@@ -148,9 +146,14 @@ class _PairSums(nn.Module):
     """|W| of :class:`PairDifferences`."""
 
     def forward(self, h: Tensor) -> Tensor:
-        half = h.shape[1] // 2
-        a, b, rest = h[:, :half], h[:, half : 2 * half], h[:, 2 * half :]
+        a, b, rest = _halves(h)
         return torch.cat([a + b, b, rest], dim=1)
+
+
+def _halves(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first and the second of every pair, and the number that is left over, if there is one."""
+    half = h.shape[1] // 2
+    return h[:, :half], h[:, half : 2 * half], h[:, 2 * half :]
 
 
 def _absolute(layer: nn.Module) -> nn.Module:

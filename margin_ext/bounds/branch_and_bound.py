@@ -25,13 +25,13 @@ from margin_ext.bounds.slope_ascent import Choice, ascend, usual_choice
 
 __all__ = ["BRANCHES_TOGETHER", "Limit", "branch_and_bound", "require_splittable"]
 
-# By how much the ball grows at first, and at most; by how much that itself grows.
+# The ball grows by a factor: the first one, the largest one, and how the factor itself grows.
 _GROWTH, _LARGEST_GROWTH, _FASTER = 1.1, 1.5, 1.1
-# A certified distance this near to an adversarial example's is near enough.
+# The search ends at this fraction of an adversarial example's distance.
 _CLOSE = 0.999
 # Gradient steps for a branch, and for one in which nothing is left to split.
 _STEPS, _LAST_STEPS = 20, 300
-# A gain that is worth as many steps once more.
+# A relative gain for which the same number of steps is tried once more.
 _GAIN = 1e-3
 # Branches that are split at a time.
 BRANCHES_TOGETHER = 128
@@ -54,9 +54,9 @@ class _Branch:
     """One rival class under some conditions.
 
     Attributes:
-        bound: Distance [S = 1] that is certified in it.
-        number: Of the branch: earlier ones first where bounds are equal.
-        rival: Row of the forms.
+        bound: Distance that is certified in it.
+        number: Puts earlier branches first where bounds are equal.
+        rival: Row of the rival class in the gaps.
         choice: Conditions, lines and multipliers.
         final: Nothing is left to do.
     """
@@ -211,11 +211,11 @@ class _Tree:
         )
 
     def _tightened(self, choice: Choice, first: int) -> Choice:
-        """With bounds of later stages' units that hold in the branch.
+        """The branches with tighter bounds on the units of later stages.
 
         Args:
             choice: The branches.
-            first: The first unit, of all activations', that was split.
+            first: Number of the first unit that was split, counted over all activations.
         """
         relaxation = self.relaxation
         low, high = (list(end.split(relaxation.counts, 1)) for end in (choice.low, choice.high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassRule",
     "FirstOrderMargins",
+    "FirstOrderOptions",
     "check_class_rule",
     "first_order_margins",
 ]
@@ -72,15 +74,40 @@ def number_of_classes(rule: ClassRule) -> int | None:
     return 1 if rule == "runner_up" else int(rule)
 
 
+@dataclass(frozen=True)
+class FirstOrderOptions:
+    """What first-order margins are measured in, and to which classes.
+
+    Attributes:
+        threats: Norms and units; the data range is not used.
+        classes: "all", "runner_up" or the number of top classes.
+        norm_bound: For each threat model an upper bound on the dual norm of every gap's gradient
+            (a global Lipschitz constant). Since the gaps grow with the rank, the passes end where
+            gap / bound exceeds the margins found; the answer is the same.
+        sketch: Of the same threat models; used where all classes are looked at.
+
+    Raises:
+        ValueError: There is no such class rule, or norm_bound does not hold a positive number for
+            each threat model.
+    """
+
+    threats: Sequence[ThreatModel]
+    classes: ClassRule = "all"
+    norm_bound: Sequence[float] | None = None
+    sketch: MarginSketch | None = None
+
+    def __post_init__(self) -> None:
+        check_class_rule(self.classes)
+        bound, count = self.norm_bound, len(self.threats)
+        if bound is not None and (len(bound) != count or not all(value > 0 for value in bound)):
+            raise ValueError(f"norm_bound must be positive, one for each of {count} norms")
+
+
 def first_order_margins(
     model: Model,
     inputs: Tensor,
     label: Tensor | None,
-    *,
-    threats: Sequence[ThreatModel],
-    classes: ClassRule = "all",
-    norm_bound: Sequence[float] | None = None,
-    sketch: MarginSketch | None = None,
+    options: FirstOrderOptions,
     progress: Callable[[float], None] = lambda _: None,
 ) -> FirstOrderMargins:
     """Smallest gap-to-gradient-norm ratio over the classes that the rule names.
@@ -94,21 +121,19 @@ def first_order_margins(
         model: In eval mode.
         inputs: [B, ...].
         label: Class [B] from which the gaps are measured; None: the predicted class.
-        threats: Norms and units; the data range is not used.
-        classes: "all", "runner_up" or the number of top classes.
-        norm_bound: For each threat model an upper bound on the dual norm of every gap's gradient
-            (a global Lipschitz constant). Since the gaps grow with the rank, the passes end where
-            gap / bound exceeds the margins found; the answer is the same.
-        sketch: Of the same threat models; used where all classes are looked at.
+        options: The norms, and the classes that are looked at.
         progress: Told what part of the work is done, from 0 to 1.
 
     Raises:
         ValueError: Labels or logits do not fit, or a gradient's norm exceeds its bound.
     """
-    search = ClassSearch(model, inputs, label, threats, norm_bound=norm_bound, progress=progress)
-    every = classes == "all" or isinstance(classes, AllClasses)
+    threats, sketch = options.threats, options.sketch
+    search = ClassSearch(
+        model, inputs, label, threats, norm_bound=options.norm_bound, progress=progress
+    )
+    every = options.classes == "all" or isinstance(options.classes, AllClasses)
     if not (every and sketch is not None and sketch.why_not is None and search.by_sketch(sketch)):
-        search.in_order(number_of_classes(classes))
+        search.in_order(number_of_classes(options.classes))
     rank = search.nearest.rank[:, :, 0]
     return FirstOrderMargins(
         logits=search.logits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -164,14 +164,11 @@ class MarginSketch:
             if part is None:
                 return None
             parts.append(part)
-        first = parts[0]
-        return SketchedMargins(
+        return replace(
+            parts[0],
             lower=torch.cat([part.lower for part in parts], dim=1),
             products=torch.cat([part.products for part in parts], dim=2),
             error=torch.cat([part.error for part in parts], dim=2),
-            directions=first.directions,
-            by_differences=first.by_differences,
-            directions_used=first.directions_used,
         )
 
     def _group(

@@ -39,9 +39,9 @@ class Stage:
 
     Attributes:
         layers: At least one.
-        activation: None after the last stage, whose output are the logits.
-        rectified: The activation is applied to so many units, the first ones of the flattened
-            output; the others pass.
+        activation: None after the last stage, whose output is the logits.
+        rectified: How many units the activation is applied to: the first ones of the flattened
+            output. The others pass unchanged.
     """
 
     layers: list[AffineLayer]
@@ -85,6 +85,8 @@ def relaxed_network(model: Model, inputs: Tensor) -> list[Stage]:
 
 
 class _Builder:
+    """Adds layers one by one to the stages."""
+
     def __init__(self, shape: torch.Size, device: torch.device) -> None:
         self.shape = shape
         self.device = device
@@ -96,9 +98,7 @@ class _Builder:
             raise TypeError(f"a {kind.__name__} is in training mode: call model.eval()")
         if kind in _NORMS and layer.running_mean is not None:
             self._affine(Scale(layer, len(self.shape)))  # type: ignore[arg-type]
-        elif (kind is nn.AvgPool2d and layer.divisor_override is None) or (
-            kind in _AFFINE and kind is not nn.AvgPool2d
-        ):
+        elif kind in _AFFINE and getattr(layer, "divisor_override", None) is None:
             self._affine(layer)
         elif kind is nn.MaxPool2d:
             self._max_pool(layer)  # type: ignore[arg-type]

@@ -19,12 +19,12 @@ def rows_that_fit(stages: Sequence[Stage], rows: int, together: int, memory: int
 
     Args:
         stages: The network.
-        rows: The most that are wanted.
-        together: Forms whose lines are chosen by gradient ascent together, which cannot be parted.
+        rows: The largest number that is wanted.
+        together: Forms that gradient ascent treats together and that cannot be split up.
         memory: Bytes; None: not limited.
 
     Raises:
-        ValueError: The network itself and what cannot be parted do not fit.
+        ValueError: The network and the forms that cannot be split up do not fit.
     """
     if memory is None:
         return rows

@@ -1,8 +1,8 @@
 """Lines below the activations, chosen so that the certified distance becomes as large as possible.
 
-Any tangent is a line below; gradient ascent on the distance chooses among them, for every class of
-its own (alpha-CROWN: Xu et al., arXiv 2011.13824). Where activations are split, the conditions of
-a branch enter with multipliers of at least 0 (beta-CROWN: Wang et al., arXiv 2103.06624).
+Any tangent is a line below; gradient ascent on the distance chooses one of them, for every class
+separately (alpha-CROWN: Xu et al., arXiv 2011.13824). Where activations are split, the conditions
+of a branch enter with multipliers of at least 0 (beta-CROWN: Wang et al., arXiv 2103.06624).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MEAN, _SQUARE = 0.9, 0.98
 
 @dataclass(frozen=True)
 class Choice:
-    """What may be chosen for S forms, [S, U] with the U units of all activations in a row.
+    """What may be chosen for S forms, each [S, U] for the U units of all activations.
 
     Attributes:
-        positions: In [0, 1], among the tangents.
+        positions: Which of the tangents, in [0, 1].
         multipliers: At least 0, of the conditions of a branch, in units of ``scales``.
         signs: 1 where a unit is held positive, -1 where negative, 0 where it is free.
         scales: Positive.
@@ -46,12 +46,12 @@ class Choice:
     high: Tensor
 
     def of(self, chosen: Tensor) -> Choice:
-        """That of some of the forms."""
+        """The choice for some of the forms."""
         return Choice(**{name: part[chosen] for name, part in vars(self).items()})
 
     @staticmethod
     def joined(choices: Sequence[Choice]) -> Choice:
-        """Those of several, one after the other."""
+        """Several choices as one, for the forms of all of them."""
         names = vars(choices[0])
         return Choice(**{name: torch.cat([vars(one)[name] for one in choices]) for name in names})
 
@@ -124,7 +124,7 @@ def ascend(
         with torch.enable_grad():
             tried = replace(choice, positions=tuned[:, :units], multipliers=tuned[:, units:])
             lines = relaxation.retouched(above, tried.positions, tried.low, tried.high)
-            # What is rounded does not matter for the way.
+            # The direction of the ascent needs no bound on rounding errors.
             reach = tried._forms(relaxation, rows, ball, lines, rounding=False).reach(slack)
             total = torch.where(torch.isfinite(reach), reach, 0.0).sum()
         reach = reach.detach()

@@ -46,8 +46,8 @@ class Share:
 
     Attributes:
         total: Number of this rank's samples; None where that is unknown.
-        order: Recognises the data and their order, as far as they are known now. All ranks of the
-            same data have the same.
+        order: A digest of the data and their order, as far as they are known now. It is equal on
+            all ranks that read the same data.
     """
 
     total: int | None = None
@@ -93,7 +93,7 @@ class LoaderShare(Share):
 
 
 class StreamShare(Share):
-    """Batches that come one after the other: each rank reads all and leaves out the others'."""
+    """A stream of batches: each rank reads all of them and marks its own."""
 
     def __init__(self, source: Iterable[Any], ranks: Ranks) -> None:
         self._source, self._ranks = source, ranks
@@ -117,7 +117,7 @@ def share_of(source: Iterable[Any], ranks: Ranks) -> Share:
             "the loader's DistributedSampler gives each rank other samples: pass a loader without "
             "it, whose batches the ranks then share, or PerRank(loader) from margin_ext.data"
         )
-    # A loader of a class of its own may do anything.
+    # A subclass of DataLoader may do anything.
     plain = type(source) is DataLoader and not isinstance(source.dataset, IterableDataset)
     if not plain or source.batch_sampler is None:
         return StreamShare(source, ranks)
@@ -144,7 +144,7 @@ def _loader_of(loader: DataLoader[Any], keys: Sequence[Any]) -> DataLoader[Any]:
 
 
 def target_digest(before: str, target: Tensor) -> str:
-    """The order of data that went on so far as `before` says, and whose next labels are these."""
+    """The digest `before` of what was read so far, continued with the next labels."""
     digest = hashlib.blake2b(before.encode(), digest_size=16)
     digest.update(target.detach().to("cpu", torch.float64).numpy().tobytes())
     return digest.hexdigest()

@@ -17,7 +17,7 @@ __all__ = ["log_odds"]
 def log_odds(
     logits: Tensor, target: Tensor, *, ignore_index: int = -100, validate: bool = False
 ) -> Tensor:
-    """The label's logit less the log-sum-exp of all others, z_y - log sum_{k != y} exp(z_k).
+    """The label's logit minus the log-sum-exp of all others, z_y - log sum_{k != y} exp(z_k).
 
     It is the logarithm of p_y / (1 - p_y) under the softmax, and lies below the logit gap by at
     most log(C - 1). The cross-entropy is softplus(-log_odds). Differentiable to any order; where
@@ -52,7 +52,7 @@ def log_odds(
     label = torch.where(counted, target, 0).unsqueeze(1)
     others = z.scatter(1, label, -math.inf)
     masked = (others == -math.inf).all(1)
-    # A gradient of 0 / 0 would come out of the log-sum-exp of nothing but -inf.
+    # The gradient of the log-sum-exp of nothing but -inf would be 0 / 0.
     rest = torch.where(masked.unsqueeze(1), 0.0, others).logsumexp(1)
     odds = torch.where(masked, math.inf, z.gather(1, label).squeeze(1) - rest)
     return torch.where(counted, odds, math.nan)

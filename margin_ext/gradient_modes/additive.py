@@ -18,7 +18,7 @@ from margin_ext.input_gradient import gradient_by_inputs
 from margin_ext.loss_options import LossOptions
 from margin_ext.movable_inputs import require_movable
 from margin_ext.op_results import MarginLoss
-from margin_ext.threat import DataRange, ThreatModel, check_data_range
+from margin_ext.threat import DataRange, check_data_range
 
 __all__ = ["Additive"]
 
@@ -29,15 +29,14 @@ class Additive(GradientMode):
 
     The loss is CE(z) + mu * (CE(z') - CE(z)), with z'_y = z_y - tau ||grad_x a||_q and a the
     log-odds z_y - logsumexp of the others; with mu = 1 it is softplus(tau ||grad_x a||_q - a). No
-    margin is divided by a norm and no ramp ends: samples far from the boundary count less and
-    less, as in the cross-entropy. It takes the exact double backward, and class labels [B]. With a
-    difference of two passes in place of the norm it would be adversarial training with one step,
-    for which there is :class:`margin_ext.AdversarialTraining`.
+    margin is divided by a norm, and there is no regularizer: samples far from the boundary count
+    less and less, as in the cross-entropy. It takes the exact double backward, and class labels
+    [B]. With a difference of two passes in place of the norm it would be adversarial training with
+    one step, for which there is :class:`margin_ext.AdversarialTraining`.
 
     Attributes:
-        noise: In training the model runs at inputs with noise that is uniform in a ball of this
-            radius, in units of tau (with ``run`` only). The logits and statistics are those at
-            the noisy inputs.
+        noise: Radius of a ball, in units of tau. In training, ``run`` adds noise that is uniform in
+            this ball to the inputs; logits and statistics are those at the noisy inputs.
         data_range: Lowest and highest input, as the model gets it: noisy inputs stay inside.
 
     Example:
@@ -77,9 +76,7 @@ class Additive(GradientMode):
         if not self.noise:
             return inputs
         given = require_movable(inputs)
-        threat = ThreatModel(
-            p=float(options.p), data_range=self.data_range, input_std=options.input_std
-        )
+        threat = options.threat(self.data_range)
         radius = given.new_full(given.shape[:1], self.noise * options.tau, dtype=torch.float32)
         return threat.noisy(given, radius)
 

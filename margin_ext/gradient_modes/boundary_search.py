@@ -1,8 +1,9 @@
 """A short search for the decision boundary: projections onto the plane of the gap's tangent.
 
-At a point x_t the tangent of the gap a is 0 on a plane, and the next point is the one of that plane
-that is nearest to the input x. Its signed distance is s = (a(x_t) + g . (x - x_t)) / ||g||_q with g
-the gradient at x_t. On a linear classifier the first plane is the boundary itself.
+At a point x_t the tangent of the gap a is 0 on a plane. The next point is the point of that plane
+that is nearest to the input x. The signed distance of x to the plane is
+s = (a(x_t) + g . (x - x_t)) / ||g||_q, where g is the gradient at x_t. On a linear classifier the
+first plane is the boundary itself.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from margin_ext.threat import ThreatModel
 
 __all__ = ["BoundaryPoint", "find_boundary", "plane_distance", "trained_point"]
 
-# How far behind the boundary a sample is trained: its distance times the one, plus the other times
-# the radius. The boundary that moved out during the step is then still reached.
+# A sample is trained at the length _FACTOR * distance + _BEYOND * radius. That lies beyond its
+# boundary, because the training step itself moves the boundary outward.
 _FACTOR = 1.1
 _BEYOND = 0.2
 
 
 class BoundaryPoint(NamedTuple):
-    """Where a search has ended.
+    """The end of a search.
 
     Attributes:
         point: [B, ...], in the data range.
@@ -50,14 +51,14 @@ def find_boundary(
     steps: int,
     threat: ThreatModel,
 ) -> BoundaryPoint:
-    """Project each sample so many times.
+    """Project each sample ``steps`` times.
 
     Args:
         gaps: Gives the gap [B] and its gradient [B, ...] at points [B, ...].
         center: The samples [B, ...], without a graph.
         start: The first points.
-        radius: How far to go at most [B].
-        steps: How many projections, at least 1.
+        radius: The largest length of the search [B].
+        steps: The number of projections, at least 1.
         threat: The norm and the data range.
     """
     point = start
@@ -83,8 +84,8 @@ def plane_distance(
         point: [B, ...].
     """
     dtype = accumulation_dtype(center, norm)
-    way = (center.to(dtype) - point.to(dtype)) * grad.to(dtype)
-    at_sample = gap.to(dtype) + way.flatten(1).sum(1)
+    rise = ((center.to(dtype) - point.to(dtype)) * grad.to(dtype)).flatten(1).sum(1)
+    at_sample = gap.to(dtype) + rise
     # Ignored samples and masked classes have no finite gap.
     known = (norm > 0) & at_sample.isfinite()
     return torch.where(known, at_sample, 0.0) / torch.where(known, norm, 1.0).to(dtype)

@@ -31,7 +31,7 @@ from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import LossOptions
 from margin_ext.loss_settings import check_word
 from margin_ext.op_results import MarginLoss
-from margin_ext.threat import DataRange, ThreatModel, check_data_range
+from margin_ext.threat import DataRange, check_data_range
 
 __all__ = ["Distance"]
 
@@ -44,10 +44,10 @@ Misclassified = Literal["toward", "attack"]
 
 @dataclass(frozen=True)
 class Distance(GradientMode):
-    """The distance to the boundary that a few projections find, signed as the gap is.
+    """The signed distance to the decision boundary, as a few projections find it.
 
     Each projection takes one pass forward and one backward to the inputs. Boundaries beyond the
-    radius are not seen: no margin exceeds it.
+    radius are not seen: no margin exceeds it. The sign is that of the gap.
 
     Attributes:
         form: "cross_entropy": the loss is CE(x) + mu * (CE(x') - CE(x)), x' a little beyond the
@@ -60,17 +60,17 @@ class Distance(GradientMode):
         noise: Radius of the uniform noise that the search starts from, in units of tau; 0 starts at
             the input and saves a pass.
         misclassified: Where "cross_entropy" takes misclassified samples: "toward" their class, to
-            their own distance; "attack": away from it, by the whole radius. (In the other form it
-            is the regularizer that says what they contribute.)
+            their own distance; "attack": away from it, by the whole radius. With "envelope" the
+            regularizer decides what they contribute.
         data_range: Lowest and highest input, as the model gets it: the search stays inside. Inputs
             outside are an error on CPU, and on CUDA with ``validate``.
         memory: Start each sample's search, with half of the noise, where its last one ended.
-            ``with criterion.margin.samples(indices):`` says around :meth:`run` which samples of
-            the data a batch holds; it takes the memory of all inputs. Not for inputs that
-            augmentation changes, whose boundary then lies elsewhere.
+            Call :meth:`run` inside ``with criterion.margin.samples(indices):``, which says which
+            samples of the data the batch holds. All inputs are kept once more in memory. Not for
+            inputs that augmentation changes, because their boundary lies elsewhere each time.
 
     Raises:
-        ValueError: A setting makes no search.
+        ValueError: A setting is out of its range.
 
     Example:
         >>> from margin_ext import AverageMarginLoss
@@ -155,9 +155,7 @@ class _Search:
         options = step.objective.options
         self.mode, self.step = mode, step
         self.center = step.inputs.detach()
-        self.threat = ThreatModel(
-            p=float(options.p), data_range=mode.data_range, input_std=options.input_std
-        )
+        self.threat = options.threat(mode.data_range)
         if options.validate or labels_readable(self.center):
             self.threat.require_inside(self.center)
         self.gap = step.labels.gap(step.logits.detach(), step.nearest())

@@ -156,9 +156,7 @@ class FiniteDifference(GradientMode):
         else:
             shift, weight = _separate(slope, out.gap, length)
         options = objective.options
-        threat = ThreatModel(
-            p=float(options.p), data_range=self.data_range, input_std=options.input_std
-        )
+        threat = options.threat(self.data_range)
         defined = not any(has_nan(t, validate=options.validate) for t in (step.logits, out.loss))
         terms = _Terms(
             objective, labels, nearest, rerun, step.inputs, grad, shift, weight, threat, defined

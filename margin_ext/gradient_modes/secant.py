@@ -79,9 +79,7 @@ class Secant(GradientMode):
         objective, labels = step.objective, step.labels
         nearest = step.nearest()
         options = objective.options
-        threat = ThreatModel(
-            p=float(options.p), data_range=self.data_range, input_std=options.input_std
-        )
+        threat = options.threat(self.data_range)
         moved = self._attacked(step, threat, nearest)
         runner_up = objective.with_options(classes="runner_up")
         logits = rerun(moved)

@@ -33,39 +33,44 @@ def side_channels_kept(model: object) -> Iterator[None]:
     list: code that counts or records passes sees all of them. Buffers and tensors that were changed
     in place are not put back.
     """
-    stores, cells = _stores(model)
-    before = [store.copy() for store in stores]
-    held = [cell.cell_contents for cell in cells]
+    stored = _Stored(model)
     try:
         yield
     finally:
-        for store, contents in zip(stores, before, strict=True):
+        for store, before in stored.containers:
             if isinstance(store, list):
-                _put_back_list(store, contents)
+                _put_back_list(store, before)
             else:
-                _put_back_names(store, contents)
-        for cell, contents in zip(cells, held, strict=True):
-            if _has_moved(contents, cell.cell_contents):
-                cell.cell_contents = contents
+                _put_back_names(store, before)
+        for cell, before in stored.cells:
+            if _has_moved(before, cell.cell_contents):
+                cell.cell_contents = before
 
 
 @contextmanager
 def nothing_kept(model: object) -> Iterator[None]:
     """Run the model outside of a step, and then undo everything that it has stored."""
-    stores, cells = _stores(model)
-    before = [store.copy() for store in stores]
-    held = [cell.cell_contents for cell in cells]
+    stored = _Stored(model)
     try:
         yield
     finally:
-        for store, contents in zip(stores, before, strict=True):
+        for store, before in stored.containers:
             store.clear()
             if isinstance(store, list):
-                store.extend(contents)
+                store.extend(before)
             else:
-                store.update(contents)
-        for cell, contents in zip(cells, held, strict=True):
-            cell.cell_contents = contents
+                store.update(before)
+        for cell, before in stored.cells:
+            cell.cell_contents = before
+
+
+class _Stored:
+    """What a pass may write to, each with its contents at present."""
+
+    def __init__(self, model: object) -> None:
+        containers, cells = _stores(model)
+        self.containers = [(container, container.copy()) for container in containers]
+        self.cells = [(cell, cell.cell_contents) for cell in cells]
 
 
 def _put_back_list(store: list[Any], before: list[Any]) -> None:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from margin_ext.bounds import BoundResult
 from margin_ext.functional import logit_gap
+from margin_ext.per_sample import per_sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from margin_ext.bounds import BoundKind
     from margin_ext.models.evaluation_mode import Model
-    from margin_ext.per_sample import per_sample
-from margin_ext.threat import ThreatModel
+    from margin_ext.threat import ThreatModel
 
 __all__ = ["AttackDistance"]
 

@@ -111,7 +111,7 @@ def collect(
     Args:
         measurement: What is measured.
         batches: The data, with the ranks that share them.
-        place: Where.
+        place: The device, the progress bar and the file to resume from.
         meeting: The ranks.
 
     Raises:
@@ -129,7 +129,7 @@ def collect(
         if path is not None:
             held.enter_context(exclusive(rank_file(path, ranks.rank)))
         partial = PartialResults(path, identity, place.save_every, ranks)
-        # Nobody writes before all have read.
+        # No rank writes before all of them have read.
         meeting.exchange()
         try:
             samples = held.enter_context(
@@ -144,7 +144,7 @@ def collect(
             if path is not None and first is not None and first.first == 0:
                 looked_at = first.part(0, FINGERPRINTED)
                 partial.require_same_model(looked_at, measurement.fingerprint(looked_at))
-            # No other rank goes on before rank 0 has seen that the model is the file's.
+            # No rank goes on before rank 0 has checked that the file belongs to this model.
             meeting.exchange()
             for whole in chain([] if first is None else [first], in_order):
                 meeting.check()
@@ -192,7 +192,7 @@ def _within(done: Callable[[float], None], before: int, size: int) -> Callable[[
 
 
 def _require_same(meeting: Together, own: Mapping[str, Any]) -> None:
-    """Raise where ranks were asked for other things, on all of them."""
+    """Raise on all ranks where they were not asked for the same."""
     everything = meeting.exchange(dict(own))
     first = everything[0]
     for rank, other in enumerate(everything):

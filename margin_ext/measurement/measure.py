@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import warnings
@@ -17,7 +18,7 @@ from margin_ext.bounds.bound import Bound, resolve_bounds
 from margin_ext.bounds.first_order import (
     ClassRule,
     FirstOrderMargins,
-    check_class_rule,
+    FirstOrderOptions,
     first_order_margins,
 )
 from margin_ext.bounds.linear import is_linear
@@ -149,17 +150,15 @@ def measure(
         norms = threat_norms(p)
         if not isinstance(classes, (str, AllClasses)):
             classes = whole_number("classes", classes)
-        check_class_rule(classes)
         seed = whole_number("seed", seed, least=0)
         function = logits_function(model, call, logits_fn)
         threats = [ThreatModel(p=q, data_range=data_range, input_std=input_std) for q in norms]
+        gradients = None if norm_bound is None else real_numbers("norm_bound", norm_bound)
+        options = FirstOrderOptions(threats, classes, gradients)
         measurement = _Measurement(
             function,
-            threats=threats,
-            classes=classes,
+            dataclasses.replace(options, sketch=_sketch(options, seed)),
             signed=bool(signed),
-            sketch=_sketch(classes, threats, seed),
-            norm_bound=_norm_bounds(norm_bound, norms),
             bounds=resolve_bounds(bounds or (), seed=seed),
             seed=seed,
             max_memory=max_memory,
@@ -182,16 +181,23 @@ class _Measurement:
     """What is measured of every sample."""
 
     model: Model = field(kw_only=False)
-    threats: Sequence[ThreatModel]
-    classes: ClassRule
+    options: FirstOrderOptions = field(kw_only=False)
     signed: bool
-    norm_bound: Sequence[float] | None
     bounds: Sequence[Bound]
     seed: int
-    sketch: MarginSketch | None = None
     max_memory: int | str | None = None
     # Known once the model is in evaluation mode.
     linear: bool = False
+
+    @property
+    def threats(self) -> Sequence[ThreatModel]:
+        """The threat models, one for each norm."""
+        return self.options.threats
+
+    @property
+    def sketch(self) -> MarginSketch | None:
+        """How all classes are looked at; None where not all of them are."""
+        return self.options.sketch
 
     def check(self) -> None:
         """Raise where a bound does not exist for a threat model."""
@@ -214,7 +220,7 @@ class _Measurement:
 
     def _class_settings(self) -> dict[str, Any]:
         if self.sketch is None:
-            return {"classes": self.classes}
+            return {"classes": self.options.classes}
         return {"classes": "all", "search": self.sketch.options.settings()}
 
     def begin(self) -> None:
@@ -240,23 +246,17 @@ class _Measurement:
         """Nothing is needed beyond the columns."""
 
     def first_order(
-        self, batch: Batch, classes: ClassRule, progress: Callable[[float], None]
+        self, batch: Batch, options: FirstOrderOptions, progress: Callable[[float], None]
     ) -> FirstOrderMargins:
         """First-order margins of the batch's samples."""
-        return first_order_margins(
-            self.model,
-            batch.inputs,
-            batch.target if self.signed else None,
-            threats=self.threats,
-            classes=classes,
-            norm_bound=self.norm_bound,
-            sketch=self.sketch,
-            progress=progress,
-        )
+        label = batch.target if self.signed else None
+        return first_order_margins(self.model, batch.inputs, label, options, progress)
 
     def fingerprint(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """What tells this model from others on a few samples."""
-        found = self.first_order(batch, "runner_up", _untold)
+        found = self.first_order(
+            batch, dataclasses.replace(self.options, classes="runner_up"), _untold
+        )
         values = {
             "logits": found.logits,
             "first-order margins": found.margin.T,
@@ -267,7 +267,7 @@ class _Measurement:
     def columns(self, batch: Batch, progress: Callable[[float], None]) -> dict[str, NDArray[Any]]:
         """Every value of the batch's samples by its column in the report."""
         share = 1 / (1 + len(self.threats) * len(self.bounds))
-        found = self.first_order(batch, self.classes, lambda done: progress(share * done))
+        found = self.first_order(batch, self.options, lambda done: progress(share * done))
         prediction = found.logits.argmax(dim=1)
         label = batch.target if self.signed else prediction
         right = found.gap > 0
@@ -323,23 +323,14 @@ def _untold(_: float) -> None:
     """Progress that nobody looks at."""
 
 
-def _sketch(classes: ClassRule, threats: Sequence[ThreatModel], seed: int) -> MarginSketch | None:
+def _sketch(options: FirstOrderOptions, seed: int) -> MarginSketch | None:
     """How all classes are looked at; None where not all of them are."""
-    if classes != "all" and not isinstance(classes, AllClasses):
-        return None
-    options = classes if isinstance(classes, AllClasses) else AllClasses()
-    return MarginSketch(options, threats, seed=seed)
-
-
-def _norm_bounds(
-    bound: float | Sequence[float] | None, norms: Sequence[float]
-) -> tuple[float, ...] | None:
-    if bound is None:
-        return None
-    values = real_numbers("norm_bound", bound)
-    if len(values) != len(norms) or not all(value > 0 for value in values):
-        raise ValueError(f"norm_bound must be positive, one for each of {len(norms)} norms")
-    return values
+    classes = AllClasses() if options.classes == "all" else options.classes
+    return (
+        MarginSketch(classes, options.threats, seed=seed)
+        if isinstance(classes, AllClasses)
+        else None
+    )
 
 
 def _warn_of_search(sketch: MarginSketch | None) -> None:

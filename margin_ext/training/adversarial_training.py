@@ -63,17 +63,17 @@ class AdversarialTraining:
         eps: Radius of the ball, in the threat model's units.
         steps: Gradient steps; each takes one pass forward and one backward to the inputs.
         noise: Radius of the uniform noise at the start, in units of eps (default: 0 for one step,
-            1 for several; 0.8 for own lengths).
+            1 for several; 0.8 with length="own").
         step: Length of a step, in units of eps (default: 1 for one step, 2.5 / steps for several).
         attack_loss: What the steps change: "cross_entropy" is raised, "gap" (the logit gap) is
-            lowered. Own lengths follow the gap.
+            lowered. With length="own" the steps follow the gap.
         length: "radius" moves every sample by up to eps. "own" moves it a little beyond its own
             decision boundary, and by at most eps (MMA training, Ding et al., arXiv 1812.02637): the
             steps project it onto the plane of the gap's tangent, as `Distance` does.
         misclassified: Where "own" moves misclassified samples: "toward" their class, or "attack",
             away from it by eps.
-        clean: Weight of the cross-entropy at the input itself, from 0 to 1; the rest is that of the
-            point.
+        clean: Weight of the cross-entropy at the input itself, from 0 to 1; the point's
+            cross-entropy has the rest.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
         threat: Norm, range of the data and unit.
 
@@ -219,16 +219,11 @@ class AdversarialTraining:
         several = self.steps > 1
         noise = float(several) if self.noise is None else self.noise
         length = (2.5 / self.steps if several else 1.0) if self.step is None else self.step
+        ball = (center, radius) if several else (None, None)
         x = self.threat.noisy(center, radius * noise) if noise else center
         for _ in range(self.steps):
-            _, grad = attack_gradient(model, x, target, self.attack_loss)
-            x = self.threat.attack_step(
-                x,
-                grad,
-                radius * length,
-                center=center if several else None,
-                radius=radius if several else None,
-            )
+            _, grad = attack_gradient(model, x, target, self.attack_loss, keep_from_underflow=True)
+            x = self.threat.attack_step(x, grad, radius * length, center=ball[0], radius=ball[1])
         return x
 
     def _search(

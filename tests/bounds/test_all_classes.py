@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from margin_ext.bounds import AllClasses
 from margin_ext.bounds.class_search import ClassSearch
-from margin_ext.bounds.first_order import FirstOrderMargins, first_order_margins
+from margin_ext.bounds.first_order import FirstOrderMargins, FirstOrderOptions, first_order_margins
 from margin_ext.bounds.margin_sketch import MarginSketch
 from margin_ext.bounds.norm_sketch import NormSketch, has_sketch
 from margin_ext.threat import ThreatModel
@@ -34,8 +34,10 @@ def searched(
     """By sketch and class by class."""
     threats = [ThreatModel(p=p, input_std=std) for p in norms]
     sketch = MarginSketch(AllClasses(search="sketch", **options), threats)
-    found = first_order_margins(model, x, y, threats=threats, sketch=sketch, norm_bound=norm_bound)
-    return found, first_order_margins(model, x, y, threats=threats), sketch
+    found = first_order_margins(
+        model, x, y, FirstOrderOptions(threats, sketch=sketch, norm_bound=norm_bound)
+    )
+    return found, first_order_margins(model, x, y, FirstOrderOptions(threats)), sketch
 
 
 def require_same(found: FirstOrderMargins, every: FirstOrderMargins) -> None:
@@ -169,7 +171,7 @@ def test_samples_in_groups_are_those_of_one() -> None:
     whole, _, _ = searched(model, x, None)
     sketch = MarginSketch(AllClasses(search="sketch"), threat)
     sketch.fit = lambda *_: 3
-    grouped = first_order_margins(model, x, None, threats=threat, sketch=sketch)
+    grouped = first_order_margins(model, x, None, FirstOrderOptions(threat, sketch=sketch))
     require_same(grouped, whole)
     assert torch.equal(grouped.gradients, whole.gradients)
 
@@ -300,19 +302,21 @@ def test_convolutions_and_normalisation() -> None:
 
 def test_a_backward_pass_that_cannot_be_batched() -> None:
     x, _ = data(2, 30, 120)
-    batched = first_order_margins(relu_network((30, 40, 120)), x, None, threats=[ThreatModel(p=2)])
+    batched = first_order_margins(
+        relu_network((30, 40, 120)), x, None, FirstOrderOptions([ThreatModel(p=2)])
+    )
     model = relu_network((30, 40, 120))
     alone = [
-        first_order_margins(model, x[i : i + 1], None, threats=[ThreatModel(p=2)]).margin
+        first_order_margins(model, x[i : i + 1], None, FirstOrderOptions([ThreatModel(p=2)])).margin
         for i in range(2)
     ]
     torch.testing.assert_close(batched.margin, torch.cat(alone, dim=1))
     unbatched = Through(_NoForwardMode.apply)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = first_order_margins(unbatched, x, None, threats=[ThreatModel(p=2)])
+        found = first_order_margins(unbatched, x, None, FirstOrderOptions([ThreatModel(p=2)]))
     whole = Through(torch.relu)
-    expected = first_order_margins(whole, x, None, threats=[ThreatModel(p=2)])
+    expected = first_order_margins(whole, x, None, FirstOrderOptions([ThreatModel(p=2)]))
     torch.testing.assert_close(found.margin, expected.margin)
 
 

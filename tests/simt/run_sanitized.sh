@@ -21,5 +21,6 @@ export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_erro
 export UBSAN_OPTIONS=print_stacktrace=1
 LD_PRELOAD="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libstdc++.so)" \
   "$python" -m pytest -q -s -p no:cacheprovider -p no:faulthandler test_cuda_kernels_simt.py test_cuda_ops_simt.py \
+  test_cuda_additive_margin_simt.py \
   -k "${TESTS:-every_cluster_size or layout_and_alignment or reductions or bad_labels or channel_factors \
-      or scale_gradients or more_samples or ((dual_direction or every_variant) and dtype2)}" "$@"
+      or scale_gradients or more_samples or additive_margin_with or additive_margin_at or ((dual_direction or every_variant) and dtype2)}" "$@"
