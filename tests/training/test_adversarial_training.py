@@ -226,3 +226,11 @@ def test_the_command_trains_and_goes_on(
     assert same_weights(tmp_path / "recipe", tmp_path / "whole")
     assert train(tmp_path / "none", *SMALL, "--loss", "adversarial") == 2
     assert "needs adversarial_eps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("clean", [0.0, 0.2])
+def test_labels_that_are_no_tensor_are_refused(clean: float) -> None:
+    labels = torch.tensor([0, 1, 2, 0]).numpy()
+    objective = AdversarialTraining(eps=0.5, clean=clean)
+    with pytest.raises(TypeError, match="target must be a tensor, got numpy"):
+        objective.run(nn.Linear(5, 3), torch.rand(4, 5), labels)  # type: ignore[arg-type]
