@@ -193,8 +193,16 @@ def check_eps(eps: float, dtype: torch.dtype | None = None) -> None:
             )
 
 
+def check_numbers(**settings: object) -> None:
+    """Require numbers, or what can stand for one, and name the setting that is none."""
+    for name, value in settings.items():
+        if not hasattr(value, "__float__"):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 def check_loss_settings(mu: float, eps: float, label_smoothing: float) -> None:
     """Require mu >= 0, eps > 0 and label_smoothing in 0..1; none of them NaN or infinite."""
+    check_numbers(mu=mu, eps=eps, label_smoothing=label_smoothing)
     if not mu >= 0:
         raise ValueError(f"mu must be at least 0, got {mu}")
     if mu == math.inf:

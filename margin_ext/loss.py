@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +23,7 @@ from margin_ext.gradient_modes.parallel import refuse_fsdp1_behind, refuse_stati
 from margin_ext.input_gradient import check_inputs
 from margin_ext.input_std import checked_std
 from margin_ext.loss_options import LossOptions
-from margin_ext.loss_settings import refuse_renamed
+from margin_ext.loss_settings import nearest_name, refuse_renamed
 from margin_ext.movable_inputs import require_movable
 from margin_ext.op_results import MarginLoss
 from margin_ext.option_attributes import add_option_attributes, takes_options
@@ -34,6 +33,8 @@ from margin_ext.target_kinds import two_class_logits
 from margin_ext.training_steps import StepCounter
 
 __all__ = ["AverageMarginLoss", "RunOutput"]
+
+_OPTIONS = tuple(field.name for field in fields(LossOptions))
 
 
 class AverageMarginLoss(nn.Module):
@@ -78,14 +79,10 @@ class AverageMarginLoss(nn.Module):
     @takes_options(LossOptions)
     def __init__(self, *positional: Any, **options: Any) -> None:
         refuse_renamed(options)
-        known = [field.name for field in fields(LossOptions)]
         for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                raise TypeError(
-                    f"AverageMarginLoss has no option {name!r}"
-                    + (f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}")
-                )
+            if name not in _OPTIONS:
+                hint = nearest_name(name, _OPTIONS) or f"; known are {', '.join(_OPTIONS)}"
+                raise TypeError(f"AverageMarginLoss has no option {name!r}{hint}")
         super().__init__()
         self.register_buffer("weight", None)
         self.options = LossOptions(*positional, **options)
@@ -138,6 +135,10 @@ class AverageMarginLoss(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_renamed({name: value})
+        # Attributes of your own are welcome, unless they look like an option's.
+        own = not name.startswith("_") and not hasattr(self, name)
+        if own and (hint := nearest_name(name, _OPTIONS, cutoff=0.6)):
+            raise AttributeError(f"AverageMarginLoss has no option {name!r}{hint}")
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AverageMarginLoss:

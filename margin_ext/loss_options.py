@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from margin_ext.checks import check_classes
+from margin_ext.checks import check_classes, check_numbers
 from margin_ext.gradient_mode import GradientMode, gradient_mode, margin
 from margin_ext.loss_settings import LossSettings, check_word
 from margin_ext.regularizers import Regularizer, resolve_regularizer
@@ -94,6 +94,7 @@ class LossOptions(LossSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_numbers(tau=self.tau, fraction=self.fraction)
         check_word("batchnorm", self.batchnorm, BatchNormPolicy)
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")

@@ -279,3 +279,18 @@ def test_a_gradient_mode_in_one_file(weakened):
     assert "keeps 0.5 of the norm's part" in str(report)
     with pytest.raises(ValueError, match="there is a 'weakened' already"):
         register_gradient_mode("weakened", Weakened)
+
+
+def test_a_misspelled_attribute_is_refused_and_one_of_your_own_is_not() -> None:
+    criterion = AverageMarginLoss()
+    with pytest.raises(AttributeError, match="no option 'taw'; did you mean tau"):
+        criterion.taw = 1.0
+    criterion.experiment = "third"
+    assert criterion.experiment == "third"
+
+
+@pytest.mark.parametrize("name", ["mu", "tau", "eps", "label_smoothing", "fraction"])
+@pytest.mark.parametrize("value", ["3", None])
+def test_what_is_no_number_is_refused_by_its_name(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a number, got {value!r}"):
+        AverageMarginLoss(**{name: value})

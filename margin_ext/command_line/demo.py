@@ -99,6 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
             status = complain("demo", error)
         try:
             _write(trials, arguments.out)
+            if arguments.quick:
+                tell(
+                    "--quick shows that the program runs: its networks have learned next to nothing"
+                )
         except OSError as error:
             return complain("demo", f"cannot write the report: {error}")
         return status
@@ -133,7 +137,7 @@ def _data_and_settings(arguments: argparse.Namespace) -> tuple[ImageData, DemoSe
     return data, replace(settings, **{k: v for k, v in given.items() if v is not None})
 
 
-def _write(trials: list[Trial], out: Path) -> None:
+def _write(trials: list[Trial], out: Path, quick: bool) -> None:
     from margin_ext.training import TrialsReport
 
     report = TrialsReport(trials, out)
@@ -146,3 +150,5 @@ def _write(trials: list[Trial], out: Path) -> None:
     for path in written:
         sys.stdout.write(f"{path}\n")
     sys.stdout.write(f"{out}/*/checkpoint.pt, history.jsonl, measured.json\n")
+    if quick:
+        tell("--quick shows that the program runs: these networks have learned next to nothing")

@@ -120,6 +120,7 @@ def _train(trial: Trial, progress: bool | None) -> int:
     from margin_ext.output.exclusive import InUseError
     from margin_ext.together import RankFailedError
     from margin_ext.training import DivergedError
+    from margin_ext.training.trial import CHECKPOINT
 
     main = trial.ranks.is_main
     status = 0
@@ -137,11 +138,12 @@ def _train(trial: Trial, progress: bool | None) -> int:
         what = "the trained model was not measured: " if trial.loop.finished else ""
         status = complain("train", f"{what}{error}")
     except OSError as error:
-        return complain(
-            "train",
-            f"cannot write: {error}; what was written before is whole, and the same command with "
-            "--resume goes on from it",
+        goes_on = (
+            "; what was written before is whole, and the same command with --resume goes on from it"
+            if (trial.folder / CHECKPOINT).is_file()
+            else ""
         )
+        return complain("train", f"cannot write: {error}{goes_on}")
     if not main:
         return status
     try:
