@@ -78,6 +78,14 @@ class Regularizer:
     Example:
         >>> Regularizer.ramp(0, 3)(torch.tensor([-1.0, 1.0, 4.0]))
         tensor([3., 2., 0.])
+        >>> Regularizer.hinge(2)(torch.tensor([-1.0, 1.0, 4.0]))
+        tensor([3., 1., 0.])
+        >>> Regularizer.linear()(torch.tensor([-1.0, 1.0]))
+        tensor([ 1., -1.])
+        >>> Regularizer.softplus(1)(torch.tensor([0.0])), Regularizer.exponential(1)(torch.zeros(1))
+        (tensor([0.6931]), tensor([1.]))
+        >>> print(Regularizer.ramp(0, 3))
+        ramp[0, 3]
     """
 
     kind: str

@@ -279,19 +279,40 @@ def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
 
 
 def require_attackable(threat: ThreatModel) -> None:
-    """Raise ValueError where the attacks do not exist for the norm."""
+    """Raise ValueError where the attacks do not exist for the norm.
+
+    Example:
+        >>> require_attackable(ThreatModel(p=3))
+        Traceback (most recent call last):
+            ...
+        ValueError: attacks are for p = 1, p = 2 and p = inf, got 3
+    """
     if threat.p not in (1.0, 2.0, math.inf):
         raise ValueError(f"attacks are for p = 1, p = 2 and p = inf, got {threat.p:g}")
 
 
 def check_radius(eps: float) -> None:
-    """Require a radius of at least 0, and finite."""
+    """Require a radius of at least 0, and finite.
+
+    Example:
+        >>> check_radius(-1.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: eps must be a number >= 0, got -1.0
+    """
     if not eps >= 0 or math.isinf(eps):
         raise ValueError(f"eps must be a number >= 0, got {eps}")
 
 
 def check_data_range(data_range: DataRange) -> None:
-    """Require (lowest, highest) with lowest < highest and both finite."""
+    """Require (lowest, highest) with lowest < highest and both finite.
+
+    Example:
+        >>> check_data_range((1.0, 0.0))
+        Traceback (most recent call last):
+            ...
+        ValueError: data_range must be (lowest, highest) with lowest < highest and both finite, ...
+    """
     try:
         low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in data_range)
     except (TypeError, ValueError) as error:

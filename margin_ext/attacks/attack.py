@@ -26,6 +26,11 @@ class AttackResult(NamedTuple):
     Attributes:
         robust: Bool [B]: no adversarial example was found.
         point: [B, ...]: the adversarial examples, the input itself where none was found.
+
+    Example:
+        >>> found = AttackResult(torch.tensor([True, False]), point=torch.zeros(2, 3))
+        >>> found.robust.float().mean()
+        tensor(0.5000)
     """
 
     robust: Tensor

@@ -27,6 +27,11 @@ class BoundResult(NamedTuple):
     Attributes:
         distance: [B], in the threat model's units. Infinite: nothing was found.
         point: [B, ...], for an upper bound the adversarial examples; None where there are none.
+
+    Example:
+        >>> found = BoundResult(torch.tensor([0.5, torch.inf]))
+        >>> found.distance.isinf(), found.point is None
+        (tensor([False,  True]), True)
     """
 
     distance: Tensor

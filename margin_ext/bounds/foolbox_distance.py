@@ -30,6 +30,12 @@ class FoolboxDistance:
 
     Attributes:
         steps: Of DDN and FMN.
+
+    Example:
+        >>> FoolboxDistance(steps=500).settings()
+        {'steps': 500}
+        >>> bounds = ["minimum_distance", FoolboxDistance()]
+        >>> measure(model, data, data_range=(0.0, 1.0), bounds=bounds)  # doctest: +SKIP
     """
 
     steps: int = 300

@@ -38,6 +38,13 @@ class SampledMargins(NamedTuple):
         lipschitz: L_j [B, K] for the K competitors looked at.
         competitors: The classes j [B, K], smallest gap first.
         fitted: Whether L_j is a fitted end point [B, K] and not the largest sampled gradient.
+
+    Example:
+        >>> x, label = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> model = torch.nn.Linear(2, 3)
+        >>> found = Sampled(points=16).estimate(model, x, label, threat=ThreatModel(p=2))
+        >>> found.estimate.shape, found.lipschitz.shape
+        (torch.Size([1]), torch.Size([1, 2]))
     """
 
     estimate: Tensor
@@ -67,6 +74,13 @@ class Sampled:
             maximum stands in, and a warning counts these cases.
         chunk: Points a forward pass.
         seed: Of the points.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> x, label = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> Sampled(points=16)(model, x, label, threat=ThreatModel(p=2)).distance
+        tensor([1.4142])
     """
 
     points: int = 1024

@@ -22,6 +22,11 @@ class GradientCheck:
             it was not compared.
         cross_entropy_error: The same of the cross-entropy's part.
         findings: Sentences that say what was seen, and what to do about it.
+
+    Example:
+        >>> print(GradientCheck("agrees", 1e-4, 1e-7, ("The regularizer's gradient agrees.",)))
+        gradient check: agrees (regularizer's part off by 0.0001, cross-entropy's by 1e-07)
+        - The regularizer's gradient agrees.
     """
 
     verdict: str

@@ -28,6 +28,10 @@ def log_odds(
     """z_y - log sum_{k != y} exp(z_k) [B]; inf where the sum is empty, NaN where ignored.
 
     Arguments and errors are those of :func:`margin_ext.functional.log_odds`.
+
+    Example:
+        >>> log_odds(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        tensor([2.])
     """
     check_logits_and_labels(logits, target)
     if logits.dim() != 2 or target.dim() != 1:
@@ -57,6 +61,12 @@ def additive_margin_loss(
 
     grad is the input gradient of the log-odds a. Arguments, result and errors are those of
     :func:`margin_ext.functional.additive_margin_loss`, except that ``validate`` is on.
+
+    Example:
+        >>> logits, grad = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> lowered = additive_margin_loss(logits, torch.tensor([0]), grad, tau=1.0).loss
+        >>> round(float(lowered), 4)  # log(1 + exp(2 - 2))
+        0.6931
     """
     s = formula_settings(settings)
     if not tau >= 0:

@@ -37,6 +37,11 @@ def class_margins(
         grad: Input gradients of these gaps [B, K, ...].
         p: Threat norms.
         input_std: Standard deviation(s) of the loader's normalisation: margins in pixel units.
+
+    Example:
+        >>> gap, grad = torch.tensor([[2.0, 3.0]]), torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
+        >>> class_margins(gap, grad, p=[2]).margin
+        tensor([[[2.0000, 0.6000]]])
     """
     check_class_grad(grad)
     check_same_device("grad", grad, gap=gap)

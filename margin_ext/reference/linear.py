@@ -16,6 +16,10 @@ def linear_margin(
     """Signed l_p distance to the boundary of z = W x + b, min over k of its distance to class k.
 
     Arguments and result are those of :func:`margin_ext.linear_margin`.
+
+    Example:
+        >>> linear_margin(torch.eye(2), None, torch.tensor([[3.0, 1.0]]), torch.tensor([0]), p=1)
+        tensor([2.])
     """
     x = inputs.flatten(1)
     z = x @ weight.t() + (0 if bias is None else bias)

@@ -26,7 +26,12 @@ __all__ = ["average_margin_loss", "regularize", "sample_margin_loss"]
 
 
 def regularize(t: Tensor, regularizer: Regularizer) -> Tensor:
-    """phi(t), element by element; t is a margin or a logit gap."""
+    """phi(t), element by element; t is a margin or a logit gap.
+
+    Example:
+        >>> regularize(torch.tensor([-1.0, 1.0, 4.0]), Regularizer.ramp(0, 3))
+        tensor([3., 2., 0.])
+    """
     return regularizer(t)
 
 
@@ -46,6 +51,12 @@ def average_margin_loss(
     are not ignored, as cross_entropy does. Ignored samples have margin, gap and norm NaN.
     Arguments, result and errors are those of :func:`margin_ext.average_margin_loss`, except that
     ``validate`` is on.
+
+    Example:
+        >>> logits, grad = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> phi = Regularizer.ramp(0, 3)
+        >>> average_margin_loss(logits, torch.tensor([0]), grad, regularizer=phi).margin
+        tensor([1.])
     """
     s = settings_from(settings)
     if not one_class_each(logits, target):
@@ -108,6 +119,12 @@ def sample_margin_loss(
     probabilities have w_p = sum_c w_c q_c, and the mean divides by the number of positions, as
     cross_entropy does. Without grad t is each position's own gap. Arguments, result and errors are
     those of :func:`margin_ext.functional.sample_margin_loss`, except that ``validate`` is on.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 0.0], [1.0, 4.0]]])  # two classes at two positions
+        >>> grad, phi = torch.tensor([[3.0, 4.0]]), Regularizer.ramp(0, 3)
+        >>> sample_margin_loss(logits, torch.tensor([[0, 1]]), grad, regularizer=phi).margin
+        tensor([0.6000])
     """
     s = settings_from(settings)
     found = sample_gap(logits, target, fixed=fixed, validate=validate, **s.label_keywords())

@@ -47,6 +47,11 @@ def sample_gap(
 
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or labels are out of range.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 0.0], [1.0, 4.0]]])  # two classes at two positions
+        >>> sample_gap(logits, torch.tensor([[0, 1]]), aggregation="worst").gap
+        tensor([2.])
     """
     check_logits_and_labels(logits, target)
     if weight is not None:

@@ -30,6 +30,10 @@ def soft_gap(
 
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or target holds no probabilities.
+
+    Example:
+        >>> soft_gap(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]])).gap
+        tensor([0.])
     """
     check_logits_and_labels(logits, target)
     if logits.dim() != 2 or not target.is_floating_point():
