@@ -69,7 +69,7 @@ class ThreatModel:
 
     @property
     def name(self) -> str:
-        """Such as "l2" or "linf"."""
+        """The name of the norm, such as "l2" or "linf"."""
         return norm_name(self.p)
 
     def settings(self) -> dict[str, Any]:
@@ -107,14 +107,14 @@ class ThreatModel:
         spread: float | None = None,
         in_place: bool = False,
     ) -> Tensor:
-        """:meth:`step` from x, then :meth:`project` or, without radius, :meth:`clamp`; at once.
+        """:meth:`step` from x and then :meth:`project` (without radius :meth:`clamp`), in one op.
 
         Args:
             x: [B, ...].
-            grad: [B, ...], along which x moves.
-            length: [B].
-            center: [B, ...], of the ball; None: x.
-            radius: [B]; None: no ball.
+            grad: [B, ...]; x moves in the direction in which it rises most.
+            length: Length of the step [B].
+            center: Center of the ball [B, ...]; None: x.
+            radius: Radius of the ball [B]; None: no ball.
             spread: For p = 1: move several coordinates by the same amount. The steepest l1 step
                 moves one coordinate, which a data range soon stops. This one moves the steepest
                 few, as in SLIDE (Tramer and Boneh, arXiv 1904.13000): a fraction of 0.04 * spread.
@@ -178,7 +178,8 @@ class ThreatModel:
     def require_inside(self, x: Tensor, what: str = "inputs") -> None:
         """Require x [B, ...] in the data range, up to the rounding of a loader's arithmetic.
 
-        Clamping would otherwise move inputs of other units far away. It waits for the device.
+        Otherwise clamping would move inputs in other units far away. The check waits for the
+        device.
 
         Raises:
             ValueError: An element lies outside.
@@ -213,7 +214,8 @@ class ThreatModel:
     def reach(self, x: Tensor) -> Tensor:
         """A distance [B] beyond which there is nothing to look for.
 
-        With a data range that of its farthest corner, otherwise a thousand times the length of x.
+        It is that of the data range's farthest corner; without a range, a thousand times the length
+        of x.
         """
         bounds = self.bounds(x)
         if bounds is not None:
@@ -227,7 +229,7 @@ class ThreatModel:
 
         Args:
             center: [B, ...].
-            radius: Of the ball, one for all or [B].
+            radius: Radius of the ball, one number or [B].
             draws: The samples' random numbers.
         """
         noise = ball_noise(center, self.p, draws)
@@ -239,7 +241,7 @@ class ThreatModel:
     def noisy(self, center: Tensor, radius: Tensor) -> Tensor:
         """One point a sample, uniform in the ball of radius [B] and then brought into the range.
 
-        It is drawn from torch's own random numbers, those of the CPU on every device.
+        The random numbers are seeded from torch's CPU generator, on every device.
         """
         seed = int(torch.randint(2**62, (), device="cpu"))
         generator = torch.Generator(center.device).manual_seed(seed)
@@ -255,7 +257,7 @@ class ThreatModel:
         return low, high
 
     def in_input_units(self, offset: Tensor) -> Tensor:
-        """An offset [B, ...] in pixel units as one in the units that the model gets."""
+        """Convert an offset [B, ...] from pixel units to the units that the model gets."""
         return offset if self.input_std is None else offset * channel_scale(self.input_std, offset)
 
     def _to_pixels(self, inputs: Tensor) -> Tensor | float:

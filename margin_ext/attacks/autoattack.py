@@ -38,7 +38,7 @@ class AutoAttack:
 
     Attributes:
         queries: Of Square.
-        seed: Of all of them.
+        seed: Seed of all of them.
         parts: Run only these attacks, by the library's names, such as ("apgd-ce", "apgd-t"); None:
             all of the standard version. FAB and Square take most of the time.
 

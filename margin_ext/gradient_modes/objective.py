@@ -80,7 +80,7 @@ class Objective:
             gap: [B].
             norm: [B].
             term: What mu multiplies in place of the regularizer, one value a label, with the
-                class weights; the margin is then only told.
+                class weights; the margin is then only reported.
         """
         out = labels.loss_of(logits, margin, gap, norm, self.options, term)
         return self._normalized(out)

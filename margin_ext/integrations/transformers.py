@@ -128,7 +128,7 @@ class MarginTrainer(Trainer):
         return (out.loss, {"logits": out.logits}) if return_outputs else out.loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as ever, with the margins of the last batch beside the training loss."""
+        """Log as ever, and add the margins of the last batch to the training loss."""
         statistics = self.criterion.statistics
         if "loss" in logs and statistics is not None:
             values = statistics.as_floats()

@@ -29,8 +29,9 @@ def class_margins(
 ) -> ClassMargins:
     """Margins gap / ||grad||_q to K classes of every sample, and the nearest class.
 
-    A gap of 0 has margin 0; another one without a gradient has an infinite margin of its sign. Of
-    classes with the same margin the first is the nearest; NaN counts as the smallest margin.
+    A gap of 0 has margin 0. Any other gap whose gradient is 0 has an infinite margin with the sign
+    of the gap. If several classes have the smallest margin, the first is the nearest; NaN counts as
+    the smallest.
 
     Args:
         gap: Logit gaps to the classes [B, K].

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "clean_accuracy", "margin_totals"]
 
-# What projected gradient descent attacks, beside the search for the nearest adversarial example.
+# What projected gradient descent attacks, in addition to the search for the nearest adversarial example.
 _LOSSES: Final = ("gap", "cross_entropy")
 
 
