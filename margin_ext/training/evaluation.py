@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "clean_accuracy", "margin_totals"]
 
-# What projected gradient descent attacks, in addition to the search for the nearest adversarial example.
+# What projected gradient descent attacks. The search for the nearest adversarial example comes on
+# top.
 _LOSSES: Final = ("gap", "cross_entropy")
 
 
