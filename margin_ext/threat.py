@@ -33,7 +33,7 @@ class ThreatModel:
     """An l_p ball around each input, inside the range that data can have.
 
     Lengths are in pixel units where ``input_std`` is given, otherwise in the inputs' own units.
-    Inputs are [B, ...]; with values a channel, [B, channels, ...].
+    Inputs are [B, ...], or [B, channels, ...] where a setting has one value a channel.
 
     Attributes:
         p: The norm, a real number of at least 1 or infinity.
