@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +78,14 @@ class AverageMarginLoss(nn.Module):
     @takes_options(LossOptions)
     def __init__(self, *positional: Any, **options: Any) -> None:
         refuse_renamed(options)
+        known = [field.name for field in fields(LossOptions)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                raise TypeError(
+                    f"AverageMarginLoss has no option {name!r}"
+                    + (f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}")
+                )
         super().__init__()
         self.register_buffer("weight", None)
         self.options = LossOptions(*positional, **options)
@@ -206,9 +215,10 @@ class AverageMarginLoss(nn.Module):
             ("noise", getattr(o.mode, "noise", 0.0) if self.training else 0.0, 0.0),
         ):
             if value != usual:
+                of = f" of {type(o.mode).__name__}" if name == "noise" else ""
                 raise ValueError(
-                    f"{name}={value!r} decides which passes are made: call criterion.run(model, "
-                    "inputs, target) in place of criterion(logits, target, inputs)"
+                    f"{name}={value!r}{of} decides which passes are made: call criterion.run("
+                    "model, inputs, target) in place of criterion(logits, target, inputs)"
                 )
 
     def run(

@@ -46,10 +46,18 @@ class Registry(Generic[Item]):
             seed: Of those that are given by name and take one; an object has its own.
 
         Raises:
+            TypeError: A class is given in place of an object.
             ValueError: A name is unknown, or comes twice.
         """
         if isinstance(items, str):
             raise ValueError(f'{self.argument} must be a sequence, such as ["{items}"]')  # noqa: TRY004
+        items = tuple(items)
+        for one in items:
+            if isinstance(one, type):
+                raise TypeError(
+                    f"{self.argument} must be names or objects, got the class {one.__name__}: "
+                    f"write {one.__name__}(...)"
+                )
         found = tuple(self._by_name(one, seed) if isinstance(one, str) else one for one in items)
         names = [one.name for one in found]
         if len(set(names)) < len(names):

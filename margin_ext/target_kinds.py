@@ -9,13 +9,23 @@ from torch import Tensor
 
 from margin_ext.checks import shape_text
 
-__all__ = ["checked_target", "two_class_logits", "two_class_target"]
+__all__ = ["checked_target", "target_tensor", "two_class_logits", "two_class_target"]
 
 _WHOLE = (torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 _SEVERAL = (
     "for several labels a sample pass logits.unsqueeze(1) in place of the logits, which takes each "
     "column as a label of its own (docs/labels.md)"
 )
+
+
+def target_tensor(target: Any) -> Tensor:
+    """The target, or TypeError where it is no tensor."""
+    if not isinstance(target, Tensor):
+        raise TypeError(
+            f"target must be a tensor, got {type(target).__module__}.{type(target).__name__}: pass "
+            "torch.as_tensor(target)"
+        )
+    return target
 
 
 def checked_target(logits: Tensor, target: Any) -> Tensor:
@@ -27,12 +37,7 @@ def checked_target(logits: Tensor, target: Any) -> Tensor:
         TypeError: It is no tensor, or not int64.
         ValueError: It looks like several labels a sample, or like numbers to regress on.
     """
-    if not isinstance(target, Tensor):
-        raise TypeError(
-            f"target must be a tensor, got {type(target).__module__}.{type(target).__name__}: pass "
-            "torch.as_tensor(target)"
-        )
-    given: Tensor = target
+    given = target_tensor(target)
     if logits.dim() < 2:
         return given
     positions = logits.shape[:1] + logits.shape[2:]

@@ -173,6 +173,13 @@ def test_old_words_name_the_new_ones():
         functional.logit_gap(logits, target, lamp=target)
 
 
+def test_misspelled_options_name_the_nearest():
+    with pytest.raises(TypeError, match="no option 'margine'; did you mean margin"):
+        AverageMarginLoss(margine="distance")
+    with pytest.raises(TypeError, match="no option 'zzzz'; known are p, mu"):
+        AverageMarginLoss(zzzz=1)
+
+
 def test_words_are_shorthand_for_modes():
     assert AverageMarginLoss(gradient="finite_difference").gradient == FiniteDifference()
     assert AverageMarginLoss(margin="secant").margin == Secant()

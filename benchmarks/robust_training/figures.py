@@ -67,8 +67,8 @@ def _cost(ax: Axes, results: dict[str, Any]) -> None:
         ax.annotate(
             str(number),
             (row.time, row.mean_robust),
-            # Below for peers, so that the numbers of near points do not meet.
-            xytext=(5, -12 if method.group == "peer" else 4),
+            # Left for peers, so that the numbers of near points do not meet.
+            xytext=(-13, 1) if method.group == "peer" else (5, 4),
             textcoords="offset points",
             fontsize=9,
         )

@@ -174,12 +174,25 @@ for _loss in get_args(AttackLoss):
 
 
 def attack_gradient(
-    model: Model, inputs: Tensor, target: Tensor, loss: AttackLoss
+    model: Model,
+    inputs: Tensor,
+    target: Tensor,
+    loss: AttackLoss,
+    *,
+    keep_from_underflow: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Gap [B] and the gradient [B, ...] along which the sample gets worse.
 
     The loss is summed over the batch, so that each sample's gradient is its own. Logits are cast
     to at least float32 before the loss.
+
+    Args:
+        model: Maps inputs to logits [B, C].
+        inputs: [B, ...].
+        target: [B].
+        loss: What gets worse.
+        keep_from_underflow: Where logits are float16, divide each cross-entropy by the probability
+            of all classes but the label. The direction is the same, and float16 can hold it.
     """
     x = inputs.detach().requires_grad_()
     logits = checked_logits(model, x)
@@ -191,6 +204,16 @@ def attack_gradient(
     elif loss != "cross_entropy":
         objective = -gap.sum()
     else:
-        objective = cross_entropy(logits.to(gap.dtype), target, reduction="sum")
+        losses = cross_entropy(logits.to(gap.dtype), target, reduction="none")
+        if keep_from_underflow and logits.dtype == torch.float16 and target.dim() == 1:
+            losses = losses / _others_probability(logits.detach().to(gap.dtype), target)
+        objective = losses.sum()
     (grad,) = torch.autograd.grad(objective, x)
     return gap.detach(), grad
+
+
+def _others_probability(logits: Tensor, target: Tensor) -> Tensor:
+    """The probability [B] of all classes but the target; not 1 - p, which rounds to 0."""
+    label = target.clamp_min(0).unsqueeze(1)  # ignored samples have no loss
+    others = logits.softmax(1).scatter(1, label, 0.0).sum(1)
+    return others.clamp_min(torch.finfo(others.dtype).tiny)

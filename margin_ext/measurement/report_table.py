@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from margin_ext.norms import norm_name
@@ -39,7 +40,8 @@ def _row(report: MarginReport, norm: NormMargins, quantity: str) -> list[str]:
     total = report.summary(norm.p, quantity)
     above = ""
     if norm.smallest_upper is not None and norm.kinds.get(quantity) != "upper":
-        above = f"{norm.share_above_upper(norm[quantity], report.sides):.1%}"
+        share = norm.share_above_upper(norm[quantity], report.sides)
+        above = "-" if math.isnan(share) else f"{share:.1%}"  # no correct sample has a bound
     return [
         f"{norm_name(norm.p)} {report.title(quantity)}",
         f"{total.minimum:.4g}",

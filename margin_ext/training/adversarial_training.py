@@ -20,6 +20,7 @@ from margin_ext.gradient_modes.boundary_search import (
 from margin_ext.gradient_modes.layer_state import inner_modules, state_kept
 from margin_ext.gradient_modes.model_call import ModelCall
 from margin_ext.gradient_modes.parallel import without_ddp
+from margin_ext.target_kinds import target_tensor
 from margin_ext.threat import ThreatModel
 from margin_ext.training.words import check_words
 
@@ -142,12 +143,14 @@ class AdversarialTraining:
             radius: A radius for each sample [B], in place of eps.
 
         Raises:
+            TypeError: The target is no tensor.
             ValueError: Inputs lie outside the threat model's data range, or logits are not finite.
 
         Example:
             >>> model, x, y = nn.Linear(5, 3), torch.rand(4, 5), torch.tensor([0, 1, 2, 0])
             >>> AdversarialTraining(eps=0.5, clean=0.2).run(model, x, y).loss.backward()
         """
+        target_tensor(target)
         passes = ModelCall(call, logits_fn)
         if not self.clean:
             points = self._points(model, passes, inputs, target, radius)
@@ -222,7 +225,7 @@ class AdversarialTraining:
         ball = (center, radius) if several else (None, None)
         x = self.threat.noisy(center, radius * noise) if noise else center
         for _ in range(self.steps):
-            _, grad = attack_gradient(model, x, target, self.attack_loss)
+            _, grad = attack_gradient(model, x, target, self.attack_loss, keep_from_underflow=True)
             x = self.threat.attack_step(x, grad, radius * length, center=ball[0], radius=ball[1])
         return x
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -22,6 +22,9 @@ def settle_buckets(model: nn.Module, inputs: Tensor) -> None:
     would differ from one that was not stopped. All processes have to call it; weights, buffers
     and random states are left as they were.
 
+    The pass is made in evaluation mode. A model that leaves parameters out there (and uses them in
+    training) is left alone: the buckets would wait for their gradients.
+
     Args:
         model: In DistributedDataParallel.
         inputs: A sample [1, ...].
@@ -32,7 +35,8 @@ def settle_buckets(model: nn.Module, inputs: Tensor) -> None:
     stance = torch.compiler.set_stance("force_eager")
     try:
         model.eval()
-        model(inputs).sum().backward()
+        if _all_parameters_used(model, inputs):
+            model(inputs).sum().backward()
     finally:
         stance.__exit__(None, None, None)
         for module, training in flags:
@@ -40,3 +44,10 @@ def settle_buckets(model: nn.Module, inputs: Tensor) -> None:
         for parameter in model.parameters():
             parameter.grad = None
         restore()
+
+
+def _all_parameters_used(model: nn.Module, inputs: Tensor) -> bool:
+    inner = cast("nn.Module", model.module)
+    trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(inner(inputs).sum(), trained, allow_unused=True)
+    return all(gradient is not None for gradient in found)

@@ -239,6 +239,12 @@ def test_arguments_that_do_not_fit(change: dict[str, object], message: str) -> N
         robust_accuracy(model, samples(model, 4, 8), **arguments)  # type: ignore[arg-type]
 
 
+def test_a_class_in_place_of_an_attack_is_refused() -> None:
+    model = relu_network((8, 16, 4))
+    with pytest.raises(TypeError, match=r"attacks must be names or objects, .*write PGD\("):
+        robust_accuracy(model, samples(model, 4, 8), eps=0.1, attacks=[PGD])  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

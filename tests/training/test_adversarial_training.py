@@ -155,6 +155,26 @@ def test_in_a_loop_of_ones_own(length: Any, clean: float) -> None:
             assert torch.equal(value.points, x) == (clean == 1)
 
 
+def test_float16_moves_samples_that_are_certain() -> None:
+    """Their cross-entropy's gradient is smaller than float16 can hold; its direction is not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 3))
+    x = torch.rand(20, 12)
+    y = model(x).argmax(1)
+    for scale in (1.0, 200.0):
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            twin[2].weight *= scale
+            twin[2].bias *= scale
+            assert scale == 1 or float(cross_entropy(twin(x), y)) < 0.5
+        objective = AdversarialTraining(0.1, 1, threat=ThreatModel(p=2))
+        wanted = objective.points(twin, x, y)
+        with torch.autocast("cpu", torch.float16):
+            points = objective.points(twin, x, y)
+        torch.testing.assert_close((points - x).flatten(1).norm(dim=1), torch.full((20,), 0.1))
+        torch.testing.assert_close(points, wanted, atol=5e-3, rtol=0)
+
+
 def test_inputs_outside_of_the_range_are_refused() -> None:
     """Clamping would move normalised images by many times eps, in silence."""
     model, x, y = problem()
@@ -206,3 +226,11 @@ def test_the_command_trains_and_goes_on(
     assert same_weights(tmp_path / "recipe", tmp_path / "whole")
     assert train(tmp_path / "none", *SMALL, "--loss", "adversarial") == 2
     assert "needs adversarial_eps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("clean", [0.0, 0.2])
+def test_labels_that_are_no_tensor_are_refused(clean: float) -> None:
+    labels = torch.tensor([0, 1, 2, 0]).numpy()
+    objective = AdversarialTraining(eps=0.5, clean=clean)
+    with pytest.raises(TypeError, match="target must be a tensor, got numpy"):
+        objective.run(nn.Linear(5, 3), torch.rand(4, 5), labels)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import torch
 
 from margin_ext.measurement.monitor import read_history
 from margin_ext.ranks import ALONE, Ranks, started_ranks
+from margin_ext.training.settled_buckets import settle_buckets
 from training.small_images import SMALL, checkpoint, train, weights
 
 
@@ -25,6 +26,33 @@ def test_the_mean_over_the_shares_is_that_of_the_batch(size: int, batch: int) ->
     torch.testing.assert_close(mean, values[numbers].mean())
     counted = torch.cat([part for part, factor in shares if factor > 0])
     assert counted.tolist() == numbers.tolist()
+
+
+class TwoWays(torch.nn.Module):
+    """Leaves a layer out in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = self.always(x) + self.sometimes(x)
+        return both if self.training else self.always(x)
+
+
+@pytest.mark.parametrize("build", [TwoWays, lambda: torch.nn.Linear(3, 2)])
+def test_steps_follow_the_settling_of_buckets(build) -> None:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(build())
+        settle_buckets(model, torch.rand(1, 3))
+        assert model.training
+        for _ in range(2):
+            model(torch.rand(4, 3)).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
