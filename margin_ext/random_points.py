@@ -22,10 +22,10 @@ class Draws:
     """The random numbers of some samples for one purpose.
 
     Attributes:
-        seed: Of the whole run.
+        seed: Seed of the whole run.
         stream: Names the purpose; other purposes get other numbers.
-        indices: Of the samples in the whole data [B]: a sample's numbers depend on its index and
-            not on its batch.
+        indices: The samples' indices in the whole data [B]: a sample's numbers depend on its index
+            and not on its batch.
 
     Example:
         >>> whole, second = Draws(0, "start", [0, 1]), Draws(0, "start", [1])

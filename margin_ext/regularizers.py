@@ -24,8 +24,8 @@ class _Kind:
     Attributes:
         formula: phi(t, lo, hi), element by element and differentiable.
         refuse: What is wrong with lo and hi, in words; empty where nothing is.
-        width: Of lo and hi, what must be above 0; None: nothing.
-        number: Of RegularizerKind in csrc/core/regularizer.h; None: the fused op lacks it.
+        width: The number, made of lo and hi, that must be above 0; None: there is none.
+        number: Its number in RegularizerKind of csrc/core/regularizer.h; None: the op lacks it.
     """
 
     formula: Callable[[Tensor, float, float], Tensor]

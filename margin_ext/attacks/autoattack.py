@@ -37,7 +37,7 @@ class AutoAttack:
     results may change with the size of batches.
 
     Attributes:
-        queries: Of Square.
+        queries: Queries of Square.
         seed: Seed of all of them.
         parts: Run only these attacks, by the library's names, such as ("apgd-ce", "apgd-t"); None:
             all of the standard version. FAB and Square take most of the time.

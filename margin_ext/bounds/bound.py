@@ -83,7 +83,8 @@ class Bound(Protocol):
             inputs: [B, ...].
             label: [B].
             threat: How distances are measured, and the range of the data.
-            indices: Of the samples in the whole data [B]: random numbers depend on them alone.
+            indices: Indices of the samples in the whole data [B]: random numbers depend on them
+                and not on the batch.
         """
         ...
 
@@ -119,7 +120,7 @@ def resolve_bounds(bounds: Iterable[str | Bound], *, seed: int = 0) -> tuple[Bou
 
     Args:
         bounds: Names and objects, mixed as you like.
-        seed: Of the bounds that are given by name; an object has its own.
+        seed: Seed of the bounds that are given by name; an object has its own.
 
     Raises:
         ValueError: A name is unknown, or two bounds have the same.

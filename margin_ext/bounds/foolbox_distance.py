@@ -29,7 +29,7 @@ class FoolboxDistance:
     Needs the extra ``attacks`` and a threat model whose data range is two numbers.
 
     Attributes:
-        steps: Of DDN and FMN.
+        steps: Steps of DDN and FMN.
 
     Example:
         >>> FoolboxDistance(steps=500).settings()

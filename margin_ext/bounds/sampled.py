@@ -73,7 +73,7 @@ class Sampled:
             maxima by maximum likelihood (at least 10 blocks). Where there is no fit the plain
             maximum stands in, and a warning counts these cases.
         chunk: Points a forward pass.
-        seed: Of the points.
+        seed: Seed of the points.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -147,7 +147,7 @@ class Sampled:
             inputs: [B, ...].
             label: The class c [B]; the authors take the predicted one.
             threat: The norm, of the ball too.
-            indices: Of the samples in the whole data; None: 0 to B - 1.
+            indices: Indices of the samples in the whole data; None: 0 to B - 1.
         """
         numbers = range(inputs.shape[0]) if indices is None else indices
         with torch.no_grad():

@@ -38,7 +38,7 @@ def composed_loss(
         labels: The labels of the logits.
         logits: [B, C] or [B, C, d1, ...].
         margin: What the regularizer sees, [B] or [B, d1, ...]; NaN where nothing counts.
-        gap: Of the same shape.
+        gap: The gaps, of the same shape.
         norm: [B], or empty.
         correct: Whether each position is classified correctly, bool [B, d1, ...].
         settings: The settings of the loss.

@@ -18,8 +18,8 @@ class GradientCheck:
     Attributes:
         verdict: "agrees"; "approximates": differs as the mode does by design; "wrong"; or
             "unknown": there was nothing to compare with.
-        margin_error: Of the regularizer's part of the gradient, relative to that part; NaN where
-            it was not compared.
+        margin_error: Error of the regularizer's part of the gradient, relative to that part; NaN
+            where it was not compared.
         cross_entropy_error: The same of the cross-entropy's part.
         findings: Sentences that say what was seen, and what to do about it.
 

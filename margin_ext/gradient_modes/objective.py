@@ -75,7 +75,7 @@ class Objective:
 
         Args:
             logits: [B, C] or [B, C, d1, ...].
-            labels: Of the logits.
+            labels: The labels of the logits.
             margin: What the regularizer sees.
             gap: [B].
             norm: [B].

@@ -24,7 +24,7 @@ class Step:
         objective: The loss.
         inputs: [B, ...], requiring grad.
         logits: [B, C] or [B, C, d1, ...], computed from inputs, with their graph.
-        labels: Of the logits.
+        labels: The labels of the logits.
         model: The module that computed the logits; None where only the logits are known.
         rerun: Logits of other inputs [B, ...] under the same randomness and without touching the
             running statistics; None where only the logits are known, or the mode needs none.

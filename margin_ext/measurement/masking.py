@@ -115,7 +115,7 @@ def diagnose(
     Args:
         evidence: What was seen on some of the samples.
         curves: Robust accuracy at each radius by attack, and "random" for random points.
-        count: Of the samples behind the curves.
+        count: Number of the samples behind the curves.
     """
     tolerance = _tolerance(count)
     robust = {name: curve for name, curve in curves.items() if name != "random"}

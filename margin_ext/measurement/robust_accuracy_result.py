@@ -45,7 +45,7 @@ class RobustAccuracy:
         titles: The column of each attack in the table.
         random: Whether random points of the sphere are all classified correctly, [N, len(eps)].
         diagnosis: Signs of gradient masking; None where not asked for.
-        settings: Of every attack, the seed and the threat model.
+        settings: Settings of every attack, the seed and the threat model.
 
     Example:
         >>> from margin_ext import robust_accuracy
