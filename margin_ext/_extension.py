@@ -36,7 +36,7 @@ INTERFACE_VERSION = 5
 MANIFEST = "build.json"
 LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"
 _SOURCES = Path(__file__).resolve().parents[1]
-# In a checkout the package beside the sources is the one that is imported, so the libraries have
+# In a checkout the package next to the sources is the one that is imported, so the libraries have
 # to be put there.
 BUILD_COMMAND = (
     f"pip install -e {_SOURCES}"

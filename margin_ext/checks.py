@@ -229,7 +229,7 @@ def check_class_weight(weight: Tensor, logits: Tensor) -> None:
 
 
 def values_readable(tensor: Tensor) -> bool:
-    """Whether values can be looked at at no cost: on CPU, and not while a program is traced."""
+    """Whether reading values costs nothing: on CPU, and not while a program is traced."""
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -249,7 +249,7 @@ def check_weight_values(weight: Tensor) -> None:
 
 
 def check_normalizer(normalizer: float | Tensor | None) -> float | Tensor | None:
-    """Require a divisor above 0 and finite; one that a GPU holds becomes NaN where it is not."""
+    """Require a finite divisor above 0; a bad one on a GPU becomes NaN, without an error."""
     if normalizer is None:
         return None
     if not isinstance(normalizer, Tensor):

@@ -32,6 +32,15 @@ class GradientMode(Protocol):
     """How the margins of a pass, and their gradient, come into the loss.
 
     A subclass has to have ``__call__`` only.
+
+    Example:
+        >>> from margin_ext import AverageMarginLoss
+        >>> class ConstantNorm(GradientMode):
+        ...     def __call__(self, step):
+        ...         nearest = step.nearest()
+        ...         grad = step.input_gradient(nearest, create_graph=False)
+        ...         return step.loss(grad, nearest)
+        >>> criterion = AverageMarginLoss(gradient=ConstantNorm())
     """
 
     @property
@@ -138,6 +147,10 @@ def gradient_mode(word: str | GradientMode) -> GradientMode:
 
     Raises:
         ValueError: There is no such mode.
+
+    Example:
+        >>> gradient_mode("double_backward")
+        DoubleBackward()
     """
     if _is_mode(word):
         return word
@@ -154,6 +167,10 @@ def margin(word: str | GradientMode) -> str | GradientMode:
 
     Raises:
         ValueError: There is no such margin.
+
+    Example:
+        >>> margin("first_order")
+        'first_order'
     """
     if word in ("first_order", "logit_gap"):
         return word

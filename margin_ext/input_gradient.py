@@ -57,7 +57,7 @@ def gradient_by_inputs(
         SecondDerivativeError: With create_graph, where the result cannot be differentiated.
     """
     if create_graph:
-        # What is honest leads back to it; a constant would let the rest drop out in silence.
+        # A differentiable gradient leads back to it; one that is constant would raise no error.
         cotangent.requires_grad_()
     (grad,) = torch.autograd.grad(
         logits, inputs, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
@@ -110,7 +110,7 @@ def nearest_class(
         target: int64 [B].
         classes: "runner_up" looks only at the class of the largest other logit; k at the k largest
             others, with k gradient passes; "all" at every other class, with C - 1.
-        settings: Say how margins are measured, and which samples are ignored.
+        settings: How margins are measured, and which samples are ignored.
     """
     check_classes(classes)
     s, z = settings, logits.detach()

@@ -22,7 +22,12 @@ InputStd: TypeAlias = float | Sequence[float] | Tensor | None
 
 
 def channel_scale(input_std: float | Sequence[float] | Tensor, grad: Tensor) -> Tensor:
-    """1 / std, in a shape that multiplies grad [B, Ch, ...]."""
+    """1 / std, in a shape that multiplies grad [B, Ch, ...].
+
+    Example:
+        >>> channel_scale([0.5, 0.25], torch.ones(1, 2, 8, 8)).flatten()
+        tensor([2., 4.])
+    """
     std = torch.as_tensor(input_std, dtype=accumulation_dtype(grad), device=grad.device)
     if std.dim() == 0 or std.numel() == 1:
         return 1 / std.reshape(1)
@@ -39,6 +44,14 @@ def checked_std(input_std: InputStd) -> Tensor | None:
 
     Raises:
         ValueError: A value is zero, negative, infinite or NaN, or there are further dimensions.
+
+    Example:
+        >>> checked_std([0.5, 0.25])
+        tensor([0.5000, 0.2500], dtype=torch.float64)
+        >>> checked_std(0.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: input_std must be a number or [channels], above 0 and finite, got 0.0
     """
     if input_std is None:
         return None

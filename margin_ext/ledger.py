@@ -56,6 +56,11 @@ class MarginLedger:
         tensor([ 3., nan, -1.], dtype=torch.float64)
         >>> ledger.forgotten
         tensor([0, 0, 1])
+        >>> ledger.area
+        tensor([ 3., nan, -1.], dtype=torch.float64)
+        >>> ledger.scores(missing=0.5).round(2)  # the lower, the more doubtful the label
+        array([0.95, 0.5 , 0.27])
+        >>> MarginLedger.load(ledger.save("ledger.pt"))  # doctest: +SKIP
     """
 
     def __init__(self, n: int, *, device: torch.device | str | None = None) -> None:

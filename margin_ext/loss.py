@@ -50,9 +50,9 @@ class AverageMarginLoss(nn.Module):
     or ``out = criterion.run(model, inputs, target); out.loss.backward()``. With
     ``margin="logit_gap"`` it is the authors' loss, and no inputs are needed.
 
-    The target is int64 [B]; for dense logits [B, C, d1, ...] int64 [B, d1, ...]; and in place of
-    classes there may be probabilities, floating and of the shape of the logits (mixup,
-    distillation). docs/labels.md says what the margin is then.
+    The target is int64 [B], or int64 [B, d1, ...] for dense logits [B, C, d1, ...]. It may also
+    hold probabilities (mixup, distillation), as a floating tensor of the shape of the logits.
+    docs/labels.md defines the margin for each of them.
 
     After each call ``criterion.statistics`` holds the batch's margins and accuracy, on the device.
 
@@ -117,10 +117,10 @@ class AverageMarginLoss(nn.Module):
         self._counter.steps = steps
 
     def one_step(self) -> AbstractContextManager[None]:
-        """All calls inside belong to one training step, as ``every`` and ``warmup`` count them.
+        """Count all calls inside as one training step, for ``every`` and ``warmup``.
 
-        For loops with several calls a step and no optimizer of torch; with one, the calls up to its
-        next ``step()``, and those inside of ``step(closure)``, are one step of themselves.
+        It is for loops with several calls a step and no optimizer of torch. With such an optimizer
+        all calls up to its next ``step()``, or inside ``step(closure)``, count as one step anyway.
 
         Example:
             >>> criterion, model = AverageMarginLoss(every=2), nn.Linear(5, 3)
@@ -164,18 +164,18 @@ class AverageMarginLoss(nn.Module):
             logits: [B, C] or [B, C, d1, ...].
             target: int64 [B] or [B, d1, ...], or probabilities of the shape of logits.
             inputs: [B, ...], the tensor that the model was called with, requiring grad; not
-                needed for margin="logit_gap". A list of tensors on the way to the logits, such as
-                hidden activations, each [B, ...], has one regularizer each; statistics are then
-                those of the first.
+                needed for margin="logit_gap". Or a list of tensors on the way to the logits, such
+                as hidden activations, each [B, ...]: every tensor gets its own regularizer, and the
+                statistics are those of the first.
             layer_weights: The factor of each regularizer of such a list; by default
                 1 / the length of the list.
             normalizer: As in :meth:`run`.
 
         Returns:
-            Scalar; for reduction "none" [B], or [B, d1, ...]. Without gradients (under no_grad and
-            inference_mode), and in eval mode where the logits or inputs have no graph, the
-            cross-entropy alone, with NaN for the margins in the statistics: :meth:`run` gives the
-            whole loss there too.
+            A scalar, or for reduction "none" [B] or [B, d1, ...]. Where no input gradient can be
+            taken (under no_grad and inference_mode, and in eval mode if the logits or inputs have
+            no graph) it is the cross-entropy alone, and the statistics have NaN for the margins.
+            :meth:`run` returns the whole loss there too.
 
         Raises:
             ValueError: Shapes do not fit, or an option needs :meth:`run`.
@@ -245,9 +245,9 @@ class AverageMarginLoss(nn.Module):
                 may be the one inside a wrapper.
             logits_fn: Takes the logits out of what the model returns.
             normalizer: Divides the sum over the samples, in place of ``reduction``. For gradient
-                accumulation: the number of samples (their summed class weights) of all the
-                batches of a step. DistributedDataParallel averages over its ranks on top. It must
-                be above 0; where only a GPU knows it, the loss is NaN otherwise.
+                accumulation, give the number of samples (or the sum of their class weights) in all
+                batches of the step. DistributedDataParallel still averages over its ranks. It must
+                be above 0; a tensor on a GPU is not checked, and gives a NaN loss otherwise.
 
         Raises:
             RuntimeError: The model is in DistributedDataParallel(static_graph=True), or the mode
@@ -315,7 +315,7 @@ class AverageMarginLoss(nn.Module):
         normalizer: float | Tensor | None,
         mu: float | None = None,
     ) -> MarginLoss:
-        """The loss of logit gaps; of other margins, which need inputs, its cross-entropy."""
+        """The loss of logit gaps; for other margins, which need inputs, the cross-entropy alone."""
         if mu is None:
             mu = self._next_step()[1]
         objective = self._objective(normalizer, mu)
@@ -357,7 +357,7 @@ class AverageMarginLoss(nn.Module):
             call: As in :meth:`run`.
             logits_fn: As in :meth:`run`.
             directions: How many; each takes two passes forward and backward.
-            seed: Of the directions, and of the model's own randomness during the check.
+            seed: Seeds the directions, and the model's own randomness during the check.
 
         Raises:
             TypeError, ValueError: The model is a function, or split by fully_shard; shapes do not
@@ -395,7 +395,7 @@ class AverageMarginLoss(nn.Module):
         return Objective(o, normalizer)
 
     def _next_step(self) -> tuple[bool, float]:
-        """Whether ``every`` lets margins into this step, and its mu."""
+        """Whether this step computes margins (see ``every``), and its mu."""
         o = self._options
         if not self.training or not torch.is_grad_enabled():
             return True, o.mu

@@ -57,10 +57,11 @@ class LossOptions(LossSettings):
         fraction: The fraction of each batch whose margins are taken, chosen at random and run by
             itself (with ``run`` only).
         every: Take margins only in one of so many training steps, with mu times as much weight; in
-            between the loss is the cross-entropy. A step is all calls up to the next step of an
-            optimizer (both passes of SAM, the closures of LBFGS, the parts of an accumulated
-            batch), or what is inside of ``with criterion.one_step()``; without an optimizer of
-            torch it is a call. ``criterion.steps`` counts them; a continued training sets it.
+            between the loss is the cross-entropy. A step consists of all calls up to the
+            next step of an optimizer (both passes of SAM, the closures of LBFGS, the parts of an
+            accumulated batch), or of all calls inside ``with criterion.one_step()``. Without an
+            optimizer of torch each call is a step. ``criterion.steps`` counts them; a continued
+            training sets it.
         warmup: Training steps in which mu rises evenly from near 0, for settings under which an
             untrained network would not begin to learn.
         batchnorm: What BatchNorm in training normalises by where margins are concerned: "batch",

@@ -52,7 +52,7 @@ _RENAMED = {
 
 
 class FormulaKeywords(TypedDict, total=False):
-    """The fields of LossSettings but for the regularizer as keywords, for type checkers."""
+    """The fields of LossSettings without the regularizer, as keywords, for type checkers."""
 
     p: float | str
     mu: float
@@ -83,7 +83,7 @@ class LossSettings:
         weight: Class weights [C]; they weight the whole loss of a sample. They may be 0 or
             negative, with the results of ``torch.nn.CrossEntropyLoss``.
         ignore_index: Samples (positions) with this label do not count; for class labels.
-        label_smoothing: As in ``torch.nn.CrossEntropyLoss``; of the cross-entropy only.
+        label_smoothing: As in ``torch.nn.CrossEntropyLoss``; it applies to the cross-entropy only.
         reduction: "mean", "sum" or "none".
         input_std: The standard deviation(s) by which the loader divides, a number or one a
             channel: p, tau and margins are then in pixel units.

@@ -44,5 +44,10 @@ def op_exponent(p: float | str) -> float:
 
 
 def norm_name(p: float) -> str:
-    """l1, l2, linf, l1.5."""
+    """l1, l2, linf, l1.5.
+
+    Example:
+        >>> norm_name(2.0), norm_name(math.inf)
+        ('l2', 'linf')
+    """
     return "linf" if math.isinf(p) else f"l{p:g}"

@@ -22,10 +22,16 @@ class Draws:
     """The random numbers of some samples for one purpose.
 
     Attributes:
-        seed: Of the whole run.
+        seed: Seed of the whole run.
         stream: Names the purpose; other purposes get other numbers.
-        indices: Of the samples in the whole data [B]: a sample's numbers depend on its index and
-            not on its batch.
+        indices: The samples' indices in the whole data [B]: a sample's numbers depend on its index
+            and not on its batch.
+
+    Example:
+        >>> whole, second = Draws(0, "start", [0, 1]), Draws(0, "start", [1])
+        >>> like = torch.empty(2, 3)
+        >>> torch.equal(ball_noise(like, 2.0, whole)[1:], ball_noise(like[1:], 2.0, second))
+        True
     """
 
     seed: int
@@ -38,13 +44,26 @@ class Draws:
 
 
 def sample_generator(seed: int, stream: str, index: int, device: torch.device) -> torch.Generator:
-    """Generator of one sample's random numbers for one purpose ("stream")."""
+    """Generator of one sample's random numbers for one purpose ("stream").
+
+    Example:
+        >>> one = sample_generator(0, "start", 7, torch.device("cpu"))
+        >>> again = sample_generator(0, "start", 7, torch.device("cpu"))
+        >>> torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=again))
+        True
+    """
     digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
 
 
 def ball_noise(like: Tensor, p: float, draws: Draws) -> Tensor:
-    """One point a sample, uniform in the unit l_p ball; the shape and type of like [B, ...]."""
+    """One point a sample, uniform in the unit l_p ball; the shape and type of like [B, ...].
+
+    Example:
+        >>> noise = ball_noise(torch.empty(2, 3, 4), 2.0, Draws(0, "start", [0, 1]))
+        >>> noise.shape, bool((noise.flatten(1).norm(dim=1) <= 1).all())
+        (torch.Size([2, 3, 4]), True)
+    """
     flat = like.new_empty(like.shape[0], like[0].numel())
     for row, generator in zip(flat, draws.generators(like.device), strict=True):
         row.copy_(unit_ball(1, row.shape[0], p, generator)[0])
@@ -52,7 +71,13 @@ def ball_noise(like: Tensor, p: float, draws: Draws) -> Tensor:
 
 
 def sphere_noise(like: Tensor, p: float, draws: Draws) -> Tensor:
-    """One point a sample on the unit l_p sphere (p = inf: a corner of the cube), as ball_noise."""
+    """One point a sample on the unit l_p sphere (p = inf: a corner of the cube), as ball_noise.
+
+    Example:
+        >>> noise = sphere_noise(torch.empty(1, 5), torch.inf, Draws(0, "start", [0]))
+        >>> noise.abs()
+        tensor([[1., 1., 1., 1., 1.]])
+    """
     noise = ball_noise(like, p, draws)
     if p == torch.inf:
         return noise.sign()
@@ -65,6 +90,11 @@ def unit_ball(points: int, dims: int, p: float, generator: torch.Generator) -> T
 
     p = inf: uniform coordinates. Otherwise coordinates with density proportional to
     exp(-|t|^p), scaled to the unit sphere, times U^(1/dims): for p = 2 the authors' sampling.
+
+    Example:
+        >>> points = unit_ball(100, 3, 1.0, torch.Generator().manual_seed(0))
+        >>> points.shape, bool((points.abs().sum(dim=1) <= 1 + 1e-6).all())
+        (torch.Size([100, 3]), True)
     """
     # Whatever torch's default type is.
     kind: dict[str, Any] = {"device": generator.device, "dtype": torch.float32}

@@ -33,6 +33,13 @@ class Ranks:
         local: Number of this process on its machine, which is also that of its GPU.
         joined: Whether there is a process group.
         group: The process group; None: all ranks.
+
+    Example:
+        >>> ranks = Ranks(rank=1, size=2, local=1, joined=True)
+        >>> ranks.is_main, ranks.device("cuda")
+        (False, device(type='cuda', index=1))
+        >>> ALONE.gather("a value")
+        ['a value']
     """
 
     rank: int = 0
@@ -125,6 +132,10 @@ def all_ranks(group: ProcessGroup | None = None) -> Ranks:
 
     Raises:
         ValueError: There is no process group, or this process does not belong to it.
+
+    Example:
+        >>> torch.distributed.init_process_group()  # doctest: +SKIP
+        >>> report = margin_ext.measure(model, data, ranks=all_ranks())  # doctest: +SKIP
     """
     if not distributed.is_available() or not distributed.is_initialized():
         raise ValueError(
@@ -148,6 +159,11 @@ def started_ranks(device: str | None = None) -> Iterator[Ranks]:
 
     Raises:
         ValueError: There are more processes on this machine than GPUs.
+
+    Example:
+        >>> with started_ranks("cpu") as ranks:  # not started by torchrun
+        ...     ranks.size
+        1
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         yield ALONE

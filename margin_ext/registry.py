@@ -43,7 +43,7 @@ class Registry(Generic[Item]):
 
         Args:
             items: Names and objects, mixed as you like.
-            seed: Of those that are given by name and take one; an object has its own.
+            seed: Seed of those that are given by name and take one; an object has its own.
 
         Raises:
             TypeError: A class is given in place of an object.

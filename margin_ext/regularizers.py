@@ -24,8 +24,8 @@ class _Kind:
     Attributes:
         formula: phi(t, lo, hi), element by element and differentiable.
         refuse: What is wrong with lo and hi, in words; empty where nothing is.
-        width: Of lo and hi, what must be above 0; None: nothing.
-        number: Of RegularizerKind in csrc/core/regularizer.h; None: the fused op lacks it.
+        width: The number, made of lo and hi, that must be above 0; None: there is none.
+        number: Its number in RegularizerKind of csrc/core/regularizer.h; None: the op lacks it.
     """
 
     formula: Callable[[Tensor, float, float], Tensor]
@@ -78,6 +78,14 @@ class Regularizer:
     Example:
         >>> Regularizer.ramp(0, 3)(torch.tensor([-1.0, 1.0, 4.0]))
         tensor([3., 2., 0.])
+        >>> Regularizer.hinge(2)(torch.tensor([-1.0, 1.0, 4.0]))
+        tensor([3., 1., 0.])
+        >>> Regularizer.linear()(torch.tensor([-1.0, 1.0]))
+        tensor([ 1., -1.])
+        >>> Regularizer.softplus(1)(torch.tensor([0.0])), Regularizer.exponential(1)(torch.zeros(1))
+        (tensor([0.6931]), tensor([1.]))
+        >>> print(Regularizer.ramp(0, 3))
+        ramp[0, 3]
     """
 
     kind: str

@@ -50,12 +50,12 @@ class BatchStatistics(Mapping[str, Tensor]):
     """
 
     def __init__(self, values: Tensor, margins: Tensor | None = None) -> None:
-        """Wrap ``values`` [len(STATISTIC_NAMES)], and the margins that they are of."""
+        """Wrap ``values`` [len(STATISTIC_NAMES)], and the margins [B] that they summarise."""
         self.values_tensor = values
         self._margins = margins
 
     def of(self, margins: Tensor) -> BatchStatistics:
-        """The same, with the margins [B] that they are of."""
+        """The same statistics, with the margins [B] that they summarise."""
         return BatchStatistics(self.values_tensor, margins.detach())
 
     def __getitem__(self, name: str) -> Tensor:
@@ -131,7 +131,7 @@ class BatchStatistics(Mapping[str, Tensor]):
 
 
 def without_margins(statistics: BatchStatistics) -> BatchStatistics:
-    """The same for a batch without margins: NaN in their place."""
+    """The statistics with NaN for all that needs margins."""
     values = statistics.values_tensor.clone()
     for name in MARGIN_STATISTICS:
         values[STATISTIC_NAMES.index(name)] = math.nan

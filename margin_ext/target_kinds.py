@@ -83,7 +83,7 @@ def two_class_target(logits: Tensor, target: Tensor) -> Tensor:
     """The target of logits [B, 2, ...] as classes or as probabilities of both classes.
 
     Args:
-        logits: Of two classes.
+        logits: Logits of two classes.
         target: int64 or floating, [B, ...] or [B, 1, ...]; where floating, the probability of
             class 1, as BCEWithLogitsLoss takes it. Targets of other shapes are returned as given.
 

@@ -33,7 +33,7 @@ class ThreatModel:
     """An l_p ball around each input, inside the range that data can have.
 
     Lengths are in pixel units where ``input_std`` is given, otherwise in the inputs' own units.
-    Inputs are [B, ...]; with values a channel, [B, channels, ...].
+    Inputs are [B, ...], or [B, channels, ...] where a setting has one value a channel.
 
     Attributes:
         p: The norm, a real number of at least 1 or infinity.
@@ -69,7 +69,7 @@ class ThreatModel:
 
     @property
     def name(self) -> str:
-        """Such as "l2" or "linf"."""
+        """The name of the norm, such as "l2" or "linf"."""
         return norm_name(self.p)
 
     def settings(self) -> dict[str, Any]:
@@ -107,14 +107,14 @@ class ThreatModel:
         spread: float | None = None,
         in_place: bool = False,
     ) -> Tensor:
-        """:meth:`step` from x, then :meth:`project` or, without radius, :meth:`clamp`; at once.
+        """:meth:`step` from x and then :meth:`project` (without radius :meth:`clamp`), in one op.
 
         Args:
             x: [B, ...].
-            grad: [B, ...], along which x moves.
-            length: [B].
-            center: [B, ...], of the ball; None: x.
-            radius: [B]; None: no ball.
+            grad: [B, ...]; x moves in the direction in which it rises most.
+            length: Length of the step [B].
+            center: Center of the ball [B, ...]; None: x.
+            radius: Radius of the ball [B]; None: no ball.
             spread: For p = 1: move several coordinates by the same amount. The steepest l1 step
                 moves one coordinate, which a data range soon stops. This one moves the steepest
                 few, as in SLIDE (Tramer and Boneh, arXiv 1904.13000): a fraction of 0.04 * spread.
@@ -178,7 +178,8 @@ class ThreatModel:
     def require_inside(self, x: Tensor, what: str = "inputs") -> None:
         """Require x [B, ...] in the data range, up to the rounding of a loader's arithmetic.
 
-        Clamping would otherwise move inputs of other units far away. It waits for the device.
+        Otherwise clamping would move inputs in other units far away. The check waits for the
+        device.
 
         Raises:
             ValueError: An element lies outside.
@@ -213,7 +214,8 @@ class ThreatModel:
     def reach(self, x: Tensor) -> Tensor:
         """A distance [B] beyond which there is nothing to look for.
 
-        With a data range that of its farthest corner, otherwise a thousand times the length of x.
+        It is that of the data range's farthest corner; without a range, a thousand times the length
+        of x.
         """
         bounds = self.bounds(x)
         if bounds is not None:
@@ -227,7 +229,7 @@ class ThreatModel:
 
         Args:
             center: [B, ...].
-            radius: Of the ball, one for all or [B].
+            radius: Radius of the ball, one number or [B].
             draws: The samples' random numbers.
         """
         noise = ball_noise(center, self.p, draws)
@@ -239,7 +241,7 @@ class ThreatModel:
     def noisy(self, center: Tensor, radius: Tensor) -> Tensor:
         """One point a sample, uniform in the ball of radius [B] and then brought into the range.
 
-        It is drawn from torch's own random numbers, those of the CPU on every device.
+        The random numbers are seeded from torch's CPU generator, on every device.
         """
         seed = int(torch.randint(2**62, (), device="cpu"))
         generator = torch.Generator(center.device).manual_seed(seed)
@@ -255,7 +257,7 @@ class ThreatModel:
         return low, high
 
     def in_input_units(self, offset: Tensor) -> Tensor:
-        """An offset [B, ...] in pixel units as one in the units that the model gets."""
+        """Convert an offset [B, ...] from pixel units to the units that the model gets."""
         return offset if self.input_std is None else offset * channel_scale(self.input_std, offset)
 
     def _to_pixels(self, inputs: Tensor) -> Tensor | float:
@@ -279,19 +281,40 @@ def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
 
 
 def require_attackable(threat: ThreatModel) -> None:
-    """Raise ValueError where the attacks do not exist for the norm."""
+    """Raise ValueError where the attacks do not exist for the norm.
+
+    Example:
+        >>> require_attackable(ThreatModel(p=3))
+        Traceback (most recent call last):
+            ...
+        ValueError: attacks are for p = 1, p = 2 and p = inf, got 3
+    """
     if threat.p not in (1.0, 2.0, math.inf):
         raise ValueError(f"attacks are for p = 1, p = 2 and p = inf, got {threat.p:g}")
 
 
 def check_radius(eps: float) -> None:
-    """Require a radius of at least 0, and finite."""
+    """Require a radius of at least 0, and finite.
+
+    Example:
+        >>> check_radius(-1.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: eps must be a number >= 0, got -1.0
+    """
     if not eps >= 0 or math.isinf(eps):
         raise ValueError(f"eps must be a number >= 0, got {eps}")
 
 
 def check_data_range(data_range: DataRange) -> None:
-    """Require (lowest, highest) with lowest < highest and both finite."""
+    """Require (lowest, highest) with lowest < highest and both finite.
+
+    Example:
+        >>> check_data_range((1.0, 0.0))
+        Traceback (most recent call last):
+            ...
+        ValueError: data_range must be (lowest, highest) with lowest < highest and both finite, ...
+    """
     try:
         low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in data_range)
     except (TypeError, ValueError) as error:

@@ -24,7 +24,18 @@ _MEETINGS: dict[str, int] = {}
 
 
 class RankFailedError(RuntimeError):
-    """Another rank failed, so this one cannot go on."""
+    """Another rank failed, so this one cannot go on.
+
+    Example:
+        >>> from margin_ext.ranks import ALONE
+        >>> try:
+        ...     with Together(ALONE) as meeting:  # alone, so no other rank can fail
+        ...         found = meeting.exchange("ready")
+        ... except RankFailedError as error:
+        ...     print(f"another rank stopped: {error}")
+        >>> found
+        ['ready']
+    """
 
 
 class _Word(NamedTuple):

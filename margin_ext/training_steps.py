@@ -66,10 +66,10 @@ _OPTIMIZERS: Final = _OptimizerSteps()
 class StepCounter:
     """Counts the training steps of one criterion.
 
-    Calls belong to one step up to the next ``optimizer.step()`` of any optimizer of torch, and all
-    calls inside of ``optimizer.step(closure)`` do. Until one has been seen, each call counts as a
-    step; those before the first optimizer's step become one when it comes. :meth:`one_step` says it
-    without an optimizer.
+    All calls up to the next ``optimizer.step()`` of any optimizer of torch belong to one step, and
+    so do all calls inside ``optimizer.step(closure)``. Until an optimizer has been seen, each call
+    counts as a step; when the first optimizer steps, the calls before it become one step. Loops
+    without an optimizer use :meth:`one_step`.
 
     Attributes:
         steps: How many have begun.
@@ -79,7 +79,7 @@ class StepCounter:
         _OPTIMIZERS.watch()
         self.steps = 0
         self._ended: int | None = None  # what the optimizers had done at the last call
-        self._guessed = 0  # steps that are calls, for want of an optimizer
+        self._guessed = 0  # calls that count as steps because no optimizer was seen
         self._known = False
         self._said = False
 
@@ -114,10 +114,11 @@ class StepCounter:
     def has_turn(self, step: int, every: int) -> bool:
         """Whether a step is the one among ``every`` that has margins.
 
-        That is the first one. But once calls of two such groups have counted as steps, for want of
-        an optimizer, its place changes from group to group: otherwise a loop with two calls a step
-        would have all margins in the same one of them, and possibly never in the one whose gradient
-        it steps by. A training that is continued begins with no such calls, whatever its step.
+        It is the first of each group of ``every`` steps. But once the calls of two groups have
+        counted as steps, because no optimizer was seen, its place changes from group to group.
+        Otherwise a loop with two calls a step would have all margins in the same one of the two,
+        and possibly never in the one whose gradient it steps by. A continued training begins
+        without such calls, whatever its step.
         """
         group, place = divmod(step, every)
         if self._known or self._guessed <= 2 * every:

@@ -4,15 +4,15 @@
 //   a     = z_y - log sum_{k != y} exp(z_k)
 //   z'    = z - tau ||g||_q e_y
 //   L_i   = CE(z, y) + mu (CE(z', y) - CE(z, y))
-//   t     = a / max(||g||_q, eps)                  told, and not a part of the loss
+//   t     = a / max(||g||_q, eps)                  reported, not a part of the loss
 //
 // With o(z) the softmax's share of the classes other than y, and without label smoothing,
 //
 //   dL_i/dg   = mu w_y tau o(z') v(g)
 //   dL_i/dz_y = -w_y ((1 - mu) o(z) + mu o(z'))
 //
-// and all other classes share the opposite of the latter by their exp(z_k). o is computed from the
-// sum over the other classes, so that it keeps its bits where it is small.
+// and the other classes share -dL_i/dz_y in proportion to their exp(z_k). o is computed from the
+// sum over the other classes, so that it is precise where it is small.
 #pragma once
 
 #include "core/dual_norm.h"
@@ -20,12 +20,12 @@
 
 namespace margin {
 
-// The cross-entropy of the other classes and a label's logit u, and what its gradients need.
+// The cross-entropy of a row whose label has the logit u, and what its gradients need.
 template <typename Acc>
 struct CrossEntropyWith {
   Acc value;
   Acc others;       // o
-  Acc per_other;    // the factor of exp(z_k - others.max) that makes a probability of it
+  Acc per_other;    // turns exp(z_k - others.max) into a probability
   Acc zero_or_nan;  // NaN where the row holds +inf, as in softmax
 };
 
@@ -51,8 +51,8 @@ MARGIN_HD CrossEntropyWith<Acc> cross_entropy_with(Acc u, const LogitRow<Acc>& o
   return out;
 }
 
-// `others` is the row without its label: only its target is that of y. norm: ||g||_q. scale: of the
-// gradients. logit_gradient_at takes 0 for the label's e: exp(z_y - max) may overflow here.
+// `others` is the row without its label, but its field `target` is z_y. norm: ||g||_q. scale: a
+// factor of the gradients. Give logit_gradient_at e = 0 for the label: exp(z_y - max) may overflow.
 template <typename Acc, typename Index>
 MARGIN_HD LossOfSample<Acc, Index> additive_margin_loss(const LogitRow<Acc>& others, Acc norm,
                                                         Index target, Acc weight, Acc scale,

@@ -1,5 +1,5 @@
-// One step of an attack on a sample, coordinate by coordinate. In pixel units, that is divided by
-// the factors s of the channels:
+// One step of an attack on a sample, coordinate by coordinate. s are the channels' factors; d is in
+// pixel units, hence the division by s:
 //
 //   d   = (x + s L v(s g) - c) / s     c: the center, L: the length, v: the dual direction
 //   out = clamp(c + s P(d), low, high)
@@ -77,10 +77,10 @@ struct SumAbove {
   Acc count = Acc(0);
 };
 
-// The l1 ball's threshold. `above(t)` returns the SumAbove of the whole row. The threshold only
-// rises, and elements only leave, so it is final when none has left. Sums of many elements of about
-// the same size are rounded so that it may fall instead, and then elements could leave and come
-// back without end.
+// The l1 ball's threshold. `above(t)` returns the SumAbove of the whole row. In exact arithmetic
+// the threshold only rises and elements only drop out, so it is final when none has dropped out.
+// But rounding in sums of many similar elements can make it fall, and elements could drop out and
+// return forever. So the search ends as soon as their count has not fallen.
 MARGIN_NO_EXEC_CHECK
 template <typename Acc, typename Above>
 MARGIN_HD Acc l1_threshold(Acc radius, const Above& above) {

@@ -5,8 +5,8 @@
 
 namespace margin {
 
-// gap / norm. A gap of 0 lies on the boundary, with or without a gradient; otherwise a class
-// without a gradient is infinitely far, on the side that the gap tells.
+// gap / norm. A gap of 0 lies on the boundary, whatever the norm. For any other gap and a norm of 0
+// the margin is infinite and has the sign of the gap (NaN stays NaN).
 template <typename Acc>
 MARGIN_HD Acc class_margin(Acc gap, Acc norm) {
   if (gap == Acc(0)) return Acc(0);
@@ -22,7 +22,7 @@ struct NearestClass {
   int number = INT32_MAX;
 };
 
-// In any order and grouping.
+// The result does not depend on order and grouping.
 template <typename Acc>
 MARGIN_HD void nearest_combine(NearestClass<Acc>& nearest, const NearestClass<Acc>& other) {
   const bool nan = is_nan(nearest.margin), other_nan = is_nan(other.margin);

@@ -286,7 +286,7 @@ MARGIN_HD Acc direction_at(const Direction<Acc>& direction, Acc x) {
   } else if constexpr (norm == Norm::kOne) {
     return select(x > Acc(0), c, select(x < Acc(0), -c, zero));
   } else if constexpr (norm == Norm::kMax) {
-    // Of a whole row no element is larger than the unit. An attack's step may begin below the
+    // No element is larger than the unit, except in an attack's step, whose unit may lie below the
     // maximum (steepest_direction). In a zero row both conditions hold, but there the coefficient
     // is 0.
     return select(x >= direction.unit, c, select(x <= -direction.unit, -c, zero));

@@ -8,8 +8,8 @@
 #define MARGIN_HD __host__ __device__ __forceinline__
 // For long and slow formulas: they are called, not inlined, so that kernels stay small.
 #define MARGIN_HD_CALL [[maybe_unused]] static __host__ __device__ __noinline__
-// Before a template that calls a function object: whether that runs on the host or on the device is
-// the caller's business.
+// Before a template that calls a function object: only its caller knows whether that runs on the
+// host or on the device.
 #define MARGIN_NO_EXEC_CHECK _Pragma("nv_exec_check_disable")
 #else
 // Always inlined, because the CPU kernels are compiled once per instruction set: a formula that is

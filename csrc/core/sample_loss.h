@@ -18,8 +18,8 @@ MARGIN_HD Acc minus_infinity() {
   return -static_cast<Acc>(HUGE_VALF);
 }
 
-// The largest logit among the classes other than the target, and its class: the lowest one of those
-// tied. A NaN wins over every number, so a broken sample shows.
+// The largest logit among the classes other than the target, and its class, the lowest if several
+// tie. A NaN wins over every number, so a broken sample shows.
 template <typename Acc>
 struct RunnerUp {
   Acc value = minus_infinity<Acc>();
@@ -168,7 +168,7 @@ MARGIN_HD SampleLoss<Acc> sample_loss(const LogitRow<Acc>& row, Acc norm, Acc we
 }
 
 // The parts of a logit's gradient that are the same for every class. Index: int64_t, or int where
-// classes are known to be fewer.
+// the number of classes fits.
 template <typename Acc, typename Index = int64_t>
 struct LogitGradient {
   Acc max;
@@ -180,7 +180,7 @@ struct LogitGradient {
   Index nearest;  // -1: none
 };
 
-// A sample's loss, and how its logits' gradient is made.
+// A sample's loss, and the coefficients of its logits' gradient.
 template <typename Acc, typename Index = int64_t>
 struct LossOfSample {
   SampleLoss<Acc> sample;

@@ -16,7 +16,7 @@ enum Statistic : int32_t {
   kAverageGradientNorm = 3,
   kAccuracy = 4,
   kCrossEntropy = 5,  // as it enters the loss: weighted mean
-  kRegularizer = 6,   // weighted mean of phi, or of what it stands for (additive_margin.h)
+  kRegularizer = 6,   // weighted mean of phi, or of CE(z') - CE(z) (additive_margin.h)
   kCount = 7,
   // The stored gradients are those of (sum of L_i) / B. Multiplied by this they are those of the
   // loss. For the mean it is B / (sum of weights): exactly 1 where nothing is weighted or ignored,

@@ -26,6 +26,11 @@ class AttackResult(NamedTuple):
     Attributes:
         robust: Bool [B]: no adversarial example was found.
         point: [B, ...]: the adversarial examples, the input itself where none was found.
+
+    Example:
+        >>> found = AttackResult(torch.tensor([True, False]), point=torch.zeros(2, 3))
+        >>> found.robust.float().mean()
+        tensor(0.5000)
     """
 
     robust: Tensor
@@ -71,7 +76,8 @@ class Attack(Protocol):
             target: [B].
             eps: Radius, in pixel units where the threat model has input_std.
             threat: The norm, and the range of the data.
-            indices: Of the samples in the whole data [B]: random numbers depend on them alone.
+            indices: Indices of the samples in the whole data [B]: random numbers depend on them
+                and not on the batch.
         """
         ...
 
@@ -118,7 +124,7 @@ def resolve_attacks(attacks: Iterable[str | Attack], *, seed: int = 0) -> tuple[
 
     Args:
         attacks: Names and objects, mixed as you like.
-        seed: Of the attacks that are given by name; an object has its own.
+        seed: Seed of the attacks that are given by name; an object has its own.
 
     Raises:
         ValueError: A name is unknown, or two attacks have the same.

@@ -37,10 +37,16 @@ class AutoAttack:
     results may change with the size of batches.
 
     Attributes:
-        queries: Of Square.
-        seed: Of all of them.
+        queries: Queries of Square.
+        seed: Seed of all of them.
         parts: Run only these attacks, by the library's names, such as ("apgd-ce", "apgd-t"); None:
             all of the standard version. FAB and Square take most of the time.
+
+    Example:
+        >>> attack = AutoAttack(parts=("apgd-ce", "square"), queries=1000)
+        >>> attack.settings()
+        {'queries': 1000, 'seed': 0, 'parts': ('apgd-ce', 'square')}
+        >>> robust_accuracy(model, data, 0.5, data_range=(0, 1), attacks=[attack])  # doctest: +SKIP
     """
 
     queries: int = 5000

@@ -29,7 +29,7 @@ class Nearest:
     Attributes:
         search: Steps, random starts and target classes; ``MinimumDistance.thorough()`` is slower
             and finds a little more.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)

@@ -48,7 +48,7 @@ class PGD:
             restart starts at the sample itself.
         norm_floor: Gradients with a smaller dual norm take proportionally smaller steps, as in
             attack libraries that divide by max(norm, floor). 0: every step has full length.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -112,7 +112,7 @@ class PGD:
             target: [B].
             eps: Radius, in pixel units where the threat model has input_std.
             threat: The norm, and the range of the data.
-            indices: Of the samples in the whole data; None: 0 to B - 1.
+            indices: Indices of the samples in the whole data; None: 0 to B - 1.
         """
         self.check(threat)
         check_radius(eps)

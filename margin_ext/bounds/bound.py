@@ -27,6 +27,11 @@ class BoundResult(NamedTuple):
     Attributes:
         distance: [B], in the threat model's units. Infinite: nothing was found.
         point: [B, ...], for an upper bound the adversarial examples; None where there are none.
+
+    Example:
+        >>> found = BoundResult(torch.tensor([0.5, torch.inf]))
+        >>> found.distance.isinf(), found.point is None
+        (tensor([False,  True]), True)
     """
 
     distance: Tensor
@@ -78,7 +83,8 @@ class Bound(Protocol):
             inputs: [B, ...].
             label: [B].
             threat: How distances are measured, and the range of the data.
-            indices: Of the samples in the whole data [B]: random numbers depend on them alone.
+            indices: Indices of the samples in the whole data [B]: random numbers depend on them
+                and not on the batch.
         """
         ...
 
@@ -114,7 +120,7 @@ def resolve_bounds(bounds: Iterable[str | Bound], *, seed: int = 0) -> tuple[Bou
 
     Args:
         bounds: Names and objects, mixed as you like.
-        seed: Of the bounds that are given by name; an object has its own.
+        seed: Seed of the bounds that are given by name; an object has its own.
 
     Raises:
         ValueError: A name is unknown, or two bounds have the same.

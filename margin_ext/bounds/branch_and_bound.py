@@ -91,10 +91,10 @@ def branch_and_bound(
     """A certified distance, at least as large as the one that is known already.
 
     Args:
-        relaxation: Of the sample.
-        gaps: To all rival classes.
+        relaxation: The relaxation of the sample.
+        gaps: The gaps to all rival classes.
         certified: The distance known.
-        farthest: Of an adversarial example: nothing larger can be certified.
+        farthest: Distance of an adversarial example: nothing larger can be certified.
         limit: How long to search.
     """
     growth = _GROWTH

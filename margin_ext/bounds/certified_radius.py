@@ -40,7 +40,7 @@ def certified_radius(relaxation: Relaxation, gaps: Gaps, *, tolerance: float, sl
     """A radius within which all gaps are positive.
 
     Args:
-        relaxation: Of the sample.
+        relaxation: The relaxation of the sample.
         gaps: What must stay positive.
         tolerance: The radius is the largest that is certified, up to this fraction.
         slopes: Gradient steps that choose lines below the activations.

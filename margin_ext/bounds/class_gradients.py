@@ -23,7 +23,7 @@ class ClassGradients:
     runs again on the rest.
 
     Attributes:
-        logits: Of all samples [B, C], without a graph.
+        logits: Logits of all samples [B, C], without a graph.
         together: How many classes a backward pass can take: 1 once batching has failed.
     """
 

@@ -84,7 +84,7 @@ class FirstOrderOptions:
         norm_bound: For each threat model an upper bound on the dual norm of every gap's gradient
             (a global Lipschitz constant). Since the gaps grow with the rank, the passes end where
             gap / bound exceeds the margins found; the answer is the same.
-        sketch: Of the same threat models; used where all classes are looked at.
+        sketch: A sketch for the same threat models; used where all classes are looked at.
 
     Raises:
         ValueError: There is no such class rule, or norm_bound does not hold a positive number for

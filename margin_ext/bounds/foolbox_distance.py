@@ -29,7 +29,13 @@ class FoolboxDistance:
     Needs the extra ``attacks`` and a threat model whose data range is two numbers.
 
     Attributes:
-        steps: Of DDN and FMN.
+        steps: Steps of DDN and FMN.
+
+    Example:
+        >>> FoolboxDistance(steps=500).settings()
+        {'steps': 500}
+        >>> bounds = ["minimum_distance", FoolboxDistance()]
+        >>> measure(model, data, data_range=(0.0, 1.0), bounds=bounds)  # doctest: +SKIP
     """
 
     steps: int = 300

@@ -94,7 +94,7 @@ class MarginSketch:
         Args:
             options: How many directions, and so on.
             threats: The norms and units.
-            seed: Of the directions. All samples share them.
+            seed: Seed of the directions. All samples share them.
         """
         self.options = options
         self.threats = threats

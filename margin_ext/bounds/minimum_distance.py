@@ -67,7 +67,7 @@ class MinimumDistance:
             second restart lowers the other one.
         bisections: Forward passes that shorten the best point found.
         in_range: Keep adversarial examples in the data range, where the threat model has one.
-        seed: Of the random points.
+        seed: Seed of the random points.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -130,7 +130,7 @@ class MinimumDistance:
             inputs: [B, ...].
             label: [B].
             threat: The norm and the data range.
-            indices: Of the samples in the whole data [B]; None: 0 to B - 1.
+            indices: Indices of the samples in the whole data [B]; None: 0 to B - 1.
 
         Returns:
             Distances [B]: 0 where the sample itself is misclassified, infinite where nothing was
@@ -156,7 +156,7 @@ class MinimumDistance:
             inputs: [B, ...].
             label: [B].
             threat: The norm and the data range.
-            indices: Of the samples in the whole data [B]; None: 0 to B - 1.
+            indices: Indices of the samples in the whole data [B]; None: 0 to B - 1.
             enough: A distance below which it does not matter how near the point is.
             largest: A distance beyond which points do not matter: random starts lie within.
         """
@@ -209,7 +209,7 @@ class _Search:
     """The best points of B samples so far, and searches that improve them.
 
     Attributes:
-        distance: Of the best points [B]; infinite where there is none.
+        distance: Distances of the best points [B]; infinite where there is none.
         point: The best points [B, ...]; the sample where there is none.
         objective: What the next search lowers.
         too_far: Samples whose best point lies farther are not searched.
@@ -252,7 +252,7 @@ class _Search:
             steps: Gradient steps.
             target: The class.
             start: Where to start [B, ...]; None: at the samples.
-            radius: Of the ball in which to start [B]; samples with an infinite one are left out.
+            radius: Radius of the ball in which to start [B]; infinite: the sample is left out.
                 None: the distance found so far, or the first-order distance.
         """
         active = self.unfinished(radius)

@@ -52,8 +52,8 @@ class Forms(NamedTuple):
     Attributes:
         at_center: A lower bound on the value at the sample [S].
         norm: An upper bound on the dual norm of the gradient [S].
-        rows: Of forms on the logits, those on what comes out of each activation [S, units], last
-            one first.
+        rows: For forms on the logits, the forms on what comes out of each activation [S, units],
+            last one first.
     """
 
     at_center: Tensor
@@ -83,7 +83,7 @@ class Relaxation:
         counts: Units of every activation.
         rows: Forms that are carried backward at a time.
         unit: Unit roundoff of the type in which the model itself computes.
-        first_norms: Of another sample's relaxation of the same network; None: computed.
+        first_norms: Those of another sample's relaxation of the same network; None: computed.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Relaxation:
             number: The stage.
             units: Their indices.
             ball: Over which they hold.
-            lines: Of the stages before, with S rows.
+            lines: The lines of the stages before, with S rows.
         """
         branches = max(one.below.shape[0] for one in lines)
         low, high = [], []
@@ -248,7 +248,7 @@ class Relaxation:
         Args:
             rows: The forms.
             ball: Its magnitudes bound the rounding errors.
-            lines: Of the stages before.
+            lines: The lines of the stages before.
             depth: The stage; None: the last one.
             shifts: Added to the forms on what goes into each activation [S, units].
             rounding: False: rounding errors are not looked at, and nothing is certain.

@@ -38,6 +38,13 @@ class SampledMargins(NamedTuple):
         lipschitz: L_j [B, K] for the K competitors looked at.
         competitors: The classes j [B, K], smallest gap first.
         fitted: Whether L_j is a fitted end point [B, K] and not the largest sampled gradient.
+
+    Example:
+        >>> x, label = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> model = torch.nn.Linear(2, 3)
+        >>> found = Sampled(points=16).estimate(model, x, label, threat=ThreatModel(p=2))
+        >>> found.estimate.shape, found.lipschitz.shape
+        (torch.Size([1]), torch.Size([1, 2]))
     """
 
     estimate: Tensor
@@ -66,7 +73,14 @@ class Sampled:
             maxima by maximum likelihood (at least 10 blocks). Where there is no fit the plain
             maximum stands in, and a warning counts these cases.
         chunk: Points a forward pass.
-        seed: Of the points.
+        seed: Seed of the points.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> x, label = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> Sampled(points=16)(model, x, label, threat=ThreatModel(p=2)).distance
+        tensor([1.4142])
     """
 
     points: int = 1024
@@ -133,7 +147,7 @@ class Sampled:
             inputs: [B, ...].
             label: The class c [B]; the authors take the predicted one.
             threat: The norm, of the ball too.
-            indices: Of the samples in the whole data; None: 0 to B - 1.
+            indices: Indices of the samples in the whole data; None: 0 to B - 1.
         """
         numbers = range(inputs.shape[0]) if indices is None else indices
         with torch.no_grad():

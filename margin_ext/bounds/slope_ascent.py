@@ -101,7 +101,7 @@ def ascend(
     """Gradient ascent (Adam) on the distance of every form.
 
     Args:
-        relaxation: Of the sample.
+        relaxation: The relaxation of the sample.
         rows: Forms on the logits [S, C].
         ball: In which the lines hold.
         choice: Where to start.

@@ -85,7 +85,12 @@ def _build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of one subcommand."""
+    """Return the parser of one subcommand.
+
+    Example:
+        >>> command_parser("measure").prog
+        'margin-ext measure'
+    """
     action = next(
         action
         for action in _build_parser(name)._actions
@@ -103,6 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status.
+
+    Example:
+        >>> main(["completion", "bash"])
+        _margin_ext() {
+        ...
+        0
     """
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = _chosen_command(words)

@@ -47,7 +47,15 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class DataError(ValueError):
-    """Data are missing, damaged or do not fit together; the message says what to do."""
+    """Data are missing, damaged or do not fit together; the message says what to do.
+
+    Example:
+        >>> from margin_ext.data import load_data
+        >>> load_data("digit")
+        Traceback (most recent call last):
+            ...
+        margin_ext.data.data_source.DataError: data must be one of ...; did you mean digits?
+    """
 
 
 class DataSource(Protocol):
@@ -61,6 +69,18 @@ class DataSource(Protocol):
         suffix: Paths that end with this belong to the source, without a name before them.
         radii: Radii of attacks at which a well-trained small network loses part of its accuracy,
             by threat norm (2 or "inf").
+
+    Example:
+        >>> class Squares(DataSource):
+        ...     name = "squares"
+        ...     summary = "four images of two classes"
+        ...     def load(self, place):
+        ...         from margin_ext.data.image_data import ImageData
+        ...         part = torch.ones(4, 1, 2, 2), torch.tensor([0, 0, 1, 1])
+        ...         return ImageData("squares", train=part, validation=part, test=part)
+        >>> inputs, target = Squares().load_part("", "test")
+        >>> inputs.shape
+        torch.Size([4, 1, 2, 2])
     """
 
     name: str
@@ -120,7 +140,12 @@ def register_data_source(source: _Source) -> _Source:
 
 
 def data_sources() -> Mapping[str, DataSource]:
-    """Every source by its name, in alphabetical order."""
+    """Every source by its name, in alphabetical order.
+
+    Example:
+        >>> data_sources()["mnist"].place
+        'FOLDER'
+    """
     package = importlib.import_module("margin_ext.data.sources")
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
         importlib.import_module(f"{package.__name__}.{module.name}")
@@ -128,7 +153,12 @@ def data_sources() -> Mapping[str, DataSource]:
 
 
 def data_forms() -> str:
-    """What ``--data`` can be, in words: "cifar10:FOLDER, digits, ..."."""
+    """What ``--data`` can be, in words: "cifar10:FOLDER, digits, ...".
+
+    Example:
+        >>> "mnist:FOLDER" in data_forms()
+        True
+    """
     forms = []
     for name, source in data_sources().items():
         form = f"{name}:{source.place}" if source.place and ":" not in name else name

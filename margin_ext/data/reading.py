@@ -29,6 +29,10 @@ class Reading:
     Raises:
         TypeError, ValueError: batch_size or limit is not a whole number from 1 on, or data_range
             is no range.
+
+    Example:
+        >>> Reading(batch_size=64, limit=1000).limit
+        1000
     """
 
     batch_size: int | None = None

@@ -29,9 +29,9 @@ def additive_margin_loss(
 ) -> MarginLoss:
     """Cross-entropy of logits z whose label logit is lowered by tau ||grad||_q.
 
-    L_i = CE_i + mu (CE'_i - CE_i), CE' of the lowered logits; with mu = 1 it is CE' alone, which is
-    softplus(tau ||grad||_q - a) with the log-odds a. A network that is linear within tau has at
-    most this cross-entropy there.
+    L_i = CE_i + mu (CE'_i - CE_i), where CE' is the cross-entropy of the lowered logits. With
+    mu = 1 the loss is CE' alone, which equals softplus(tau ||grad||_q - a) for the log-odds a. If
+    the log-odds are linear up to the distance tau, CE' is the largest cross-entropy within it.
 
     Args:
         logits: [B, C].
@@ -40,7 +40,7 @@ def additive_margin_loss(
         tau: How far the samples may be moved, in the unit of the inputs.
         validate: As in :func:`average_margin_loss`.
         **settings: The fields of :class:`margin_ext.loss_settings.LossSettings` but for
-            ``regularizer``. ``eps`` bounds the margins that are told, not the loss.
+            ``regularizer``. ``eps`` changes the margins that are reported, not the loss.
 
     Returns:
         ``margin`` is a / ||grad||_q and ``gap`` a.
@@ -64,7 +64,7 @@ def additive_margin_loss(
 def additive_loss(
     labels: ClassLabels, logits: Tensor, grad: Tensor, tau: float, settings: LossSettings
 ) -> MarginLoss:
-    """The same, with labels and settings as objects."""
+    """:func:`additive_margin_loss`, with labels and settings as objects."""
     check_same_device("logits", logits, grad=grad)
     check_grad(grad, logits.shape[0])
     if labels.class_weight is not None:

@@ -29,10 +29,12 @@ def attack_step(
 ) -> Tensor:
     """Move x by length_i along v(grad_i), then into the ball around center and the data range.
 
-    For p = 1, 2 and infinity the nearest point of the ball is taken (p = 1: Duchi et al., 2008);
-    for other norms the point on the line to the center. The range comes last. Computed in float32
-    (float64 for float64), and rounded once. A sample whose gradient holds a NaN becomes NaN. The
-    compiled op has no gradient of its own: where one is asked for, the reference serves.
+    v is the dual direction (see :func:`dual_direction`). For p = 1 (Duchi et al., 2008), 2 and
+    infinity a point outside the ball moves to the nearest point of it, for other norms straight
+    toward the center. The data range is applied last. The step is computed in float32 (float64 for
+    float64) and rounded once. A sample whose gradient holds a NaN becomes NaN.
+
+    The compiled op is not differentiable: where a gradient is needed, the reference is used.
 
     Args:
         x: [B, ...].
@@ -41,9 +43,9 @@ def attack_step(
         center: The shape and type of x; None: x.
         radius: [B], of the ball, in the same units as length; None: no ball.
         p: The threat norm.
-        steepest: For p = 1: how many coordinates share the step, the steepest ones and those tied
-            with the last of them, each the same part.
-        data_range: Lowest and highest value in the units of x, [1] or one value a channel each.
+        steepest: For p = 1: how many coordinates share the step in equal parts. They are those with
+            the largest gradients, and all that tie with the last of them.
+        data_range: Lowest and highest value in the units of x, each [1] or one value a channel.
         input_std: The standard deviation(s) by which the loader divided the inputs.
         in_place: Write the result into x, which then must not require grad.
 
@@ -52,7 +54,7 @@ def attack_step(
 
     Raises:
         ValueError: Shapes or types differ, steepest does not fit p or x, or x requires grad
-            and is to be overwritten.
+            and would be overwritten.
 
     Example:
         >>> x, grad = torch.zeros(1, 2), torch.tensor([[3.0, -4.0]])
@@ -96,7 +98,7 @@ def attack_step(
     if in_place:
         torch.ops.margin_ext.attack_step_(*arguments)
         if not torch.compiler.is_compiling():
-            # So that autograd refuses a graph that has kept x.
+            # Autograd then refuses the backward of a graph that has kept x.
             torch.autograd.graph.increment_version(x)
         return x
     moved_by_op: Tensor = torch.ops.margin_ext.attack_step(*arguments)

@@ -26,17 +26,17 @@ def average_margin_loss(
     validate: bool = False,
     **settings: Unpack[LossKeywords],
 ) -> MarginLoss:
-    """Cross-entropy plus mu * phi(t), t the first-order margin (or the gap where grad is None).
+    """Cross-entropy plus mu * phi(t), where t is the first-order margin (the gap without grad).
 
-    L_i = CE_i + mu * w_y * phi(t_i). The mean divides by the sum of the w_y of the samples that
-    are not ignored, as cross_entropy does. Ignored samples have margin, gap and norm NaN. One pass
-    over the data computes the loss and both gradients.
+    L_i = CE_i + mu * w_y * phi(t_i). The mean divides by the sum of w_y over the samples that
+    are not ignored, as cross_entropy does. An ignored sample has NaN for margin, gap and norm. One
+    pass over the data computes the loss and both gradients.
 
     Args:
         logits: [B, C]; or dense, [B, C, d1, ...].
         target: int64 [B]; or int64 [B, d1, ...], or probabilities of the shape of logits.
         grad: Input gradient of each sample's gap [B, ...], or None.
-        nearest: int64 [B], the classes that the gaps (and grad) belong to; None: the runner-up.
+        nearest: int64 [B], the classes to which the gaps (and grad) lead; None: the runners-up.
             For class labels [B] only.
         validate: On CPU labels are always checked. On CUDA a label out of range gives a NaN loss
             (of dense logits with grad, a device-side assertion); ``validate=True`` checks there

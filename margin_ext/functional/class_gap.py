@@ -17,8 +17,17 @@ __all__ = ["class_gap", "gap_cotangent"]
 def gap_cotangent(logits: Tensor, target: Tensor, nearest: Tensor, upstream: Tensor) -> Tensor:
     """Gradient of sum_i upstream_i * gap_i with respect to the logits [B, C].
 
-    It holds upstream at y and -upstream at the nearest class. Ignored samples, whose nearest class
-    is -1, have a row of zeros.
+    Each row holds upstream at y and -upstream at the nearest class. An ignored sample, whose
+    nearest class is -1, has a row of zeros.
+
+    Args:
+        logits: [B, C].
+        target: y, int64 [B].
+        nearest: The classes to which the gaps are measured, int64 [B].
+        upstream: [B].
+
+    Returns:
+        The shape and type of logits.
 
     Example:
         >>> gap_cotangent(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([2]), torch.ones(1))

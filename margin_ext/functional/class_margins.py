@@ -32,10 +32,12 @@ def class_margins(
 ) -> ClassMargins:
     """Margins gap / ||grad||_q to K classes of every sample, and the nearest class.
 
-    A gap of 0 has margin 0; another one without a gradient has an infinite margin of its sign. Of
-    classes with the same margin the first is the nearest; NaN counts as the smallest margin. The
-    compiled op reads grad once for all norms, in any strides of the first two dimensions, and has
-    no gradient of its own: where one is asked for, the reference serves.
+    A gap of 0 has margin 0. Any other gap whose gradient is 0 has an infinite margin with the sign
+    of the gap. If several classes have the smallest margin, the first is the nearest; NaN counts as
+    the smallest.
+
+    The compiled op reads grad once for all norms, and takes any strides in the first two
+    dimensions. It is not differentiable: where a gradient is needed, the reference is used.
 
     Args:
         gap: Logit gaps to the classes [B, K].

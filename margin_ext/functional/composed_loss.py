@@ -30,18 +30,18 @@ def composed_loss(
     settings: LossSettings,
     term: Tensor | None = None,
 ) -> MarginLoss:
-    """L_p = CE_p + mu * w_p * phi(t) at every position, t the margin of its sample.
+    """L_p = CE_p + mu * w_p * phi(t) at every position, where t is the margin of its sample.
 
-    With a term it is CE_p + mu * term_p, and the margin is only told.
+    With ``term`` it is CE_p + mu * term_p, and the margin is only reported.
 
     Args:
-        labels: Of the logits.
+        labels: The labels of the logits.
         logits: [B, C] or [B, C, d1, ...].
         margin: What the regularizer sees, [B] or [B, d1, ...]; NaN where nothing counts.
-        gap: Of the same shape.
+        gap: The gaps, of the same shape.
         norm: [B], or empty.
         correct: Whether each position is classified correctly, bool [B, d1, ...].
-        settings: Those of the loss.
+        settings: The settings of the loss.
         term: What mu multiplies, [B, d1, ...], with its class weights; 0 where ignored.
     """
     dtype = torch.promote_types(accumulation_dtype(logits), margin.dtype)
@@ -56,7 +56,7 @@ def composed_loss(
     loss = ce + settings.mu * term
     total = labels.total(w)
     if settings.reduction == "mean":
-        # Where nothing counts the mean is NaN, and its gradient 0 and not 0 / 0.
+        # If nothing counts, the mean is NaN, but its gradient is 0 and not 0 / 0.
         some = counted.any()
         loss = torch.where(some, loss.sum() / torch.where(some, total, 1.0), math.nan)
     elif settings.reduction == "sum":

@@ -58,7 +58,7 @@ class DenseLabels:
     aggregation: Aggregation = "mean"
     validate: bool = False
 
-    # Whether every sample has one class: only then other classes can be searched.
+    # Whether every sample has one class label: only then can gaps to other classes be searched.
     single = False
 
     def positions_counted(self) -> Tensor:
@@ -203,7 +203,7 @@ class DenseLabels:
     def loss(
         self, logits: Tensor, grad: Tensor | None, nearest: Any, settings: LossSettings
     ) -> MarginLoss:
-        """The loss; without grad, of the gap of every position as if positions were samples."""
+        """The loss; without grad, positions and their gaps count as samples."""
         if grad is not None or settings.phi.code is None:
             return self.sample_loss(logits, grad, nearest, settings)
         check_logits_and_labels(logits, self.target)
@@ -220,7 +220,7 @@ class DenseLabels:
     def sample_loss(
         self, logits: Tensor, grad: Tensor | None, fixed: SampleGap | None, settings: LossSettings
     ) -> MarginLoss:
-        """The loss of the margins of samples; see ``functional.sample_margin_loss``."""
+        """The loss of the samples' margins; see ``functional.sample_margin_loss``."""
         found = self.sample_gap(logits, fixed)
         gap = found.of_positions if grad is None else found.gap
         margin, norm = margin_of(logits, gap, grad, settings)
@@ -236,7 +236,7 @@ class DenseLabels:
         settings: LossSettings,
         term: Tensor | None = None,
     ) -> MarginLoss:
-        """The loss of margins [B] that are known, or with a term [B, d1, ...] in place of phi."""
+        """The loss of given margins [B]; a term [B, d1, ...] takes the place of phi."""
         if self.class_weight is not None:
             check_class_weight(self.class_weight, logits)
         correct = self.correct(logits, self.logit_gap(logits.detach()).gap)
@@ -251,12 +251,12 @@ class DenseLabels:
         return composed_loss(self, logits, found.gap, found.gap, none, correct, plain)
 
     def weighted_slope(self, slope: Tensor, mu: float, per_sample: bool) -> Tensor:
-        """mu * slope [B] times the weight of each sample; per sample, :meth:`spread` has those."""
+        """mu * slope [B] times the samples' weights, which :meth:`spread` adds if per_sample."""
         slope = mu * slope
         return slope if per_sample else slope * flat_positions(self.weight(slope.dtype)).sum(1)
 
     def spread(self, term: Tensor) -> Tensor:
-        """A term [B] of a per-sample loss at every position [B, d1, ...], with its weights."""
+        """A per-sample term [B] at every position [B, d1, ...], times the position's weight."""
         weight = self.weight(term.dtype)
         return weight * term.reshape(term.shape + (1,) * (weight.dim() - 1))
 

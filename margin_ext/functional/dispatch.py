@@ -1,4 +1,4 @@
-"""Whether a call goes to the compiled ops, and the reference for where none serves.
+"""Whether a call goes to the compiled ops, and the reference for calls that do not.
 
 No other module of the package imports the reference.
 """
@@ -29,16 +29,16 @@ if cpu_library.loaded:
 def compiled_for(tensor: Tensor) -> bool:
     """Whether the compiled ops take this tensor.
 
-    Not under a torch.func transform: its tensors stand for batches or tangents that an opaque
-    kernel does not see. The reference is made of torch's own functions and does.
+    They do not under a torch.func transform, whose tensors stand for batches or tangents that a
+    compiled kernel cannot see. The reference consists of torch's own functions, which can.
     """
     return ops_available(tensor.device.type) and not torch._C._are_functorch_transforms_active()
 
 
 def labels_readable(tensor: Tensor) -> bool:
-    """Whether labels can be looked at at no cost: on CPU, and not under vmap and the like.
+    """Whether reading labels costs nothing: on CPU, and not under a torch.func transform.
 
-    There gather and cross_entropy still refuse a label out of range, in torch's words.
+    Under a transform, gather and cross_entropy still refuse a label out of range, in torch's words.
     """
     return tensor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
 

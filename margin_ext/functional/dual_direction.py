@@ -22,19 +22,19 @@ def dual_direction(
     base: Tensor | None = None,
     input_std: InputStd = None,
 ) -> Tensor:
-    """Return base + factor_i * v(grad_i), v the direction of steepest rise per unit of l_p.
+    """Return base + factor_i * v(grad_i), where v rises most steeply per unit of the l_p norm.
 
     v maximises <v, grad_i> over ||v||_p <= 1; it is 0 where the gradient is 0. Ties under p = 1
-    share the step equally. The compiled op has no gradient of its own: where one is asked for, the
-    reference serves.
+    share the step equally. The compiled op is not differentiable: where a gradient is needed, the
+    reference is used.
 
     Args:
         grad: [B, ...].
         factor: [B]; None: 1.
         p: The threat norm.
         base: The shape and type of grad; None: 0.
-        input_std: v has unit length in pixel units; the step is returned in the units of grad's
-            input (divided by std).
+        input_std: Standard deviation(s) of the loader's normalisation. v then has unit length in
+            pixel units, and the step is returned in the model's units (divided by std).
 
     Returns:
         The shape and type of grad.

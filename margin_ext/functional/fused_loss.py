@@ -25,7 +25,7 @@ from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
 
 __all__ = ["fused_additive_loss", "fused_loss"]
 
-# Of RegularizerKind in csrc/core/regularizer.h: it is no function of the margin.
+# RegularizerKind::kAdditive in csrc/core/regularizer.h, which is no function of the margin.
 _ADDITIVE = 5
 _GRADIENT_SCALE = STATISTIC_NAMES.index("gradient_scale")
 
@@ -33,7 +33,7 @@ _GRADIENT_SCALE = STATISTIC_NAMES.index("gradient_scale")
 def _op_settings(
     settings: LossSettings, tau: float | None
 ) -> tuple[float, float, float, int, float, float, float, int]:
-    """The ops' arguments from q to ignore_index; tau: of the additive margin."""
+    """The ops' arguments from q to ignore_index; tau belongs to the additive margin."""
     code, lo, hi = _ADDITIVE, 0.0, tau
     if hi is None:
         phi = settings.phi

@@ -1,7 +1,7 @@
-"""The kinds of labels, one class each: classes or probabilities, of samples or of positions.
+"""The kinds of labels: class labels or probabilities, of samples or of positions.
 
-A target is int64 [B, d1, ...] or, for probabilities, floating [B, C, d1, ...]. A further kind is
-one more class here, and its place in ``labels_of``.
+A target is int64 [B, d1, ...] or, for probabilities, floating [B, C, d1, ...]. Each kind is a
+Python class; to add one, write its class here and let ``labels_of`` return it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class SoftLabels(DenseLabels):
     def loss(
         self, logits: Tensor, grad: Tensor | None, nearest: Any, settings: LossSettings
     ) -> MarginLoss:
-        """The loss of the margins of samples; without grad, of the gap of every position."""
+        """The loss of the samples' margins; without grad, of every position's gap."""
         return self.sample_loss(logits, grad, nearest, settings)
 
 
@@ -123,7 +123,7 @@ class ClassLabels(DenseLabels):
     def loss(
         self, logits: Tensor, grad: Tensor | None, nearest: Tensor | None, settings: LossSettings
     ) -> MarginLoss:
-        """The fused loss; for regularizers that the op lacks, the same composed of ops."""
+        """The fused loss; with a regularizer that the op lacks, composed of torch functions."""
         if settings.phi.code is not None:
             return fused_loss(logits, self.target, grad, nearest, settings, self.validate)
         gap = self.logit_gap(logits, nearest).gap
@@ -142,7 +142,7 @@ class ClassLabels(DenseLabels):
         return mu * self.weight(slope.dtype) * slope
 
     def spread(self, term: Tensor) -> Tensor:
-        """The term as it is: it has its weights."""
+        """The term unchanged: its weights are already in it."""
         return term
 
 
@@ -170,6 +170,6 @@ def sample_labels_of(
     aggregation: Aggregation = "mean",
     validate: bool = False,
 ) -> DenseLabels:
-    """The same, but with labels [B] as those of samples with one position."""
+    """As ``labels_of``, but labels [B] are dense labels with one position a sample."""
     kind = SoftLabels if target.is_floating_point() else DenseLabels
     return kind(target, class_weight, ignore_index, aggregation, validate)

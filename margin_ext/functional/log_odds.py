@@ -30,7 +30,7 @@ def log_odds(
         validate: Check labels on CUDA too, and synchronise; on CPU they always are.
 
     Returns:
-        [B], in float32 (float64).
+        [B], float32 (float64 for float64).
 
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or a label is out of range.

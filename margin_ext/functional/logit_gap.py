@@ -24,8 +24,8 @@ def logit_gap(
 
     Ties: the lowest class. A NaN logit gives a NaN gap.
 
-    A target of probabilities has the gap of :func:`soft_gap`, and for a runner-up the class of the
-    largest logit other than that of its most probable class.
+    For a target of probabilities the gap is that of :func:`soft_gap`, and the runner-up is the
+    class with the largest logit among all but the target's most probable class.
 
     Args:
         logits: [B, C], C >= 2, or dense, [B, C, d1, ...].

@@ -15,11 +15,11 @@ def orthogonality_penalty(model: nn.Module | Iterable[Tensor]) -> Tensor:
 
     The smaller Gram matrix is taken: W^T W where W has more rows than columns, since W W^T cannot
     be the identity there. Each weight counts once. (The authors' code counts the weight before
-    each bias twice: there, beta stands for 2 * beta of this one in a network with biases.)
+    each bias twice, so in a network with biases their beta corresponds to 2 * beta here.)
 
     Args:
-        model: A module (its parameters with two or more dimensions, normalisation layers and
-            biases left out by their one dimension), or the weights themselves.
+        model: A module, whose parameters with two or more dimensions are taken (biases and
+            normalisation layers have one), or the weights themselves.
 
     Returns:
         Scalar; 0 where there is no weight matrix.

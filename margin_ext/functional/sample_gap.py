@@ -43,7 +43,7 @@ def sample_gap(
         weight: Class weights [C]; they weight the mean over the positions.
         ignore_index: Positions with this label do not count.
         aggregation: "mean" or "worst", the smallest gap (ties: the first position).
-        fixed: Take classes and positions from here in place of those of these logits.
+        fixed: A gap whose classes and positions are used; None: those of these logits.
         validate: Check the labels on CUDA too, and synchronise; on CPU they always are.
         **renamed: None; keywords of version 0.1 get an error that names the new one.
 
@@ -95,25 +95,27 @@ def sample_margin_loss(
     validate: bool = False,
     **settings: Unpack[LossKeywords],
 ) -> MarginLoss:
-    """Cross-entropy plus mu * phi(t) at every position, t the margin of its sample.
+    """Cross-entropy plus mu * phi(t) at every position, where t is the margin of its sample.
 
     L_p = CE_p + mu * w_p * phi(t). Class labels have w_p = w_y, and the mean divides by their sum;
     probabilities have w_p = sum_c w_c q_c, and the mean divides by the number of positions, as
-    cross_entropy does. Without grad t is each position's own gap.
+    cross_entropy does. Without grad, t is each position's own gap.
 
     Args:
         logits: [B, C] or [B, C, d1, ...].
         target: int64 [B, d1, ...], or probabilities of the shape of logits.
         grad: Input gradient of each sample's gap [B, ...], or None.
-        fixed: What the gaps (and grad) belong to; None: what they do for these logits.
+        fixed: A gap whose classes and positions are used; None: those of these logits. It is the
+            gap to which grad belongs.
         validate: On CPU labels are always checked. On CUDA a class label out of range ends in a
             device-side assertion; ``validate=True`` checks there too, and synchronises.
         **settings: The fields of :class:`margin_ext.loss_settings.LossSettings`; ``regularizer``
             has to be given.
 
     Returns:
-        The loss, a scalar or [B, d1, ...]; margin and gap are [B], without grad [B, d1, ...]. Over
-        the same are the statistics, but accuracy, cross-entropy and regularizer are over positions.
+        The loss is a scalar or [B, d1, ...]. Margin and gap are [B], or [B, d1, ...] without grad;
+        their statistics are over the same elements. Accuracy, cross-entropy and regularizer are
+        over positions.
 
     Raises:
         ValueError, TypeError: Shapes, types or settings do not fit, or labels are out of range.

@@ -19,12 +19,12 @@ def soft_gap(
 ) -> SoftGap:
     """The expectation of the logit gap over the label, sum_c q_c (z_c - max_{k != c} z_k).
 
-    With t the largest and s the second largest logit it is q . z - z_t + q_t (z_t - z_s). For a
-    one-hot label it is the logit gap. Ties: the lowest class.
+    If t and s are the classes of the largest and the second largest logit, it equals
+    q . z - z_t + q_t (z_t - z_s). For a one-hot label it is the logit gap. Ties: the lowest class.
 
     Args:
         logits: z [N, C], C >= 2.
-        target: q [N, C], each row >= 0 and 1 in sum.
+        target: q [N, C]; the elements of each row are at least 0, and their sum is 1.
         nearest: int64 [N, 2], the classes to take as t and s.
         validate: Check that target holds probabilities (synchronises with a GPU).
 

@@ -18,10 +18,15 @@ class GradientCheck:
     Attributes:
         verdict: "agrees"; "approximates": differs as the mode does by design; "wrong"; or
             "unknown": there was nothing to compare with.
-        margin_error: Of the regularizer's part of the gradient, relative to that part; NaN where
-            it was not compared.
+        margin_error: Error of the regularizer's part of the gradient, relative to that part; NaN
+            where it was not compared.
         cross_entropy_error: The same of the cross-entropy's part.
         findings: Sentences that say what was seen, and what to do about it.
+
+    Example:
+        >>> print(GradientCheck("agrees", 1e-4, 1e-7, ("The regularizer's gradient agrees.",)))
+        gradient check: agrees (regularizer's part off by 0.0001, cross-entropy's by 1e-07)
+        - The regularizer's gradient agrees.
     """
 
     verdict: str

@@ -59,7 +59,7 @@ class _Work:
     Attributes:
         parameters: The tensors that get gradients: the model's parameters and, with a ``source``,
             the inputs as the last one.
-        source: Of inputs that have a graph.
+        source: The source of the inputs, if they have a graph; None otherwise.
         job: Makes the pass and returns its value; None once it is done.
         snapshot: The state of the model in which the job has to run.
         refuses_nan: Whether a NaN gradient is an error.
@@ -192,9 +192,9 @@ def deferred_passes(
         model: The module that the passes run.
         inputs: [B, ...], those of the step.
         batchnorm: As in :class:`margin_ext.AverageMarginLoss`.
-        shape: Of the jobs' values.
+        shape: Shape of the jobs' values.
         count: The number of jobs.
-        source: Of inputs that have a graph.
+        source: The source of the inputs, if they have a graph; None otherwise.
     """
     # The parameters of a function are not known. fully_shard gathers and reduces parameters in
     # hooks that expect one backward. DistributedDataParallel(find_unused_parameters=True) expects

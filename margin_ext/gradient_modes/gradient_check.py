@@ -51,7 +51,7 @@ class Subject:
         objective: The loss.
         inputs: [B, ...], without a graph.
         target: Labels, as the objective takes them.
-        seed: Of the random numbers that the model draws, and of the check's directions.
+        seed: Seed of the random numbers that the model draws, and of the check's directions.
     """
 
     passes: Passes

@@ -75,12 +75,12 @@ class Objective:
 
         Args:
             logits: [B, C] or [B, C, d1, ...].
-            labels: Of the logits.
+            labels: The labels of the logits.
             margin: What the regularizer sees.
             gap: [B].
             norm: [B].
             term: What mu multiplies in place of the regularizer, one value a label, with the
-                class weights; the margin is then only told.
+                class weights; the margin is then only reported.
         """
         out = labels.loss_of(logits, margin, gap, norm, self.options, term)
         return self._normalized(out)

@@ -24,7 +24,7 @@ class Step:
         objective: The loss.
         inputs: [B, ...], requiring grad.
         logits: [B, C] or [B, C, d1, ...], computed from inputs, with their graph.
-        labels: Of the logits.
+        labels: The labels of the logits.
         model: The module that computed the logits; None where only the logits are known.
         rerun: Logits of other inputs [B, ...] under the same randomness and without touching the
             running statistics; None where only the logits are known, or the mode needs none.
@@ -32,6 +32,18 @@ class Step:
             training, or found out where the mode ``asks_dependence``); known where rerun is.
         deferred: Where reruns can be put off to the backward.
         repeatable: Whether a rerun on the same inputs gives the same logits.
+
+    Example:
+        >>> from margin_ext import AverageMarginLoss, GradientMode
+        >>> class Watched(GradientMode):
+        ...     def __call__(self, step):
+        ...         nearest = step.nearest()
+        ...         grad = step.input_gradient(nearest, create_graph=True)
+        ...         print(step.logits.shape, grad.shape)
+        ...         return step.loss(grad, nearest)
+        >>> criterion = AverageMarginLoss(gradient=Watched())
+        >>> out = criterion.run(torch.nn.Linear(4, 3), torch.ones(2, 4), torch.tensor([0, 2]))
+        torch.Size([2, 3]) torch.Size([2, 4])
     """
 
     objective: Objective

@@ -47,6 +47,19 @@ class AttackDistance:
         attack: Takes the model, inputs [B, ...] and labels [B], and returns points [B, ...].
         name: The name of the column in the report.
         about: Everything that the attack's result depends on, as plain values, for the report.
+
+    Example:
+        >>> import margin_ext
+        >>> def flip(model, inputs, labels):  # an attack on the first coordinate
+        ...     return inputs * torch.tensor([-1.0, 1.0])
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> data = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> report = margin_ext.measure(
+        ...     model, data, p=2, bounds=[AttackDistance(flip, "flip")], progress=False
+        ... )
+        >>> report[2]["flip"]
+        array([6.], dtype=float32)
     """
 
     attack: Callable[[Any, Tensor, Tensor], Tensor]

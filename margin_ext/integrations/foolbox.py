@@ -37,6 +37,11 @@ def to_foolbox(
         std: What the loader divides by.
         data_range: Lowest and highest pixel value.
         device: Where the model is; None: as Foolbox finds it.
+
+    Example:
+        >>> pixels = to_foolbox(nn.Flatten().eval(), mean=0.5, std=0.25, device="cpu")
+        >>> pixels(torch.ones(1, 1, 1, 2))
+        tensor([[2., 2.]])
     """
     if (mean is None) != (std is None):
         raise ValueError("give mean and std, or neither")
@@ -65,6 +70,11 @@ def from_foolbox(model: Any) -> nn.Module:
 
     Raises:
         TypeError: It is not a ``foolbox.PyTorchModel``.
+
+    Example:
+        >>> pixels = to_foolbox(nn.Flatten().eval(), device="cpu")
+        >>> from_foolbox(pixels)(torch.ones(1, 1, 1, 2))
+        tensor([[1., 1.]])
     """
     library = required("foolbox", "attacks")
     if not isinstance(model, library.PyTorchModel):

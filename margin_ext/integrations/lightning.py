@@ -41,6 +41,12 @@ class MarginCallback(Callback):
         measure_options: Further arguments of :func:`margin_ext.measure`, such as
             ``{"p": "inf", "input_std": std}``.
         attack_options: Further arguments of :func:`margin_ext.robust_accuracy`.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> callback = MarginCallback(limit=200, every=5, eps=(0.5,), measure_options={"p": 2})
+        >>> trainer = Trainer(callbacks=[callback], accelerator="cpu")  # doctest: +SKIP
+        >>> trainer.fit(module, train_loader, validation_loader)  # doctest: +SKIP
     """
 
     def __init__(
@@ -117,6 +123,19 @@ class MarginTraining:
     It logs ``train/loss``, ``train/average_margin``, ``train/minimum_margin`` and
     ``train/accuracy`` without synchronising. With several devices take ``strategy="ddp"``, and not
     its ``static_graph=True``.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule
+        >>> from margin_ext import AverageMarginLoss
+        >>> class Linear(MarginTraining, LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = torch.nn.Linear(2, 3)
+        ...         self.criterion = AverageMarginLoss(tau=1.0)
+        ...     def forward(self, inputs):
+        ...         return self.net(inputs)
+        >>> module = Linear()
+        >>> trainer.fit(module, loader)  # doctest: +SKIP
     """
 
     criterion: AverageMarginLoss

@@ -22,6 +22,10 @@ class MarginFigures(NamedTuple):
     Attributes:
         samples: Samples that were measured.
         values: "average", "minimum", "accuracy" and "robust_accuracy_<eps>" for each radius.
+
+    Example:
+        >>> MarginFigures(samples=2, values={"average": 0.5}).values["average"]
+        0.5
     """
 
     samples: int
@@ -39,6 +43,10 @@ class FigureOptions:
 
     Raises:
         ValueError: A radius is negative or infinite.
+
+    Example:
+        >>> FigureOptions(eps=(0.5,), measure={"p": "inf"}).eps
+        (0.5,)
     """
 
     eps: Sequence[float] = ()
@@ -58,6 +66,12 @@ def margin_figures(model: Model, data: Any, options: FigureOptions, **common: An
         data: As there.
         options: How they are measured.
         **common: Arguments of both measurements where the options name no other.
+
+    Example:
+        >>> data = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> found = margin_figures(torch.nn.Linear(2, 2), data, FigureOptions())
+        >>> found.samples, sorted(found.values)
+        (1, ['accuracy', 'average', 'minimum'])
     """
     quiet = {"progress": False, **common}
     report = measure(model, data, **{**quiet, **(options.measure or {})})

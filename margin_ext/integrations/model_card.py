@@ -38,6 +38,13 @@ def model_card(
         dataset: What was measured on, such as "CIFAR-10 (test, first 1000)".
         description: Text at the head of the card.
         metadata: Further entries of the header, such as ``{"license": "apache-2.0"}``.
+
+    Example:
+        >>> data = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> report = margin_ext.measure(torch.nn.Linear(2, 2), data, progress=False)
+        >>> card = model_card(report, name="Linear", dataset="one point")
+        >>> card.splitlines()[6:8]
+        ['# Linear', '']
     """
     results = [
         {

@@ -63,6 +63,13 @@ class AverageMargin(_MarginMetric):
         for inputs, target in loader:
             average.update(criterion.run(model, inputs, target).margin)
         print(average.compute())
+
+    Example:
+        >>> average = AverageMargin()
+        >>> average.update(torch.tensor([1.0, 2.0]))
+        >>> average.update(torch.tensor([6.0, torch.nan]))
+        >>> average.compute(), average.skipped
+        (tensor(3.), tensor(1))
     """
 
     total: Tensor
@@ -88,6 +95,12 @@ class MinimumMargin(_MarginMetric):
 
     Args:
         **kwargs: Those of ``torchmetrics.Metric``.
+
+    Example:
+        >>> minimum = MinimumMargin()
+        >>> minimum.update(torch.tensor([1.0, -2.0]))
+        >>> minimum.compute()
+        tensor(-2.)
     """
 
     minimum: Tensor
@@ -120,6 +133,13 @@ class RobustAccuracy(Metric):
         options: Further arguments of :func:`margin_ext.robust_accuracy`, such as
             ``{"p": "inf", "data_range": (0, 1), "attacks": [PGD(steps=20)]}``.
         **kwargs: Those of ``torchmetrics.Metric``.
+
+    Example:
+        >>> robust = RobustAccuracy(eps=[0.01, 0.5], options={"p": 2})
+        >>> inputs, target = torch.tensor([[3.0, 1.0], [1.1, 1.0]]), torch.tensor([0, 0])
+        >>> robust.update(torch.nn.Flatten(), inputs, target)
+        >>> robust.compute()
+        tensor([1.0000, 0.5000])
     """
 
     is_differentiable = False

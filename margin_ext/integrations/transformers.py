@@ -32,6 +32,14 @@ class InputLogits(nn.Module):
         model: Takes its inputs by name and returns an output with ``logits``.
         input_name: Such as "pixel_values" or "inputs_embeds".
         fixed: Further inputs of the model, the same for each call.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Doubled(nn.Module):
+        ...     def forward(self, pixel_values):
+        ...         return SimpleNamespace(logits=2 * pixel_values)
+        >>> InputLogits(Doubled())(torch.ones(1, 2))
+        tensor([[2., 2.]])
     """
 
     def __init__(
@@ -70,6 +78,14 @@ class MarginTrainer(Trainer):
             "inputs_embeds" or "input_values", whichever the batch has, and otherwise the
             embeddings of "input_ids".
         **kwargs: Those of ``transformers.Trainer``.
+
+    Example:
+        >>> from margin_ext import AverageMarginLoss
+        >>> criterion = AverageMarginLoss(tau=1.0, gradient="finite_difference")
+        >>> trainer = MarginTrainer(  # doctest: +SKIP
+        ...     model, arguments, train_dataset=images, criterion=criterion
+        ... )
+        >>> trainer.train()  # doctest: +SKIP
     """
 
     def __init__(
@@ -112,7 +128,7 @@ class MarginTrainer(Trainer):
         return (out.loss, {"logits": out.logits}) if return_outputs else out.loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as ever, with the margins of the last batch beside the training loss."""
+        """Log as ever, and add the margins of the last batch to the training loss."""
         statistics = self.criterion.statistics
         if "loss" in logs and statistics is not None:
             values = statistics.as_floats()
@@ -181,6 +197,12 @@ class MarginTrainerCallback(TrainerCallback):
         eps: Radii of robust accuracy; empty: it is not measured.
         measure_options: Further arguments of :func:`margin_ext.measure`.
         attack_options: Further arguments of :func:`margin_ext.robust_accuracy`.
+
+    Example:
+        >>> data = torch.rand(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64)
+        >>> callback = MarginTrainerCallback(data, eps=(0.5,))
+        >>> trainer = Trainer(model, arguments, callbacks=[callback])  # doctest: +SKIP
+        >>> trainer.evaluate()["eval_margin_average"]  # doctest: +SKIP
     """
 
     def __init__(

@@ -72,7 +72,7 @@ class Place:
 
     Attributes:
         device: None: the model's.
-        title: Of the progress bar.
+        title: Title of the progress bar.
         progress: Show it; None: on a terminal.
         resume: The file in which results are kept as they come.
         save_every: Seconds between two savings.

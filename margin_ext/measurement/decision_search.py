@@ -43,7 +43,7 @@ def decision_search(
         x: [B, ...], correctly classified.
         start: [B, ...], adversarial and in the data range.
         threat: The norm and the data range.
-        seed: Of the random points.
+        seed: Seed of the random points.
     """
     generator = torch.Generator().manual_seed(seed)
     point, distance = start, threat.distance(start, x)

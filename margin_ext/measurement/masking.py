@@ -74,6 +74,15 @@ class MaskingDiagnosis(MaskingSigns):
         findings: All this in words; empty where nothing was found.
         cross_entropy_masked: Do not read figures of attacks on the cross-entropy.
         gap_masked: Do not read the others either: the model hides its gradients.
+
+    Example:
+        >>> from margin_ext import robust_accuracy
+        >>> data = torch.tensor([[3.0, 1.0], [1.0, 2.0]]), torch.tensor([0, 1])
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> found = robust_accuracy(model, data, 0.5, progress=False).diagnosis
+        >>> found.gap_masked, found.findings
+        (False, ())
     """
 
     count: int
@@ -106,7 +115,7 @@ def diagnose(
     Args:
         evidence: What was seen on some of the samples.
         curves: Robust accuracy at each radius by attack, and "random" for random points.
-        count: Of the samples behind the curves.
+        count: Number of the samples behind the curves.
     """
     tolerance = _tolerance(count)
     robust = {name: curve for name, curve in curves.items() if name != "random"}

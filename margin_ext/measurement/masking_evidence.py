@@ -45,8 +45,8 @@ class MaskingEvidence:
     """What was seen on some of the correct samples.
 
     Attributes:
-        indices: Of the samples in the whole data.
-        distance: Of the nearest adversarial example that was found for each of them.
+        indices: Indices of the samples in the whole data.
+        distance: Distances of the nearest adversarial example that was found for each of them.
         signs: Fractions and medians over the samples.
     """
 

@@ -113,7 +113,7 @@ def measure(
             (:func:`margin_ext.bounds.register_bound`).
         norm_bound: An upper bound on the dual norm of every gap's gradient (for each p), such as
             a Lipschitz constant; saves backward passes, changes no answer.
-        seed: Of the random bounds that are given by name; bound objects have their own.
+        seed: Seed of the random bounds that are given by name; bound objects have their own.
         device: Where to measure; None: the model's device. The model is not moved.
         batch_size: Largest batch; None: the loader's.
         max_memory: Bytes, or such as "2GB", for activations: splits batches that need more.

@@ -69,7 +69,7 @@ def measuring(
         model: The function to measure.
         batches: The data.
         device: Where to measure; None: the model's device. The model is not moved.
-        title: Of the progress bar.
+        title: Title of the progress bar.
         progress: Show the bar; None: on a terminal.
     """
     batches.device = model_device(model) if device is None else usable_device(device)

@@ -48,8 +48,14 @@ class MarginMonitor:
         >>> model = torch.nn.Linear(2, 2)
         >>> for epoch in range(3):
         ...     _ = monitor.epoch(model, epoch)
+        ...     monitor.step({"average_margin": 0.5})  # criterion.statistics, in a training
         >>> monitor.series("data", "average_margin")[0]
         [0, 1, 2]
+        >>> monitor.series("batch", "average_margin")
+        ([1, 2, 3], [0.5, 0.5, 0.5])
+        >>> monitor.splits
+        ['data']
+        >>> monitor.figure().savefig("margins.png")  # doctest: +SKIP
 
     Attributes:
         history: One dictionary a record: "step", "epoch", "split" and the values.

@@ -65,6 +65,14 @@ class NormMargins:
         bounds: The distances [N] of the bounds that were measured, by name. 0 where the sample
             is already on the wrong side, infinite where a search found nothing.
         kinds: Whether each of them is an "upper" bound, a "lower" bound or an "estimate".
+
+    Example:
+        >>> from margin_ext import measure
+        >>> data = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+        >>> report = measure(torch.nn.Linear(2, 2), data, bounds=["certified"], progress=False)
+        >>> norm = report[2]
+        >>> norm.quantities, norm["certified"].shape
+        (('margin', 'certified'), (1,))
     """
 
     p: float
@@ -153,6 +161,20 @@ class MarginReport:
         exact: The model is linear, so the first-order margins are its exact distances.
         settings: Everything else that the numbers depend on.
         seconds: Time it took, reloaded parts included.
+
+    Example:
+        >>> from margin_ext import measure
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> data = torch.tensor([[3.0, 1.0], [1.0, 2.0]]), torch.tensor([0, 0])
+        >>> report = measure(model, data, p=2, progress=False)
+        >>> report.accuracy, report.exact
+        (0.5, True)
+        >>> report.margin.tolist() == report.columns()["margin_l2"].tolist()
+        True
+        >>> round(report.minimum_margin, 4), report.summary().misclassified
+        (-0.7071, 1)
+        >>> report.save("report.csv")  # doctest: +SKIP
     """
 
     target: NDArray[np.int64]

@@ -93,7 +93,7 @@ def robust_accuracy(
         data_range: Adversarial examples stay in it: (lowest, highest) in the units that the model
             gets, numbers or one value a channel. None: anywhere.
         input_std: The loader's standard deviation(s).
-        seed: Of the attacks that are given by name, of the random points and of the diagnosis.
+        seed: Seed of the attacks that are given by name, of the random points and of the diagnosis.
         report: What `measure` found on the same samples: its adversarial examples count too.
         diagnose_masking: Look for gradient masking on 96 of the correct samples.
         transfer: Another model whose adversarial examples the diagnosis tries on this one.

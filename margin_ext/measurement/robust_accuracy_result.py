@@ -45,7 +45,20 @@ class RobustAccuracy:
         titles: The column of each attack in the table.
         random: Whether random points of the sphere are all classified correctly, [N, len(eps)].
         diagnosis: Signs of gradient masking; None where not asked for.
-        settings: Of every attack, the seed and the threat model.
+        settings: Settings of every attack, the seed and the threat model.
+
+    Example:
+        >>> from margin_ext import robust_accuracy
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> data = torch.tensor([[3.0, 1.0], [1.1, 1.0]]), torch.tensor([0, 0])
+        >>> quiet = {"diagnose_masking": False, "progress": False}
+        >>> found = robust_accuracy(model, data, [0.01, 0.5], **quiet)
+        >>> found.accuracy, found.curve()
+        (1.0, (1.0, 0.5))
+        >>> found.robust()
+        array([[ True,  True],
+               [ True, False]])
     """
 
     threat: ThreatModel

@@ -64,6 +64,11 @@ def named_model(name: str, **offered: Any) -> nn.Module:
 
     Raises:
         ValueError: There is no such model, or it is something else.
+
+    Example:
+        >>> model = named_model("small_cnn", shape=(1, 28, 28), classes=10)
+        >>> model(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
     offered = {key: value for key, value in offered.items() if value is not None}
     if name in _MODELS:

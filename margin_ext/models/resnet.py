@@ -13,7 +13,7 @@ class ResidualBlock(nn.Module):
     Args:
         given: Channels that come in.
         channels: Channels that go out.
-        stride: Of the first convolution.
+        stride: Stride of the first convolution.
     """
 
     def __init__(self, given: int, channels: int, stride: int = 1) -> None:

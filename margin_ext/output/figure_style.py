@@ -86,7 +86,7 @@ def clipped_histogram(
         series: [N] each; what is not finite is left out of the picture and of the average.
         x: Label of the values; the unit included.
         y: What is counted.
-        share: Of the values of all series together, at each end.
+        share: Fraction of all values together that lies in the outermost bins, at each end.
         bins: Number of bins.
     """
     finite = [values[np.isfinite(values)] for values in series]

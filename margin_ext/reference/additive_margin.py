@@ -1,4 +1,4 @@
-"""The additive margin, and the log-odds that it is taken of."""
+"""The additive margin, and the log-odds from which it is computed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def log_odds(
     """z_y - log sum_{k != y} exp(z_k) [B]; inf where the sum is empty, NaN where ignored.
 
     Arguments and errors are those of :func:`margin_ext.functional.log_odds`.
+
+    Example:
+        >>> log_odds(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        tensor([2.])
     """
     check_logits_and_labels(logits, target)
     if logits.dim() != 2 or target.dim() != 1:
@@ -53,10 +57,16 @@ def additive_margin_loss(
     validate: bool = True,
     **settings: Unpack[FormulaKeywords],
 ) -> MarginLoss:
-    """L = CE(z) + mu (CE(z - tau n e_y) - CE(z)), n the dual norm of grad.
+    """L = CE(z) + mu (CE(z - tau n e_y) - CE(z)), where n is the dual norm of grad.
 
     grad is the input gradient of the log-odds a. Arguments, result and errors are those of
-    :func:`margin_ext.functional.additive_margin_loss`, except that ``validate`` is on.
+    :func:`margin_ext.functional.additive_margin_loss`, except that ``validate`` defaults to True.
+
+    Example:
+        >>> logits, grad = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> lowered = additive_margin_loss(logits, torch.tensor([0]), grad, tau=1.0).loss
+        >>> round(float(lowered), 4)  # log(1 + exp(2 - 2))
+        0.6931
     """
     s = formula_settings(settings)
     if not tau >= 0:
@@ -92,7 +102,7 @@ def additive_margin_loss(
     loss = {"mean": loss.sum() / total, "sum": loss.sum(), "none": loss}[s.reduction]
     with torch.no_grad():
         gap = odds.detach().to(dtype)
-        # The margin of a gap that is infinite is infinite under any norm.
+        # An infinite gap has an infinite margin, whatever the norm.
         margin = gap / torch.where(norm <= s.eps, s.eps, norm)
         count = valid.sum().to(dtype)
         told = torch.where(valid, margin, math.inf)

@@ -33,19 +33,20 @@ def attack_step(
 ) -> Tensor:
     """Move x by length_i along v(grad_i), then into the ball around center and the data range.
 
-    For p = 1, 2 and infinity the nearest point of the ball is taken (p = 1: Duchi et al., 2008);
-    for other norms the point on the line to the center. The range comes last. Computed in float32
-    (float64 for float64), and rounded once. A sample whose gradient holds a NaN becomes NaN.
+    v is the dual direction (see :func:`dual_direction`). For p = 1 (Duchi et al., 2008), 2 and
+    infinity a point outside the ball moves to the nearest point of it, for other norms straight
+    toward the center. The data range is applied last. The step is computed in float32 (float64 for
+    float64) and rounded once. A sample whose gradient holds a NaN becomes NaN.
 
     Args:
         x: [B, ...].
         grad: [B, ...], the objective's gradient with respect to x; None: no step.
         length: [B], in pixel units where input_std is given.
-        center: [B, ...], of the ball; None: x.
-        radius: [B], of the ball, in the same units as length; None: no ball.
+        center: Center of the ball [B, ...]; None: x.
+        radius: Radius of the ball [B], in the same units as length; None: no ball.
         p: The threat norm.
-        steepest: For p = 1: how many coordinates share the step, the steepest ones and those tied
-            with the last of them, each the same part.
+        steepest: For p = 1: how many coordinates share the step in equal parts. They are those with
+            the largest gradients, and all that tie with the last of them.
         data_range: Lowest and highest value in the units of x, as numbers or one value a channel.
         input_std: The standard deviation(s) by which the loader divided the inputs.
 
@@ -104,7 +105,7 @@ def _over_channels(values: float | Sequence[float] | Tensor, inputs: Tensor) -> 
 
 
 def _shared(steep: Tensor, count: int) -> Tensor:
-    """The direction [B, D] of the steepest coordinates; numbers without all bits are not steep."""
+    """The direction [B, D] of the steepest coordinates; subnormal numbers do not count as steep."""
     size = steep.abs()
     tiny = torch.finfo(size.dtype).tiny
     least = size.topk(count, dim=1).values[:, -1:]

@@ -29,14 +29,20 @@ def class_margins(
 ) -> ClassMargins:
     """Margins gap / ||grad||_q to K classes of every sample, and the nearest class.
 
-    A gap of 0 has margin 0; another one without a gradient has an infinite margin of its sign. Of
-    classes with the same margin the first is the nearest; NaN counts as the smallest margin.
+    A gap of 0 has margin 0. Any other gap whose gradient is 0 has an infinite margin with the sign
+    of the gap. If several classes have the smallest margin, the first is the nearest; NaN counts as
+    the smallest.
 
     Args:
         gap: Logit gaps to the classes [B, K].
         grad: Input gradients of these gaps [B, K, ...].
         p: Threat norms.
         input_std: Standard deviation(s) of the loader's normalisation: margins in pixel units.
+
+    Example:
+        >>> gap, grad = torch.tensor([[2.0, 3.0]]), torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
+        >>> class_margins(gap, grad, p=[2]).margin
+        tensor([[[2.0000, 0.6000]]])
     """
     check_class_grad(grad)
     check_same_device("grad", grad, gap=gap)

@@ -16,8 +16,8 @@ from margin_ext.norms import dual_exponent
 __all__ = ["dual_direction", "dual_norm"]
 
 
-# Below and above these magnitudes squares may under- and overflow, and then the powers of two that
-# bring a row back.
+# Squares may underflow below the first of these magnitudes and overflow above the second. Then a
+# row is multiplied by the third (up) or the fourth (down).
 _SQUARES = {
     torch.float32: (2.0**-48, 2.0**48, 2.0**90, 2.0**-80),
     torch.float64: (2.0**-400, 2.0**400, 2.0**800, 2.0**-700),
@@ -25,7 +25,7 @@ _SQUARES = {
 
 
 def _to_middle(x: Tensor) -> Tensor:
-    """The power of two, for each row of x [B, D], that brings it where its squares are numbers."""
+    """For each row of x [B, D], the power of two that keeps its squares in range."""
     one = x.new_ones(x.shape[0], 1)
     if x.shape[1] == 0:
         return one
@@ -81,7 +81,7 @@ def _direction(x: Tensor, q: float) -> Tensor:
         largest = magnitude.amax(dim=1, keepdim=True)
         attained = magnitude == largest
         return x.sign() * attained / attained.sum(dim=1, keepdim=True)
-    # The direction is that of any positive multiple.
+    # A positive multiple has the same direction.
     x = x * _to_middle(x)
     norm = _norm(x, q).unsqueeze(1)
     ratio = torch.where(norm == 0, 0.0, x / torch.where(norm == 0, 1.0, norm))
@@ -127,7 +127,7 @@ def dual_direction(
     base: Tensor | None = None,
     input_std: InputStd = None,
 ) -> Tensor:
-    """Return base + factor_i * v(grad_i), v the direction of steepest rise per unit of l_p.
+    """Return base + factor_i * v(grad_i), where v rises most steeply per unit of the l_p norm.
 
     v maximises <v, grad_i> over ||v||_p <= 1; it is 0 where the gradient is 0. Ties under p = 1
     share the step equally.
@@ -137,8 +137,8 @@ def dual_direction(
         factor: [B]; None: 1.
         p: The threat norm.
         base: The shape and type of grad; None: 0.
-        input_std: v has unit length in pixel units; the step is returned in the units of grad's
-            input (divided by std).
+        input_std: Standard deviation(s) of the loader's normalisation. v then has unit length in
+            pixel units, and the step is returned in the model's units (divided by std).
 
     Returns:
         The shape and type of grad.

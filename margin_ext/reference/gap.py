@@ -37,8 +37,8 @@ def logit_gap(
 
     Ties: the lowest class. A NaN logit gives a NaN gap.
 
-    A target of probabilities has the gap of :func:`soft_gap`, and for a runner-up the class of the
-    largest logit other than that of its most probable class.
+    For a target of probabilities the gap is that of :func:`soft_gap`, and the runner-up is the
+    class with the largest logit among all but the target's most probable class.
 
     Args:
         logits: [B, C], C >= 2, or dense, [B, C, d1, ...].
@@ -64,7 +64,7 @@ def logit_gap(
 def class_gap(
     logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int, validate: bool
 ) -> LogitGap:
-    """The same for logits [B, C] with one class label each."""
+    """:func:`logit_gap` for logits [B, C] with one class label each."""
     check_logits(logits, target)
     classes = logits.shape[1]
     if validate:

@@ -54,7 +54,7 @@ def counted_positions(target: Tensor, ignore_index: int) -> Tensor:
 def position_weight(
     target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype
 ) -> Tensor:
-    """The class weight of each label [B, d1, ...], under probabilities expected; 0 if ignored."""
+    """The class weight of each label [B, d1, ...], expected over probabilities; 0 if ignored."""
     counted = counted_positions(target, ignore_index)
     if weight is None:
         return counted.to(dtype)

@@ -13,9 +13,13 @@ __all__ = ["linear_margin"]
 def linear_margin(
     weight: Tensor, bias: Tensor | None, inputs: Tensor, target: Tensor, *, p: float | str = 2
 ) -> Tensor:
-    """Signed l_p distance to the boundary of z = W x + b, min over k of its distance to class k.
+    """Signed l_p distance to the boundary of z = W x + b, the minimum over the classes k.
 
     Arguments and result are those of :func:`margin_ext.linear_margin`.
+
+    Example:
+        >>> linear_margin(torch.eye(2), None, torch.tensor([[3.0, 1.0]]), torch.tensor([0]), p=1)
+        tensor([2.])
     """
     x = inputs.flatten(1)
     z = x @ weight.t() + (0 if bias is None else bias)

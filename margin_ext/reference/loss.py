@@ -26,7 +26,12 @@ __all__ = ["average_margin_loss", "regularize", "sample_margin_loss"]
 
 
 def regularize(t: Tensor, regularizer: Regularizer) -> Tensor:
-    """phi(t), element by element; t is a margin or a logit gap."""
+    """phi(t), element by element; t is a margin or a logit gap.
+
+    Example:
+        >>> regularize(torch.tensor([-1.0, 1.0, 4.0]), Regularizer.ramp(0, 3))
+        tensor([3., 2., 0.])
+    """
     return regularizer(t)
 
 
@@ -40,12 +45,18 @@ def average_margin_loss(
     validate: bool = True,
     **settings: Unpack[LossKeywords],
 ) -> MarginLoss:
-    """Cross-entropy plus mu * phi(t), t the first-order margin (or the gap where grad is None).
+    """Cross-entropy plus mu * phi(t), where t is the first-order margin (the gap without grad).
 
-    L_i = CE_i + mu * w_y * phi(t_i). The mean divides by the sum of the w_y of the samples that
-    are not ignored, as cross_entropy does. Ignored samples have margin, gap and norm NaN.
+    L_i = CE_i + mu * w_y * phi(t_i). The mean divides by the sum of w_y over the samples that
+    are not ignored, as cross_entropy does. An ignored sample has NaN for margin, gap and norm.
     Arguments, result and errors are those of :func:`margin_ext.average_margin_loss`, except that
-    ``validate`` is on.
+    ``validate`` defaults to True.
+
+    Example:
+        >>> logits, grad = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> phi = Regularizer.ramp(0, 3)
+        >>> average_margin_loss(logits, torch.tensor([0]), grad, regularizer=phi).margin
+        tensor([1.])
     """
     s = settings_from(settings)
     if not one_class_each(logits, target):
@@ -102,12 +113,19 @@ def sample_margin_loss(
     validate: bool = True,
     **settings: Unpack[LossKeywords],
 ) -> MarginLoss:
-    """Cross-entropy plus mu * phi(t) at every position, t the margin of its sample.
+    """Cross-entropy plus mu * phi(t) at every position, where t is the margin of its sample.
 
     L_p = CE_p + mu * w_p * phi(t). Class labels have w_p = w_y, and the mean divides by their sum;
     probabilities have w_p = sum_c w_c q_c, and the mean divides by the number of positions, as
-    cross_entropy does. Without grad t is each position's own gap. Arguments, result and errors are
-    those of :func:`margin_ext.functional.sample_margin_loss`, except that ``validate`` is on.
+    cross_entropy does. Without grad, t is each position's own gap. Arguments, result and errors are
+    those of :func:`margin_ext.functional.sample_margin_loss`, except that ``validate`` defaults to
+    True.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 0.0], [1.0, 4.0]]])  # two classes at two positions
+        >>> grad, phi = torch.tensor([[3.0, 4.0]]), Regularizer.ramp(0, 3)
+        >>> sample_margin_loss(logits, torch.tensor([[0, 1]]), grad, regularizer=phi).margin
+        tensor([0.6000])
     """
     s = settings_from(settings)
     found = sample_gap(logits, target, fixed=fixed, validate=validate, **s.label_keywords())
@@ -175,7 +193,7 @@ def _statistics(
     terms: list[Tensor],
     scale: Tensor,
 ) -> tuple[BatchStatistics, Tensor]:
-    """Over the units (samples or positions) that count; and the norms, NaN where they do not."""
+    """The statistics of the units (samples or positions) that count; the norms, NaN elsewhere."""
     count = units.sum().to(terms[0].dtype)
     margins = torch.where(units, margin, math.inf)
     minimum = margins.min() if margins.numel() else margins.new_full((), math.nan)

@@ -35,6 +35,10 @@ def first_order_margin(
         p: Threat norm; the gradient is measured in its dual norm.
         eps: Floor of the norm.
         input_std: Standard deviation(s) of the loader's normalisation: margins in pixel units.
+
+    Example:
+        >>> first_order_margin(torch.tensor([10.0]), torch.tensor([[3.0, 4.0]])).margin
+        tensor([2.])
     """
     check_grad(grad, grad.shape[0] if grad.dim() else 0)
     check_same_device("grad", grad, gap=gap)

@@ -14,6 +14,10 @@ def orthogonality_penalty(model: nn.Module | Iterable[Tensor]) -> Tensor:
     """Sum over weight matrices W of ||W W^T - I||_F^2, by the smaller Gram matrix.
 
     Arguments and result are those of :func:`margin_ext.orthogonality_penalty`.
+
+    Example:
+        >>> orthogonality_penalty([torch.eye(3), 2 * torch.eye(2)])
+        tensor(18.)
     """
     weights = model.parameters() if isinstance(model, nn.Module) else model
     total = torch.zeros(())

@@ -42,11 +42,16 @@ def sample_gap(
         weight: Class weights [C]; they weight the mean over the positions.
         ignore_index: Positions with this label do not count.
         aggregation: "mean" or "worst", the smallest gap (ties: the first position).
-        fixed: Take classes and positions from here in place of those of these logits.
+        fixed: A gap whose classes and positions are used; None: those of these logits.
         validate: Check the labels (synchronises with a GPU).
 
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or labels are out of range.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 0.0], [1.0, 4.0]]])  # two classes at two positions
+        >>> sample_gap(logits, torch.tensor([[0, 1]]), aggregation="worst").gap
+        tensor([2.])
     """
     check_logits_and_labels(logits, target)
     if weight is not None:
@@ -83,15 +88,15 @@ def _join_positions(
     Args:
         gaps: [B, d1, ...].
         counted: bool, of the same shape.
-        weight: Of the positions, 0 where they do not count. Samples whose weights are all 0 weigh
-            the positions that count alike.
+        weight: Weights of the positions, 0 where they do not count. If all weights of a sample are
+            0, its positions that count have equal weights.
         aggregation: "mean" or "worst".
     """
     check_word("aggregation", aggregation, Aggregation)
     flat, known = flat_positions(gaps), flat_positions(counted)
     if aggregation == "worst" and flat.shape[1] > 0:
         first = torch.where(known, flat, math.inf).argmin(dim=1, keepdim=True)
-        # Infinite gaps (masked classes) tie with what is left out.
+        # Infinite gaps (masked classes) tie with positions that do not count.
         first_known = known.to(torch.uint8).argmax(dim=1, keepdim=True)
         first = torch.where(known.gather(1, first), first, first_known)
         fraction = torch.zeros_like(flat).scatter(1, first, 1.0)

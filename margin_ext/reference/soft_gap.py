@@ -19,17 +19,21 @@ def soft_gap(
 ) -> SoftGap:
     """The expectation of the logit gap over the label, sum_c q_c (z_c - max_{k != c} z_k).
 
-    With t the largest and s the second largest logit it is q . z - z_t + q_t (z_t - z_s). For a
-    one-hot label it is the logit gap. Ties: the lowest class.
+    If t and s are the classes of the largest and the second largest logit, it equals
+    q . z - z_t + q_t (z_t - z_s). For a one-hot label it is the logit gap. Ties: the lowest class.
 
     Args:
         logits: z [N, C], C >= 2.
-        target: q [N, C], each row >= 0 and 1 in sum.
+        target: q [N, C]; the elements of each row are at least 0, and their sum is 1.
         nearest: int64 [N, 2], the classes to take as t and s.
         validate: Check that target holds probabilities (synchronises with a GPU).
 
     Raises:
         ValueError, TypeError: Shapes or types do not fit, or target holds no probabilities.
+
+    Example:
+        >>> soft_gap(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([[0.5, 0.5, 0.0]])).gap
+        tensor([0.])
     """
     check_logits_and_labels(logits, target)
     if logits.dim() != 2 or not target.is_floating_point():
@@ -62,7 +66,7 @@ def _two_largest(z: Tensor) -> Tensor:
 
 
 def argmax_excluding(others: Tensor, excluded: Tensor) -> Tensor:
-    """Argmax over dim 1 of values whose entry at ``excluded`` [N, 1] is -inf, never that one."""
+    """Argmax over dim 1, never ``excluded`` [N, 1], where the caller has written -inf."""
     index = others.argmax(dim=1, keepdim=True)
     # All others may be -inf too: then the lowest class that is not the excluded one.
     return torch.where(index == excluded, torch.where(excluded == 0, 1, 0), index)

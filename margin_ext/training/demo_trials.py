@@ -40,7 +40,7 @@ class DemoSettings:
         eps: Radii of the attacks.
         samples: Images of each part that are measured.
         attack_steps: Steps of projected gradient descent.
-        seed: Of the initial weights and the order of the samples.
+        seed: Seed of the initial weights and the order of the samples.
         part: The images that are reported on.
     """
 

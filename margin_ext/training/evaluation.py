@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "clean_accuracy", "margin_totals"]
 
-# What projected gradient descent attacks, beside the search for the nearest adversarial example.
+# What projected gradient descent attacks. The search for the nearest adversarial example comes on
+# top.
 _LOSSES: Final = ("gap", "cross_entropy")
 
 
@@ -35,6 +36,12 @@ class Evaluation:
         measure_p: Threat norm of margins and attacks, 2 or infinity.
         data_range: Lowest and highest value of the images; attacks stay inside.
         input_std: The standard deviation(s) by which the images were divided.
+
+    Example:
+        >>> evaluation = Evaluation(eps_attack=(0.5, 1.0), part="validation")
+        >>> evaluation.threat_keywords()
+        {'p': 2.0, 'data_range': (0.0, 1.0), 'input_std': None}
+        >>> found = evaluation.measure(model, train, validation)  # doctest: +SKIP
     """
 
     eps_attack: tuple[float, ...]
@@ -149,7 +156,13 @@ def margin_totals(report: MarginReport) -> dict[str, Any]:
 
 
 def clean_accuracy(model: nn.Module, part: tuple[Tensor, Tensor], batch_size: int = 256) -> float:
-    """Accuracy on all images of a part; the model is left as it came."""
+    """Accuracy on all images of a part; the model is left as it came.
+
+    Example:
+        >>> import torch
+        >>> clean_accuracy(torch.nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 1])))
+        0.6666666666666666
+    """
     import torch
 
     from margin_ext.models.evaluation_mode import evaluation_mode

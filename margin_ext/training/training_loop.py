@@ -37,7 +37,21 @@ _MOST_STEPS = 1000
 
 
 class DivergedError(ArithmeticError):
-    """Training ran into NaN or infinity."""
+    """Training ran into NaN or infinity.
+
+    Example:
+        >>> import tempfile
+        >>> from margin_ext.training import Objective, Recipe
+        >>> data = torch.tensor([[torch.inf, 0.0]]), torch.tensor([0])
+        >>> objective, recipe = Objective(nn.CrossEntropyLoss()), Recipe(epochs=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "checkpoint.pt"
+        ...     loop = TrainingLoop(nn.Linear(2, 2), data, objective, recipe, file)
+        ...     list(loop.epochs())
+        Traceback (most recent call last):
+            ...
+        margin_ext.training.training_loop.DivergedError: the loss is no longer finite in epoch 1...
+    """
 
 
 def _nothing(_: int) -> None:
@@ -56,6 +70,16 @@ class TrainingLoop:
             pair if a training was made longer.
         initial_weights: Digest of the weights before the first step.
         average: The average of the weights, if the recipe asks for one.
+
+    Example:
+        >>> import tempfile
+        >>> from margin_ext.training import Objective, Recipe
+        >>> data, model = (torch.eye(4), torch.tensor([0, 0, 1, 1])), nn.Linear(4, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file, recipe = Path(folder) / "checkpoint.pt", Recipe(epochs=2, batch_size=2)
+        ...     loop = TrainingLoop(model, data, Objective(nn.CrossEntropyLoss()), recipe, file)
+        ...     list(loop.epochs())
+        [1, 2]
     """
 
     def __init__(

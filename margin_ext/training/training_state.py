@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
 
 class OtherSettingsError(Exception):
-    """A file belongs to a training with other settings."""
+    """A file belongs to a training with other settings.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "checkpoint.pt"
+        ...     write_state(file, {"epoch": 3}, settings={"seed": 0})
+        ...     read_state(file, settings={"seed": 1})
+        Traceback (most recent call last):
+            ...
+        margin_ext.training.training_state.OtherSettingsError: ... (seed: 0 there, 1 here)
+    """
 
 
 def write_state(path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

@@ -51,7 +51,17 @@ __all__ = ["RunExistsError", "trial_from_settings"]
 
 
 class RunExistsError(Exception):
-    """The folder holds a run, and nobody said what is to become of it."""
+    """The folder holds a run, and nobody said what is to become of it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "settings.toml").write_text("epochs = 2")
+        ...     trial_from_settings({"data": "digits"}, folder, resume=False)
+        Traceback (most recent call last):
+            ...
+        margin_ext.training.trial_settings.RunExistsError: ... holds a run (settings.toml): ...
+    """
 
 
 def trial_from_settings(
