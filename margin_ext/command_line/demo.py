@@ -98,11 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         except (DivergedError, OSError, ValueError) as error:
             status = complain("demo", error)
         try:
-            _write(trials, arguments.out)
-            if arguments.quick:
-                tell(
-                    "--quick shows that the program runs: its networks have learned next to nothing"
-                )
+            _write(trials, arguments.out, arguments.quick)
         except OSError as error:
             return complain("demo", f"cannot write the report: {error}")
         return status
