@@ -9,6 +9,7 @@ from torch import Tensor
 from margin_ext.checks import check_class_weight, check_grad, check_same_device
 from margin_ext.functional.fused_loss import fused_additive_loss
 from margin_ext.functional.labels import ClassLabels
+from margin_ext.functional.log_odds import check_one_label
 from margin_ext.loss_settings import FormulaKeywords, LossSettings, formula_settings
 from margin_ext.op_results import MarginLoss
 
@@ -57,6 +58,7 @@ def additive_margin_loss(
     found = formula_settings(settings)
     if not tau >= 0:
         raise ValueError(f"tau must be at least 0, got {tau}")
+    check_one_label(logits, target)
     labels = ClassLabels(target, found.weight, found.ignore_index, validate=validate)
     return additive_loss(labels, logits, grad, tau, found)
 

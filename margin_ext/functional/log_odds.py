@@ -11,7 +11,21 @@ from margin_ext.accumulation import accumulation_dtype
 from margin_ext.checks import check_logits_and_labels, check_target
 from margin_ext.functional.dispatch import labels_readable
 
-__all__ = ["log_odds"]
+__all__ = ["check_one_label", "log_odds"]
+
+
+def check_one_label(logits: Tensor, target: Tensor) -> None:
+    """Require logits [B, C] and target [B].
+
+    Raises:
+        ValueError: They are dense, or the target holds probabilities.
+    """
+    check_logits_and_labels(logits, target)
+    if logits.dim() != 2 or target.dim() != 1:
+        raise ValueError(
+            "the log-odds take logits [B, C] and one class label a sample [B], got a target of "
+            f"{target.dim()} dimensions and {target.dtype}"
+        )
 
 
 def log_odds(
@@ -39,12 +53,7 @@ def log_odds(
         >>> log_odds(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
         tensor([2.])
     """
-    check_logits_and_labels(logits, target)
-    if logits.dim() != 2 or target.dim() != 1:
-        raise ValueError(
-            "the log-odds take logits [B, C] and one class label a sample [B], got a target of "
-            f"{target.dim()} dimensions and {target.dtype}"
-        )
+    check_one_label(logits, target)
     if validate or labels_readable(target):
         check_target(target, logits.shape[1], ignore_index)
     z = logits.to(accumulation_dtype(logits))
