@@ -97,7 +97,7 @@ def test_a_script_has_its_running_statistics(gradient):
 def test_what_cannot_use_running_statistics_is_refused(how, gradient):
     x, y = data()
     model = HOW[how](batchnorm(), x)
-    with pytest.raises(ValueError, match="an exported or traced module in training"):
+    with pytest.raises(ValueError, match="a module that was exported or traced in training mode"):
         step(model, x, y, gradient=gradient, batchnorm="running")
     # As it is in evaluation, nothing depends on the batch.
     step(HOW[how](batchnorm().eval(), x), x, y, gradient=gradient, batchnorm="running")

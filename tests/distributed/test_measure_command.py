@@ -28,7 +28,7 @@ def data():
     return torch.utils.data.TensorDataset(x, torch.arange(40) % 3)
 """
 WORDS = (
-    "measure", "--model", "my_models:good", "--data", "my_models:data", "--batch-size", "8",
+    "measure", "--model", "shared_models:good", "--data", "shared_models:data", "--batch-size", "8",
     "--bounds", "minimum_distance", "--attack", "0.1", "0.3", "--steps", "4", "--threads", "1",
     "--data-range", "0", "1",
 )  # fmt: skip
@@ -37,7 +37,7 @@ WORDS = (
 def test_three_processes_write_the_files_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "my_models.py").write_text(MODELS)
+    (tmp_path / "shared_models.py").write_text(MODELS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert main([*WORDS, "--out", "one"]) == 0
