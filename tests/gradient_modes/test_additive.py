@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from gradient_modes.small_problems import Recorded, gradients
 from margin_ext import Additive, AverageMarginLoss
 from margin_ext.reference import log_odds
 from margin_ext.second_derivative import SecondDerivativeError
@@ -26,10 +27,6 @@ def network(dropout: float = 0.0) -> nn.Sequential:
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
     return torch.randn(10, 6, dtype=torch.float64), torch.arange(10) % 4
-
-
-def gradients(loss: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
 @pytest.mark.parametrize("p", [1, 2, "inf", 3])
@@ -70,17 +67,6 @@ def test_loss_and_gradient_are_those_of_the_formula(p, call):
     torch.testing.assert_close(
         ours @ torch.cat([d.flatten() for d in direction]), numeric, rtol=1e-6, atol=1e-8
     )
-
-
-class Recorded(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.seen: list[torch.Tensor] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append(x.detach().clone())
-        return self.net(x)
 
 
 @pytest.mark.parametrize("p", [1, 2, "inf"])

@@ -8,23 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from gradient_modes.small_problems import Recorded, data, smooth_net
 from margin_ext import AverageMarginLoss, Secant, logit_gap
 
 TAU = 1.5
-
-
-def smooth_net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4)).double()
-
-
-def data(model: nn.Module, batch: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two in three are classified correctly."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, 6, generator=generator, dtype=torch.float64)
-    y = model(x).argmax(1)
-    y[::3] = torch.randint(4, (len(y[::3]),), generator=generator)
-    return x, y
 
 
 def criterion(steps: int = 2, **options) -> AverageMarginLoss:
@@ -42,17 +29,6 @@ def test_it_is_the_exact_distance_to_a_linear_classifiers_boundary(p, steps):
     exact = AverageMarginLoss(p=p, tau=TAU, mu=0.7).run(model, x, y)
     torch.testing.assert_close(ours.margin, exact.margin, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours.loss, exact.loss, rtol=1e-9, atol=1e-12)
-
-
-class Recorded(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.seen: list[torch.Tensor] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append(x.detach().clone())
-        return self.net(x)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -1,0 +1,145 @@
+"""Tables, goals, pages and the figure from the raw results."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.robust_training import figures, goals, page
+from benchmarks.robust_training.methods import METHODS, REFERENCE
+from benchmarks.robust_training.rows import rows_of
+from benchmarks.robust_training.samples import (
+    bits,
+    numbers,
+)
+from benchmarks.robust_training.tables import table
+
+
+def run_with(
+    robust: float, accuracy: float, seed: int = 0, distance: float = 2.0, found: bool = True
+) -> dict:
+    """A run on ten images, the first of which hold."""
+    held = np.arange(10) < round(10 * robust)
+    far = np.where(np.arange(10) == 0, distance if found else np.inf, distance)
+    return {
+        "setting": {},
+        "accuracy": accuracy,
+        "samples": {
+            "correct": bits(np.ones(10, bool)),
+            "distance": numbers(far),
+            "margin": numbers(np.full(10, 3.0)),
+            "worst": [bits(np.ones(10, bool)), bits(held)],
+        },
+    }
+
+
+def results_with(runs_made: dict, seconds: dict) -> dict:
+    settings = {name.split()[0]: run["setting"] for name, run in runs_made.items()}
+    tuning = {
+        key: [{"setting": settings[key], "accuracy": 0.98, "robust": 0.5}] for key in settings
+    }
+    return {
+        "problem": {"title": "tiny", "eps": [0.2, 0.4], "aim": 0.4},
+        "tuning": tuning,
+        "runs": runs_made,
+        "timing": {"settings": settings, "median": seconds},
+    }
+
+
+@pytest.fixture
+def results() -> dict:
+    made = {
+        "plain 0": run_with(0.1, 0.985),
+        f"{REFERENCE} 0": run_with(0.5, 0.98),
+        f"{REFERENCE} 1": run_with(0.7, 0.978),
+        "adversarial_2 0": run_with(0.5, 0.979),
+        "secant 0": run_with(0.6, 0.981, found=False),
+    }
+    seconds = {"plain": 1.0, REFERENCE: 8.0, "adversarial_2": 3.0, "secant": 2.5}
+    return results_with(made, seconds)
+
+
+def test_rows_of_a_file(results):
+    rows = rows_of(results)
+    assert list(rows) == ["plain", REFERENCE, "adversarial_2", "secant"]
+    seven, secant = rows[REFERENCE], rows["secant"]
+    assert seven.seeds == [0, 1]
+    assert seven.robust[1] == [0.5, 0.7]
+    assert secant.not_found == 1
+    assert secant.average_distance == 2.0
+    assert secant.tangent_over_distance == pytest.approx(1.5)
+    assert secant.time == 2.5
+    # On the seed that both have: one image of ten more, paired.
+    difference, error = secant.minus(seven)
+    assert difference == pytest.approx(0.1)
+    assert error == pytest.approx(np.std([1] + [0] * 9, ddof=1) / np.sqrt(10))
+    assert secant.more_accurate_than(seven) == pytest.approx(0.001)
+
+
+def test_time_of_another_setting_is_not_shown(results):
+    results["timing"]["settings"]["secant"] = {"tau": 1.0}
+    assert rows_of(results)["secant"].time is None
+
+
+def test_the_table_names_what_was_not_run(results, tmp_path):
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(results))
+    made = table(path)
+    assert made.count("\n|") == 2 + 4
+    assert "| adversarial training, 7 steps | - | 2 | .9790 (.9780 to .9800) |" in made
+    assert "**.600** (.500 to .700)" in made
+    assert "+.100 ± .100" in made
+    assert "2.00 / 2.00 (1)" in made
+    missing = made.split("Not run yet: ")[1]
+    assert METHODS["penalty"].title in missing
+    assert METHODS["secant"].title not in missing
+    assert "Not run yet" in table(tmp_path / "none.json")
+
+
+def test_goals_are_marked_with_figures(results):
+    assert goals.judge(rows_of(results)).startswith("**reached.** Secant margin")
+    slow = json.loads(json.dumps(results))
+    slow["timing"]["median"]["secant"] = 3.5
+    assert goals.judge(rows_of(slow)).startswith("**not reached.**")
+    inaccurate = json.loads(json.dumps(results))
+    inaccurate["runs"]["secant 0"]["accuracy"] = 0.97
+    assert "time 2.5 against 3.0" in goals.judge(rows_of(inaccurate))
+    assert goals.judge(rows_of(inaccurate)).startswith("**not reached.**")
+    accurate = json.loads(json.dumps(results))
+    accurate["runs"]["secant 0"] = run_with(0.5, 0.991)
+    assert goals.judge(rows_of(accurate)).startswith("**reached.**")
+    assert goals.judge({}) == "**not measured yet.**"
+
+
+def test_pages_are_written_between_their_marks(results, tmp_path):
+    (tmp_path / "mnist_cnn.json").write_text(json.dumps(results))
+    names = ["mnist_cnn", "goals", "headline", "sentences", "earlier"]
+    marks = [f"<!-- made from docs/results: {name} -->\nold\n<!-- end -->" for name in names]
+    made = page.made_anew("before\n" + "\n".join(marks) + "\nafter", tmp_path)
+    assert "old" not in made
+    assert made.startswith("before\n<!-- made")
+    assert made.endswith("<!-- end -->\nafter")
+    assert made.count("<!-- end -->") == 5
+    assert "secant margin, 2 attack steps .600 at accuracy .981 in 2.5 times" in made
+    assert "**reached.**" in made
+    assert "not measured yet" in made
+    assert page.made_anew(made, tmp_path) == made
+    with pytest.raises(ValueError, match="'nothing'"):
+        page.made_anew("<!-- made from docs/results: nothing -->\n<!-- end -->", tmp_path)
+
+
+def test_the_pages_agree_with_the_results():
+    for path in page.PAGES:
+        if path.exists():
+            text = path.read_text()
+            assert page.made_anew(text) == text, "run python -m benchmarks.robust_training.page"
+
+
+def test_the_figure_is_drawn_from_what_is_there(results, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: extra plot")
+    (tmp_path / "mnist_cnn.json").write_text(json.dumps(results))
+    drawn = figures.figure(tmp_path)
+    assert len(drawn.axes) == 2
+    assert drawn.axes[0].get_title(loc="left") == "tiny"
