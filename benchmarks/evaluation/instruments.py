@@ -143,6 +143,19 @@ _AUTO = ("apgd-ce", "apgd-t", "fab-t", "square")
 _AUTO_TITLES = ("APGD-CE", "then APGD-T", "then FAB-T", "then Square")
 _L2 = (2.0,)
 
+_FOOLBOX = (
+    Instrument(
+        "ddn", "DDN, 300 steps", "foolbox", partial(_foolbox, "DDNAttack", {"steps": 300}), _L2
+    ),
+    Instrument(
+        "fmn",
+        "FMN, 300 steps",
+        "foolbox",
+        partial(_foolbox, "LInfFMNAttack", {"steps": 300}),
+        (math.inf,),
+    ),
+)
+
 RADIUS_ATTACKS: tuple[Instrument, ...] = (
     Instrument("nearest", "`nearest` (default)", OURS, partial(_nearest, MinimumDistance())),
     Instrument(
@@ -159,20 +172,7 @@ RADIUS_ATTACKS: tuple[Instrument, ...] = (
         partial(_adv_lib, "alma", {"distance": "l2", "num_steps": 500}),
         _L2,
     ),
-    Instrument(
-        "ddn",
-        "DDN, 300 steps",
-        "foolbox",
-        partial(_foolbox, "DDNAttack", {"steps": 300}),
-        _L2,
-    ),
-    Instrument(
-        "fmn",
-        "FMN, 300 steps",
-        "foolbox",
-        partial(_foolbox, "LInfFMNAttack", {"steps": 300}),
-        (math.inf,),
-    ),
+    *_FOOLBOX,
 )
 
 DISTANCES: tuple[Instrument, ...] = (
@@ -189,14 +189,5 @@ DISTANCES: tuple[Instrument, ...] = (
     Instrument(
         "adv-ddn", "DDN, 300 steps", "adv-lib", partial(_adv_lib, "ddn", {"steps": 300}), _L2
     ),
-    Instrument(
-        "ddn", "DDN, 300 steps", "foolbox", partial(_foolbox, "DDNAttack", {"steps": 300}), _L2
-    ),
-    Instrument(
-        "fmn",
-        "FMN, 300 steps",
-        "foolbox",
-        partial(_foolbox, "LInfFMNAttack", {"steps": 300}),
-        (math.inf,),
-    ),
+    *_FOOLBOX,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -74,61 +74,38 @@ def _relu_cnn() -> nn.Module:
     return nn.Sequential(*(nn.ReLU() if isinstance(m, nn.GELU) else m for m in smooth))
 
 
-_MNIST_RECIPE = Recipe(epochs=4, batch_size=128, learning_rate=0.1)
-_CIFAR_RECIPE = Recipe(epochs=15, batch_size=64, learning_rate=0.05)
+_MNIST = Problem(
+    "MNIST, CNN of two strided convolutions with GELU",
+    "mnist",
+    lambda: small_cnn((1, 28, 28)),
+    Recipe(epochs=4, batch_size=128, learning_rate=0.1),
+    images=30_000,
+    aim=2.0,
+    allowed_loss=0.002,
+    targets=9,
+)
+_WITH_RELU = replace(_MNIST, radii=(0.75, *_USUAL_RADII))
+_CIFAR = Problem(
+    "CIFAR-10 (9,000 images), CNN of two strided convolutions with GELU",
+    "cifar10",
+    lambda: small_cnn((3, 32, 32)),
+    Recipe(epochs=15, batch_size=64, learning_rate=0.05),
+    images=None,
+    aim=0.5,
+    allowed_loss=0.01,
+    targets=3,
+)
 
 PROBLEMS: dict[str, Problem] = {
-    "mnist_cnn": Problem(
-        "MNIST, CNN of two strided convolutions with GELU",
-        "mnist",
-        lambda: small_cnn((1, 28, 28)),
-        _MNIST_RECIPE,
-        images=30_000,
-        aim=2.0,
-        allowed_loss=0.002,
-        targets=9,
+    "mnist_cnn": _MNIST,
+    "mnist_relu_cnn": replace(
+        _WITH_RELU, title="MNIST, the same CNN with ReLU", network=_relu_cnn, targets=3
     ),
-    "mnist_relu_cnn": Problem(
-        "MNIST, the same CNN with ReLU",
-        "mnist",
-        _relu_cnn,
-        _MNIST_RECIPE,
-        images=30_000,
-        aim=2.0,
-        allowed_loss=0.002,
-        targets=3,
-        radii=(0.75, *_USUAL_RADII),
-    ),
-    "cifar_cnn": Problem(
-        "CIFAR-10 (9,000 images), CNN of two strided convolutions with GELU",
-        "cifar10",
-        lambda: small_cnn((3, 32, 32)),
-        _CIFAR_RECIPE,
-        images=None,
-        aim=0.5,
-        allowed_loss=0.01,
-        targets=3,
-    ),
-    "cifar_cnn_augmented": Problem(
-        "CIFAR-10 (9,000 images, shifted and mirrored), CNN of two strided convolutions with GELU",
-        "cifar10",
-        lambda: small_cnn((3, 32, 32)),
-        _CIFAR_RECIPE,
-        images=None,
-        aim=0.5,
-        allowed_loss=0.01,
-        targets=3,
+    "cifar_cnn": _CIFAR,
+    "cifar_cnn_augmented": replace(
+        _CIFAR,
+        title=_CIFAR.title.replace("images", "images, shifted and mirrored"),
         augmentation=Augmentation(crop=4, flip=True),
     ),
-    "mnist_mlp": Problem(
-        "MNIST, MLP 784-1024-10 with ReLU",
-        "mnist",
-        _mlp,
-        _MNIST_RECIPE,
-        images=30_000,
-        aim=2.0,
-        allowed_loss=0.002,
-        targets=9,
-        radii=(0.75, *_USUAL_RADII),
-    ),
+    "mnist_mlp": replace(_WITH_RELU, title="MNIST, MLP 784-1024-10 with ReLU", network=_mlp),
 }

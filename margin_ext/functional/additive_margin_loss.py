@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from margin_ext.checks import check_class_weight, check_grad, check_same_device
-from margin_ext.functional.fused_loss import fused_additive_loss
+from margin_ext.functional.fused_loss import fused_loss
 from margin_ext.functional.labels import ClassLabels
 from margin_ext.functional.log_odds import check_one_label
 from margin_ext.loss_settings import FormulaKeywords, LossSettings, formula_settings
@@ -71,4 +71,4 @@ def additive_loss(
     check_grad(grad, logits.shape[0])
     if labels.class_weight is not None:
         check_class_weight(labels.class_weight, logits)
-    return fused_additive_loss(logits, labels.target, grad, tau, settings, labels.validate)
+    return fused_loss(logits, labels.target, grad, None, settings, labels.validate, tau)

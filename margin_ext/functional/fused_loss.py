@@ -23,7 +23,7 @@ from margin_ext.norms import op_exponent
 from margin_ext.op_results import MarginLoss
 from margin_ext.statistics import STATISTIC_NAMES, BatchStatistics
 
-__all__ = ["fused_additive_loss", "fused_loss"]
+__all__ = ["fused_loss"]
 
 # RegularizerKind::kAdditive in csrc/core/regularizer.h, which is no function of the margin.
 _ADDITIVE = 5
@@ -184,27 +184,13 @@ def fused_loss(
     nearest: Tensor | None,
     settings: LossSettings,
     validate: bool,
+    tau: float | None = None,
 ) -> MarginLoss:
-    """:func:`margin_ext.average_margin_loss` for class labels [B], in one pass over the data."""
-    return _fused(logits, target, grad, nearest, settings, None, validate)
+    """The loss for class labels [B], in one pass over the data.
 
-
-def fused_additive_loss(
-    logits: Tensor, target: Tensor, grad: Tensor, tau: float, settings: LossSettings, validate: bool
-) -> MarginLoss:
-    """:func:`margin_ext.functional.additive_margin_loss`, in one pass over the data."""
-    return _fused(logits, target, grad, None, settings, tau, validate)
-
-
-def _fused(
-    logits: Tensor,
-    target: Tensor,
-    grad: Tensor | None,
-    nearest: Tensor | None,
-    settings: LossSettings,
-    tau: float | None,
-    validate: bool,
-) -> MarginLoss:
+    Without tau it is :func:`margin_ext.average_margin_loss`, with it
+    :func:`margin_ext.functional.additive_margin_loss`.
+    """
     if not compiled_for(logits):
         validate = validate or labels_readable(logits)
         return _reference_loss(logits, target, grad, nearest, settings, tau, validate=validate)
