@@ -23,12 +23,13 @@ from margin_ext.gradient_modes.parallel import refuse_fsdp1_behind, refuse_stati
 from margin_ext.input_gradient import check_inputs
 from margin_ext.input_std import checked_std
 from margin_ext.loss_options import LossOptions
-from margin_ext.loss_settings import nearest_name, refuse_renamed
+from margin_ext.loss_settings import refuse_renamed
 from margin_ext.movable_inputs import require_movable
 from margin_ext.op_results import MarginLoss
 from margin_ext.option_attributes import add_option_attributes, takes_options
 from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
+from margin_ext.suggestion import suggestion
 from margin_ext.target_kinds import two_class_logits
 from margin_ext.training_steps import StepCounter
 
@@ -81,7 +82,9 @@ class AverageMarginLoss(nn.Module):
         refuse_renamed(options)
         for name in options:
             if name not in _OPTIONS:
-                hint = nearest_name(name, _OPTIONS) or f"; known are {', '.join(_OPTIONS)}"
+                hint = (
+                    suggestion(name, _OPTIONS, cutoff=0.5) or f"; known are {', '.join(_OPTIONS)}"
+                )
                 raise TypeError(f"AverageMarginLoss has no option {name!r}{hint}")
         super().__init__()
         self.register_buffer("weight", None)
@@ -137,7 +140,7 @@ class AverageMarginLoss(nn.Module):
         refuse_renamed({name: value})
         # Attributes of your own are welcome, unless they look like an option's.
         own = not name.startswith("_") and not hasattr(self, name)
-        if own and (hint := nearest_name(name, _OPTIONS, cutoff=0.6)):
+        if own and (hint := suggestion(name, _OPTIONS)):
             raise AttributeError(f"AverageMarginLoss has no option {name!r}{hint}")
         super().__setattr__(name, value)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar, cast, get_args
 
@@ -164,12 +163,6 @@ def refuse_renamed(keywords: Mapping[str, object]) -> None:
     for name in keywords:
         if name in _RENAMED:
             raise TypeError(f"{name}= is now {_RENAMED[name]}")
-
-
-def nearest_name(name: str, known: Sequence[str], cutoff: float = 0.5) -> str:
-    """The end of an error's sentence that suggests the known name which is most like this one."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def refuse_unknown(keywords: Mapping[str, object]) -> None:

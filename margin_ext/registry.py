@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
+from margin_ext.suggestion import suggestion
+
 __all__ = ["Registry"]
 
 
@@ -76,6 +78,7 @@ class Registry(Generic[Item]):
         if name not in self.makers:
             raise ValueError(
                 f"{self.argument} must be from {', '.join(sorted(self.makers))}, got {name!r}"
+                f"{suggestion(name, self.makers)}"
             )
         make = self.makers[name]
         given: dict[str, Any] = {}

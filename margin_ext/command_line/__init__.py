@@ -8,7 +8,6 @@ that ``margin-ext --help`` shows stand in ``COMMANDS``.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import re
@@ -16,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from margin_ext.command_line.messages import FAILED, INTERRUPTED
+from margin_ext.suggestion import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,8 +66,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         mistyped = re.search(r"(?:unrecognized arguments:|invalid choice:) '?([\w-]+)", message)
-        near = difflib.get_close_matches(mistyped[1], self.known, n=1) if mistyped else []
-        super().error(message + (f"; did you mean {near[0]}?" if near else ""))
+        super().error(message + (suggestion(mistyped[1], self.known) if mistyped else ""))
 
 
 def _build_parser(chosen: str | None) -> argparse.ArgumentParser:

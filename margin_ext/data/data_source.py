@@ -19,11 +19,12 @@ only when data are loaded, so that ``margin-ext train --help`` is quick.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
+
+from margin_ext.suggestion import suggestion
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -189,11 +190,7 @@ def find_data_source(text: str) -> tuple[DataSource, str]:
         # "module:callable" is a form, not a word.
         if colon and ":" in source.name:
             return source, text
-    near = difflib.get_close_matches(name, sources, n=1)
-    raise DataError(
-        f"data must be one of {data_forms()}, got {text!r}"
-        + (f"; did you mean {near[0]}?" if near else "")
-    )
+    raise DataError(f"data must be one of {data_forms()}, got {text!r}{suggestion(name, sources)}")
 
 
 def load_data(

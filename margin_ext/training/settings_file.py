@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from margin_ext.data.data_source import find_data_source
 from margin_ext.output.regular_file import require_regular_file
+from margin_ext.suggestion import suggestion
 from margin_ext.training.setting_table import OPTIONS, RECIPES, SECTIONS, defaults
 
 if sys.version_info >= (3, 11):
@@ -73,8 +73,7 @@ def _take(settings: dict[str, Any], path: Path, key: str, value: Any, section: s
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+    return suggestion(name, known, cutoff=0.5) or f"; known are {', '.join(known)}"
 
 
 def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
