@@ -189,7 +189,8 @@ class ThreatModel:
             return
         low, high = bounds
         slack = max(1e-5, torch.finfo(x.dtype).eps) * (high - low)
-        if bool(((x < low - slack) | (x > high + slack)).any()):
+        # NaN lies nowhere.
+        if not bool(((x >= low - slack) & (x <= high + slack)).all()):
             raise ValueError(
                 f"{what} lie in [{float(x.min()):.6g}, {float(x.max()):.6g}], outside the stated "
                 f"data range {self.data_range}: are they normalised? Give the range in the units "
