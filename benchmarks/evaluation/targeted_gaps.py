@@ -71,6 +71,6 @@ def _toward(
         decay = 0.01 + 0.99 * (1 + math.cos(math.pi * step / _STEPS)) / 2
         radius = point.new_full((len(left),), eps)
         point = threat.attack_step(
-            point, velocity, decay * radius, center=x[left], radius=radius, spread=1.0
+            point, velocity, decay * radius, center=x[left], radius=radius, sparse=True
         )
     return left

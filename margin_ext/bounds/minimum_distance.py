@@ -288,7 +288,7 @@ class _Search:
             within = torch.minimum(within, best * (1 - change / 2))
             within = torch.minimum(within, self.reach[active])
             x = self.threat.attack_step(
-                x, grad, _STEP * decay * within, center=center, radius=within, spread=decay
+                x, grad, _STEP * decay * within, center=center, radius=within, sparse=True
             )
 
     def run_toward(self, targets: Sequence[Tensor], steps: int) -> None:
