@@ -131,6 +131,19 @@ METHODS: dict[str, Method] = {
     "own_length_1": Method(
         "true margin: own lengths, 1 projection", _own_length(1), _each("eps"), "distance"
     ),
+    "own_length_memory": Method(
+        "true margin: own lengths, 2 projections with a memory",
+        _own_length(2, memory=True),
+        _each("eps"),
+        "distance",
+        every_seed=True,
+    ),
+    "own_length_1_memory": Method(
+        "true margin: own lengths, 1 projection with a memory",
+        _own_length(1, memory=True),
+        _each("eps"),
+        "distance",
+    ),
     "own_length_attack": Method(
         "true margin: own lengths, 2 projections, misclassified images attacked",
         _own_length(2, misclassified="attack"),
