@@ -69,8 +69,10 @@ def _authors(aim: float, setting: Setting) -> Objective:
     return Objective(criterion, beta=setting.get("beta", 0.0))
 
 
-def _adversarial(steps: int) -> Callable[[float, Setting], AdversarialTraining]:
-    return lambda aim, setting: AdversarialTraining(setting["eps"] * aim, steps, noise=1.0)
+def _adversarial(steps: int, **options: Any) -> Callable[[float, Setting], AdversarialTraining]:
+    return lambda aim, setting: AdversarialTraining(
+        setting["eps"] * aim, steps, noise=1.0, **options
+    )
 
 
 def _additive(noise: float) -> Callable[[float, Setting], Objective]:
@@ -106,6 +108,13 @@ METHODS: dict[str, Method] = {
     ),
     "adversarial_2": Method(
         "adversarial training, 2 steps", _adversarial(2), _each("eps"), "peer", every_seed=True
+    ),
+    "adversarial_2_memory": Method(
+        "adversarial training, 2 steps with a memory",
+        _adversarial(2, memory=True),
+        _each("eps"),
+        "peer",
+        every_seed=True,
     ),
     "adversarial_1": Method(
         "adversarial training, 1 step from noise",

@@ -75,8 +75,8 @@ class AdversarialTraining:
             steps project it onto the plane of the gap's tangent, as `Distance` does.
         misclassified: Where "own" moves misclassified samples: "toward" their class, or "attack",
             away from it by eps.
-        memory: With length="own": start each sample's search, with half of the noise, where its
-            last one ended, as `Distance` does. Call :meth:`run` inside
+        memory: Start each sample's steps, with half of the noise, where its last ones ended, as
+            `Distance` does. Then a single step ends in the ball too. Call :meth:`run` inside
             ``with objective.samples(indices):``, which says which samples of the data the batch
             holds; a `TrainingLoop` does. Not for inputs that augmentation changes.
         clean: Weight of the cross-entropy at the input itself, from 0 to 1; the point's
@@ -129,8 +129,6 @@ class AdversarialTraining:
                 f'misclassified="{self.misclassified}" has no effect with length="radius", which '
                 "moves all samples alike: leave it out"
             )
-        if self.memory and self.length == "radius":
-            raise ValueError('memory=True is for length="own", whose searches end at a boundary')
 
     def run(
         self,
@@ -232,13 +230,15 @@ class AdversarialTraining:
         self, model: Callable[[Tensor], Tensor], center: Tensor, target: Tensor, radius: Tensor
     ) -> Tensor:
         several = self.steps > 1
-        noise = float(several) if self.noise is None else self.noise
         length = (2.5 / self.steps if several else 1.0) if self.step is None else self.step
-        ball = (center, radius) if several else (None, None)
-        x = self.threat.noisy(center, radius * noise) if noise else center
+        # From epoch to epoch a single step could wander away.
+        ball = (center, radius) if several or self.memory else (None, None)
+        x = self._start(center, radius, default_noise=float(several))
         for _ in range(self.steps):
             _, grad = attack_gradient(model, x, target, self.attack_loss, keep_from_underflow=True)
             x = self.threat.attack_step(x, grad, radius * length, center=ball[0], radius=ball[1])
+        if self.memory:
+            self._memory.keep(x - center)
         return x
 
     def _search(
@@ -248,16 +248,18 @@ class AdversarialTraining:
             gap, worse = attack_gradient(model, x, target, "gap")
             return gap, -worse
 
-        noise, start = _SEARCH_NOISE if self.noise is None else self.noise, center
-        if self.memory:
-            noise *= NOISE_OF_MEMORY
-            start = self.threat.clamp(center + self._memory.recall(center))
-        if noise:
-            start = self.threat.noisy(start, radius * noise)
+        start = self._start(center, radius, default_noise=_SEARCH_NOISE)
         found = find_boundary(gaps, center, start, radius, steps=self.steps, threat=self.threat)
         if self.memory:
             self._memory.keep(found.point - center)
         return found
+
+    def _start(self, center: Tensor, radius: Tensor, *, default_noise: float) -> Tensor:
+        noise, start = default_noise if self.noise is None else self.noise, center
+        if self.memory:
+            noise *= NOISE_OF_MEMORY
+            start = self.threat.clamp(center + self._memory.recall(center))
+        return self.threat.noisy(start, radius * noise) if noise else start
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self.label_smoothing)

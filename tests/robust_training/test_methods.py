@@ -66,7 +66,7 @@ def test_every_method_has_a_loss_and_gradients_with_every_setting(key):
 
 
 def test_peers_are_tuned_as_much_as_margins():
-    chosen = ["adversarial_1", "adversarial_2", "adversarial_7"]
+    chosen = ["adversarial_1", "adversarial_2", "adversarial_2_memory", "adversarial_7"]
     for problem in PROBLEMS.values():
         sizes = {key: len(method.grid(problem.radii)) for key, method in METHODS.items()}
         most = max(size for key, size in sizes.items() if METHODS[key].group != "peer")

@@ -117,13 +117,14 @@ def test_own_lengths_reach_beyond_the_boundary(p: float) -> None:
         assert bool((there[~right] > 0).all()) == (misclassified == "toward")
 
 
-def test_with_a_memory_the_search_goes_on_where_it_ended() -> None:
+@pytest.mark.parametrize("fixed", [{"length": "own"}, {"step": 0.5}], ids=["own", "radius"])
+def test_with_a_memory_the_steps_go_on_where_they_ended(fixed: dict[str, Any]) -> None:
     model, x, y = problem()
     model.eval()
     free, indices = ThreatModel(p=2), torch.arange(20) * 2
 
     def objective(**options: Any) -> AdversarialTraining:
-        return AdversarialTraining(2.0, length="own", noise=0.0, threat=free, **options)
+        return AdversarialTraining(2.0, noise=0.0, threat=free, **fixed, **options)
 
     kept = objective(steps=1, memory=True)
     with pytest.raises(ValueError, match="needs the indices of the samples"):
@@ -141,7 +142,7 @@ def test_with_a_memory_the_search_goes_on_where_it_ended() -> None:
         torch.testing.assert_close(again.points(model, x[part], y[part]), wanted)
     torch.testing.assert_close(wanted, objective(steps=4).points(model, x, y)[part])
     assert objective().state_dict() == {}
-    noisy = AdversarialTraining(2.0, length="own", memory=True, threat=free)
+    noisy = AdversarialTraining(2.0, memory=True, threat=free, **fixed)
     with noisy.samples(indices):
         first, second = noisy.points(model, x, y), noisy.points(model, x, y)
     assert not torch.equal(first, second)
@@ -224,7 +225,6 @@ def test_inputs_outside_of_the_range_are_refused() -> None:
         ({"clean": 1.5}, r"clean must lie in \[0, 1\]"),
         ({"length": "own", "step": 1.0}, 'step=1.0 has no effect with length="own"'),
         ({"misclassified": "attack"}, 'misclassified="attack" has no effect with length="radius"'),
-        ({"memory": True}, 'memory=True is for length="own"'),
         ({"length": "half"}, "length must be one of radius, own"),
         ({"attack_loss": "hinge"}, "attack_loss must be one of cross_entropy, gap"),
     ],
