@@ -71,7 +71,8 @@ class BoundaryMemory:
         assert self.offsets is not None
         assert self._indices is not None
         kept = offsets.to(self.offsets.dtype)
-        whole = kept.isfinite().flatten(1).all(1).reshape(-1, *[1] * (kept.dim() - 1))
+        # A finite sum has finite terms.
+        whole = kept.flatten(1).sum(1).isfinite().reshape(-1, *[1] * (kept.dim() - 1))
         self.offsets[self._indices] = torch.where(whole, kept, 0.0)
 
     def state_dict(self) -> dict[str, Any]:

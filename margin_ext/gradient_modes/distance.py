@@ -168,7 +168,8 @@ class _Search:
         noise = mode.noise * self.step.objective.options.tau
         if mode.memory:
             noise *= NOISE_OF_MEMORY
-            start = self.threat.clamp(self.center + mode._memory.recall(self.center))
+            start = self.center + mode._memory.recall(self.center)
+            start = start if noise else self.threat.clamp(start)
         if noise:
             start = self.threat.noisy(start.detach(), self.radius.new_full((), noise))
         found = find_boundary(

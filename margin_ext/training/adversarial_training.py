@@ -258,8 +258,8 @@ class AdversarialTraining:
         noise, start = default_noise if self.noise is None else self.noise, center
         if self.memory:
             noise *= NOISE_OF_MEMORY
-            start = self.threat.clamp(center + self._memory.recall(center))
-        return self.threat.noisy(start, radius * noise) if noise else start
+            start = center + self._memory.recall(center)
+        return self.threat.noisy(start, radius * noise) if noise else self.threat.clamp(start)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self.label_smoothing)
