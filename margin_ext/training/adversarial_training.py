@@ -246,7 +246,7 @@ class AdversarialTraining:
     ) -> BoundaryPoint:
         def gaps(x: Tensor) -> tuple[Tensor, Tensor]:
             gap, worse = attack_gradient(model, x, target, "gap")
-            return gap, -worse
+            return gap, worse.neg_()
 
         start = self._start(center, radius, default_noise=_SEARCH_NOISE)
         found = find_boundary(gaps, center, start, radius, steps=self.steps, threat=self.threat)
