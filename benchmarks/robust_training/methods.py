@@ -105,6 +105,7 @@ METHODS: dict[str, Method] = {
         _adversarial(7),
         _fixed({"eps": 1.0}),
         "peer",
+        every_seed=True,
     ),
     "adversarial_2": Method(
         "adversarial training, 2 steps", _adversarial(2), _each("eps"), "peer", every_seed=True
@@ -122,6 +123,12 @@ METHODS: dict[str, Method] = {
         _each("eps"),
         "peer",
         every_seed=True,
+    ),
+    "adversarial_1_memory": Method(
+        "adversarial training, 1 step with a memory",
+        _adversarial(1, memory=True),
+        _each("eps"),
+        "peer",
     ),
     "own_length": Method(
         "true margin: own lengths, 2 projections",

@@ -37,6 +37,7 @@ _RENAMED = {"first_order": "boundary"}
 _PEERS = (
     "plain",
     "adversarial_1",
+    "adversarial_1_memory",
     "adversarial_2",
     "adversarial_2_memory",
     "adversarial_7_radius",
