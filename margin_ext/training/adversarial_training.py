@@ -76,9 +76,10 @@ class AdversarialTraining:
         misclassified: Where "own" moves misclassified samples: "toward" their class, or "attack",
             away from it by eps.
         memory: Start each sample's steps, with half of the noise, where its last ones ended (ATTA,
-            Zheng et al., arXiv 1912.11969, for a fixed radius). Then a single step ends in the ball too. Call :meth:`run` inside
-            ``with objective.samples(indices):``, which says which samples of the data the batch
-            holds; a `TrainingLoop` does. Not for inputs that augmentation changes.
+            Zheng et al., arXiv 1912.11969, for a fixed radius). Then a single step ends in the
+            ball too. Call :meth:`run` inside ``with objective.samples(indices):``, which says which
+            samples of the data the batch holds; a `TrainingLoop` does. Not for inputs that
+            augmentation changes.
         clean: Weight of the cross-entropy at the input itself, from 0 to 1; the point's
             cross-entropy has the rest.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
