@@ -83,7 +83,7 @@ class MinimumDistance:
 
     steps: int = 40
     restarts: int = 2
-    targets: int = 3
+    targets: int = 5
     objective: SearchObjective | None = None
     bisections: int = 16
     in_range: bool = True
@@ -107,7 +107,7 @@ class MinimumDistance:
     @classmethod
     def thorough(cls, seed: int = 0) -> MinimumDistance:
         """About three times the default's time: longer searches, more starts and classes."""
-        return cls(steps=60, restarts=3, targets=6, seed=seed)
+        return cls(steps=60, restarts=3, targets=9, seed=seed)
 
     def check(self, threat: ThreatModel) -> None:
         """Raise ValueError where the search does not exist for this norm."""
