@@ -17,9 +17,6 @@ namespace {
 // order. The number depends on the batch alone, so the bits of the sums do not depend on threads.
 int64_t group_size(int64_t batch) { return batch <= 1024 ? 1 : 16; }
 
-// Bytes of rows that stay in the L1 cache from their norms to their gradients.
-constexpr int64_t kRowsInCache = 16 * 1024;
-
 template <typename A>
 SampleOptions<A> sample_options(const LossArguments& arguments) {
   SampleOptions<A> options;
@@ -94,12 +91,11 @@ class LossSamples {
       return;
     }
     for (int64_t j = 0; j < count; ++j) {
-      block.rows[j] =
-          options_.additive()
-              ? logit_kernels<A>().reduce_others(block.logits(j), logits.classes, target[j],
-                                                 smoothing, class_weight)
-              : logit_kernels<A>().reduce(block.logits(j), logits.classes, target[j], nearest[j],
-                                          smoothing, class_weight);
+      block.rows[j] = options_.additive()
+                          ? logit_kernels<A>().reduce_others(block.logits(j), logits.classes,
+                                                             target[j], smoothing, class_weight)
+                          : logit_kernels<A>().reduce(block.logits(j), logits.classes, target[j],
+                                                      nearest[j], smoothing, class_weight);
     }
   }
 
@@ -174,29 +170,26 @@ void write_totals(const LossArguments& arguments, const std::vector<BatchTotals>
   total.write(arguments.reduction, arguments.batch, static_cast<A*>(arguments.statistics), loss);
 }
 
-// Calls body(first, count, finish) for all samples, at most `together` at a time; the body calls
-// finish(i, norm) of each, which returns the scaled dL_i / d||g||. Threads share the groups.
+// Calls body(i, finish) for every sample; the body calls finish(norm), which returns the scaled
+// dL_i / d||g||. Threads share the groups.
 template <typename L, typename A, typename Body>
-void for_samples(const LossArguments& arguments, const LossSamples<L, A>& samples, int64_t together,
+void for_samples(const LossArguments& arguments, const LossSamples<L, A>& samples,
                  int64_t bytes_per_sample, const Parallel& parallel, const Body& body) {
   const int64_t group = group_size(arguments.batch);
   std::vector<BatchTotals> groups((arguments.batch + group - 1) / group);
-  parallel.for_range(
-      static_cast<int64_t>(groups.size()), grain_for(group * bytes_per_sample),
-      [&](int64_t begin, int64_t end) {
-        LogitBlock<A> block(arguments.logits.classes);
-        const int64_t last = std::min(end * group, arguments.batch);
-        for (int64_t first = begin * group; first < last; first += block.size) {
-          const int64_t count = std::min(block.size, last - first);
-          samples.reduce(first, count, block);
-          const auto finish = [&](int64_t i, A norm) {
-            return samples.finish(i, norm, block.rows[i - first], block.logits(i - first),
-                                  groups[i / group]);
-          };
-          for (int64_t i = first; i < first + count; i += together)
-            body(i, std::min(together, first + count - i), finish);
-        }
-      });
+  parallel.for_range(static_cast<int64_t>(groups.size()), grain_for(group * bytes_per_sample),
+                     [&](int64_t begin, int64_t end) {
+                       LogitBlock<A> block(arguments.logits.classes);
+                       const int64_t last = std::min(end * group, arguments.batch);
+                       for (int64_t i = begin * group; i < last; ++i) {
+                         const int64_t place = (i - begin * group) % block.size;
+                         if (place == 0) samples.reduce(i, std::min(block.size, last - i), block);
+                         body(i, [&](A norm) {
+                           return samples.finish(i, norm, block.rows[place], block.logits(place),
+                                                 groups[i / group]);
+                         });
+                       }
+                     });
   write_totals<A>(arguments, groups);
 }
 
@@ -204,8 +197,8 @@ template <typename L, typename A>
 void gap_loss(const LossArguments& arguments, const Parallel& parallel) {
   const LossSamples<L, A> samples(arguments);
   // One class takes about as long as copying 32 bytes.
-  for_samples(arguments, samples, 1, arguments.logits.classes * 32, parallel,
-              [&](int64_t i, int64_t, const auto& finish) { finish(i, A(0)); });
+  for_samples(arguments, samples, arguments.logits.classes * 32, parallel,
+              [](int64_t, const auto& finish) { finish(A(0)); });
 }
 
 // T: stored type of grad.
@@ -216,35 +209,24 @@ void margin_loss(const LossArguments& arguments, const Parallel& parallel) {
   const GradientReader<T> reader(arguments.grad, arguments.batch, arguments.norm);
   T* const grad_grad = static_cast<T*>(arguments.grad_grad);
   const auto out_of = [&](int64_t i) { return grad_grad + i * arguments.grad_grad_stride; };
-  const int64_t row_bytes = reader.size() * sizeof(T);
-  const int64_t bytes = 2 * row_bytes + arguments.logits.classes * 32;
+  const int64_t bytes = 2 * reader.size() * sizeof(T) + arguments.logits.classes * 32;
 
   if (!split_rows(arguments.batch, reader.size(), parallel)) {
-    // While the norm of one row is still being added up, the next row is read. All have to stay in
-    // the L1 cache until they are written.
-    constexpr int64_t kMost = LogitBlock<A>::kMostSamples;
-    const int64_t together = std::clamp(kRowsInCache / row_bytes, int64_t{1}, kMost);
-    for_samples(arguments, samples, together, bytes, parallel,
-                [&](int64_t first, int64_t count, const auto& finish) {
-                  NormState<A> states[kMost];
-                  A norm[kMost] = {}, coefficient[kMost];
-                  for (int64_t j = 0; j < count; ++j) {
-                    if (samples.ignored(first + j)) continue;
-                    states[j] = reader.state(first + j);
-                    norm[j] = reader.norm(states[j]);
-                  }
-                  for (int64_t j = 0; j < count; ++j) coefficient[j] = finish(first + j, norm[j]);
-                  if (grad_grad == nullptr) return;
-                  for (int64_t j = 0; j < count; ++j) {
-                    const int64_t i = first + j;
-                    if (coefficient[j] == 0) {
-                      std::memset(static_cast<void*>(out_of(i)), 0, row_bytes);
-                    } else {
-                      reader.write(i, reader.direction(states[j], norm[j], coefficient[j]), nullptr,
-                                   out_of(i));
-                    }
-                  }
-                });
+    for_samples(arguments, samples, bytes, parallel, [&](int64_t i, const auto& finish) {
+      NormState<A> state;
+      A norm = 0;
+      if (!samples.ignored(i)) {
+        state = reader.state(i);
+        norm = reader.norm(state);
+      }
+      const A coefficient = finish(norm);
+      if (grad_grad == nullptr) return;
+      if (coefficient == 0) {
+        std::memset(static_cast<void*>(out_of(i)), 0, reader.size() * sizeof(T));
+      } else {
+        reader.write(i, reader.direction(state, norm, coefficient), nullptr, out_of(i));
+      }
+    });
     return;
   }
 
@@ -252,10 +234,10 @@ void margin_loss(const LossArguments& arguments, const Parallel& parallel) {
   const auto states = chunk_states(reader, arguments.batch, parallel);
   std::vector<Direction<A>> directions(arguments.batch);
   std::vector<bool> moving(arguments.batch);
-  for_samples(arguments, samples, 1, 0, Parallel{}, [&](int64_t i, int64_t, const auto& finish) {
+  for_samples(arguments, samples, 0, Parallel{}, [&](int64_t i, const auto& finish) {
     const NormState<A> state = reader.combine(i, &states[i * chunks]);
     const A norm = reader.norm(state);
-    const A coefficient = finish(i, norm);
+    const A coefficient = finish(norm);
     moving[i] = coefficient != 0;
     directions[i] = reader.direction(state, norm, coefficient);
   });

@@ -18,7 +18,7 @@ constexpr RowKernels<T> kRowKernels = {
 
 template <typename A>
 constexpr LogitKernels<A> kLogitKernels = {
-    reduce_logits<A>,          reduce_others<A>,  reduce_together<false, A>,
+    reduce_logits<A>,         reduce_others<A>,  reduce_together<false, A>,
     reduce_together<true, A>, find_runner_up<A>,
 };
 
