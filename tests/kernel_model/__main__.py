@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from kernel_model.model import DEVICES, SHAPES, table
+from kernel_model.devices import DEVICES
+from kernel_model.table import table
 
-wanted = [device for device in DEVICES if not sys.argv[1:] or device.name in sys.argv[1:]]
-sys.stdout.write(table(SHAPES, tuple(wanted)) + "\n")
+sys.stdout.write(
+    table(devices=[d for d in DEVICES if not sys.argv[1:] or d.name in sys.argv[1:]]) + "\n"
+)
