@@ -36,13 +36,14 @@ MARGIN_DEVICE void for_elements(const RowSlice<T>& row, const ChannelScale& chan
       uint4 bits[kPacks];
 #pragma unroll
       for (int u = 0; u < kPacks; ++u) {
-        bits[u] = uint4{0, 0, 0, 0};  // changes no norm
+        bits[u] = uint4{0, 0, 0, 0};
         if (start + u * threads < row.packs) {
           bits[u] = load_reused(row.first_pack() + start + u * threads);
         }
       }
 #pragma unroll
       for (int u = 0; u < kPacks; ++u) {
+        if (start + u * threads >= row.packs) break;
         Acc x[kPack];
         Format<T>::unpack(bits[u], x);
         path.scale(x);
@@ -94,9 +95,8 @@ MARGIN_DEVICE NormState<AccOf<T>> state_of_row(const RowSlice<T>& row, const Cha
   for_elements<kPacksInFlight<variant>>(row, channels, group,
                                         [&](Acc x) { norm_add<norm>(state, x * factor, q); });
   return group.reduce(state, [&](const NormState<Acc>& s) {
-    return reduce_warp(s, [&](NormState<Acc>& a, const NormState<Acc>& b) {
-      norm_combine<norm>(a, b, q);
-    });
+    return reduce_warp(
+        s, [&](NormState<Acc>& a, const NormState<Acc>& b) { norm_combine<norm>(a, b, q); });
   });
 }
 
@@ -137,8 +137,8 @@ MARGIN_DEVICE void row_margins(const ClassMarginTask& task, int64_t sample, int6
     for (int p = 0; p < arguments.norms; ++p) {
       if (arguments.norm[p].norm != Norm::kGeneral) continue;
       const Acc q = static_cast<Acc>(arguments.norm[p].q);
-      const NormState<Acc> state = state_of_row<Norm::kGeneral, T, variant>(
-          row, arguments.grad.channels, q, Acc(1), group);
+      const NormState<Acc> state =
+          state_of_row<Norm::kGeneral, T, variant>(row, arguments.grad.channels, q, Acc(1), group);
       if (p == mine) value = norm_value<Norm::kGeneral>(state, q);
     }
   }
@@ -155,34 +155,35 @@ MARGIN_DEVICE NearestClass<Acc> from_lane_xor(const NearestClass<Acc>& nearest, 
   return {cuda::from_lane_xor(nearest.margin, lanes), cuda::from_lane_xor(nearest.number, lanes)};
 }
 
-// Finds the nearest class of one sample in one norm, by a warp. pair: norm * batch + sample.
+// Finds the nearest class of one sample in one norm, by `lanes` threads: a warp or a single one.
+// pair: norm * batch + sample.
 template <typename Acc>
-MARGIN_DEVICE void find_nearest(const ClassMarginArguments& arguments, int64_t pair) {
+MARGIN_DEVICE void find_nearest(const ClassMarginArguments& arguments, int64_t pair,
+                                unsigned lanes) {
   const Acc* margins = static_cast<const Acc*>(arguments.margin) + pair * arguments.classes;
+  const unsigned lane = threadIdx.x % lanes;
   NearestClass<Acc> nearest;
-#pragma unroll 1
-  for (int64_t k = threadIdx.x % kWarp; k < arguments.classes; k += kWarp) {
+#pragma unroll 4
+  for (unsigned k = lane; k < arguments.classes; k += lanes) {
     // Other threads have stored them, and the first-level cache is not coherent.
     nearest_combine(nearest, {__ldcg(margins + k), static_cast<int>(k)});
   }
 #pragma unroll 1
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    nearest_combine(nearest, from_lane_xor(nearest, lanes));
+  for (int other = static_cast<int>(lanes) / 2; other > 0; other /= 2) {
+    nearest_combine(nearest, from_lane_xor(nearest, other));
   }
-  if (threadIdx.x % kWarp == 0) {
-    arguments.nearest[pair] = arguments.classes == 0 ? -1 : nearest.number;
-  }
+  if (lane == 0) arguments.nearest[pair] = arguments.classes == 0 ? -1 : nearest.number;
 }
 
 template <typename T, Variant variant>
-__global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<GroupOf<variant>, T>)
+__global__ void __launch_bounds__(kMaxThreads, kResidentBlocks<BlockGroup, T>)
     class_margins_kernel(const __grid_constant__ ClassMarginTask task,
                          const __grid_constant__ LaunchShape shape) {
   using Acc = AccOf<T>;
   const ClassMarginArguments& arguments = task.arguments;
   GroupOf<variant> group(shape);
-  const int64_t warps = blockDim.x / kWarp;
   if constexpr (variant == Variant::kWarp) {
+    const int64_t warps = group.groups();
 #pragma unroll 1
     for (int64_t i = blockIdx.x; i < arguments.batch; i += gridDim.x) {
 #pragma unroll 1
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
       __syncthreads();  // the sample's margins are stored
 #pragma unroll 1
       for (int64_t p = group.number(); p < arguments.norms; p += warps) {
-        find_nearest<Acc>(arguments, p * arguments.batch + i);
+        find_nearest<Acc>(arguments, p * arguments.batch + i, kWarp);
       }
     }
   } else {
@@ -210,10 +211,12 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
     }
     __syncthreads();
     if (is_last[0] == 0) return;
+    // There may be many samples, and no other block is left to help.
+    const unsigned lanes = arguments.classes <= kWarp ? 1 : kWarp;
 #pragma unroll 1
-    for (int64_t pair = threadIdx.x / kWarp; pair < arguments.norms * arguments.batch;
-         pair += warps) {
-      find_nearest<Acc>(arguments, pair);
+    for (int64_t pair = threadIdx.x / lanes; pair < arguments.norms * arguments.batch;
+         pair += blockDim.x / lanes) {
+      find_nearest<Acc>(arguments, pair, lanes);
     }
   }
 }
@@ -228,17 +231,21 @@ struct ClassMarginPlan {
 template <typename T>
 ClassMarginPlan plan_class_margins(const ClassMarginArguments& arguments,
                                    const DeviceTraits& device, Variant forced) {
-  const int64_t rows = arguments.batch * arguments.classes;
-  const int64_t row_bytes = arguments.grad.size * static_cast<int64_t>(sizeof(T));
+  SampleShape shape;  // a sample is a row here
+  shape.batch = arguments.batch * arguments.classes;
+  shape.row_bytes = arguments.grad.size * static_cast<int64_t>(sizeof(T));
+  // A warp has few bytes in flight. Longer rows need many samples to make up for it.
+  const int64_t blocks_in_flight =
+      shape.row_bytes <= Limits::kShortRow ? shape.batch : arguments.batch;
   const bool in_warps = has_kernel<T>(Variant::kWarp, RowUse::kRead) &&
-                        row_bytes <= Limits::kWarpRow &&
-                        rows >= Limits::kManySamples * device.multiprocessors;
+                        shape.row_bytes <= Limits::kWarpRow &&
+                        blocks_in_flight >= Limits::kManySamples * device.multiprocessors;
   if (forced == Variant::kBlock || (forced == Variant::kAuto && !in_warps)) {
-    return {Variant::kBlock, kMaxThreads, rows};
+    return {Variant::kBlock, threads_of_block(device, shape, 1), shape.batch};
   }
   // As many rounds as the most warps would take, with no more warps than that needs.
   const int64_t classes = std::max<int64_t>(1, arguments.classes);
-  const int64_t rounds = ceil_div(classes, WarpGroup::kThreads / kWarp);
+  const int64_t rounds = ceil_div(classes, kMaxWarps);
   return {Variant::kWarp, static_cast<unsigned>(ceil_div(classes, rounds)) * kWarp,
           arguments.batch};
 }
@@ -285,9 +292,9 @@ cudaError_t launch_class_margins(const ClassMarginArguments& arguments,
   if (options.report != nullptr) {
     *options.report = {kernels.name, variant, 1, plan.threads, blocks, 0};
   }
-  return simt::launch(
-      kernel, simt::Config{dim3(blocks), dim3(plan.threads), 0, 1, stream, kernels.name}, task,
-      LaunchShape());
+  return simt::launch(kernel,
+                      simt::Config{dim3(blocks), dim3(plan.threads), 0, 1, stream, kernels.name},
+                      task, LaunchShape());
 }
 
 }  // namespace

@@ -117,8 +117,11 @@ inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& sh
          !fits(shape, cluster, comfortable)) {
     cluster *= 2;
   }
+  // Blocks that keep nothing have few bytes in flight, so two share a multiprocessor.
+  const int64_t places =
+      device.multiprocessors * (shape.pack_bytes == 0 ? Limits::kBlocksPerMultiprocessor : 1);
   while (2 * cluster <= device.max_cluster && splits(shape, 2 * cluster) &&
-         shape.batch * 2 * cluster <= device.multiprocessors &&
+         shape.batch * 2 * cluster <= places &&
          work_bytes(shape) / (2 * cluster) >= Limits::kSmallestSlice) {
     cluster *= 2;
   }
