@@ -79,7 +79,8 @@ class AttackRow {
   using Acc = AccOf<T>;
   using Bits = std::conditional_t<V == 1, T, uint4>;  // of a part
   using Number = std::conditional_t<V == 1, int64_t, unsigned>;
-  // What is loaded of a part at a time. Rows that are not needed are zero.
+  // What is loaded of a part at a time. Where there is no center or gradient, x is loaded in its
+  // place: a condition for each load would cost more.
   struct Part {
     Bits x, center, grad;
   };
@@ -89,11 +90,15 @@ class AttackRow {
 
   MARGIN_DEVICE AttackRow(const AttackTask<Acc>& task, int64_t i)
       : task_(task),
-        x_(row_of(task.arguments.x, i * task.arguments.x_stride)),
-        center_(task.arguments.radius == nullptr
-                    ? nullptr
-                    : row_of(task.arguments.center, i * task.arguments.center_stride)),
-        grad_(row_of(task.arguments.grad.data, i * task.arguments.grad.batch_stride)),
+        has_center_(task.arguments.center != nullptr && task.arguments.radius != nullptr),
+        has_grad_(task.arguments.grad.data != nullptr),
+        x_(static_cast<const T*>(task.arguments.x) + i * task.arguments.x_stride),
+        center_(has_center_ ? static_cast<const T*>(task.arguments.center) +
+                                  i * task.arguments.center_stride
+                            : x_),
+        grad_(has_grad_ ? static_cast<const T*>(task.arguments.grad.data) +
+                              i * task.arguments.grad.batch_stride
+                        : x_),
         out_(static_cast<T*>(task.arguments.out) + i * task.arguments.out_stride) {}
 
   // visit(s g) for every part that belongs to this thread.
@@ -115,10 +120,7 @@ class AttackRow {
   MARGIN_DEVICE void for_moved(const Direction<Acc>& direction, const Group& group,
                                const Visit& visit) const {
     for_parts<kParts, Part>(
-        group,
-        [&](Number i) {
-          return Part{center_ == nullptr ? Bits{} : load(x_, i), load(center_, i), load(grad_, i)};
-        },
+        group, [&](Number i) { return load(i); },
         [&](Number, const Part& part, const ChannelWalk<Acc>& channel) {
           Acc d[V];
           move<norm>(direction, part, channel, d);
@@ -130,11 +132,11 @@ class AttackRow {
   MARGIN_DEVICE void write(const Direction<Acc>& direction, const Projection<Acc>& projection,
                            const Group& group) const {
     for_parts<kParts, Part>(
-        group, [&](Number i) { return Part{load(x_, i), load(center_, i), load(grad_, i)}; },
+        group, [&](Number i) { return load(i); },
         [&](Number i, const Part& part, const ChannelWalk<Acc>& channel) {
           Acc d[V], start[V];
           move<norm>(direction, part, channel, d);
-          expand(center_ == nullptr ? part.x : part.center, start);
+          expand(part.center, start);
 #pragma unroll
           for (int k = 0; k < V; ++k) {
             const Acc offset = channel.factor * project_at<norm>(projection, d[k]);
@@ -186,7 +188,7 @@ class AttackRow {
   template <Norm norm>
   MARGIN_DEVICE void move(const Direction<Acc>& direction, const Part& part,
                           const ChannelWalk<Acc>& channel, Acc (&d)[V]) const {
-    if (grad_ == nullptr) {
+    if (!has_grad_) {
 #pragma unroll
       for (int k = 0; k < V; ++k) d[k] = Acc(0);
     } else {
@@ -197,7 +199,7 @@ class AttackRow {
 #pragma unroll
       for (int k = 0; k < V; ++k) d[k] = direction_at<norm>(along, d[k] * channel.factor);
     }
-    if (center_ == nullptr) return;
+    if (!has_center_) return;
     Acc x[V], center[V];
     expand(part.x, x);
     expand(part.center, center);
@@ -205,11 +207,10 @@ class AttackRow {
     for (int k = 0; k < V; ++k) d[k] = (x[k] + channel.factor * d[k] - center[k]) * channel.inverse;
   }
 
-  MARGIN_DEVICE static const T* row_of(const void* rows, int64_t offset) {
-    return rows == nullptr ? nullptr : static_cast<const T*>(rows) + offset;
+  MARGIN_DEVICE Part load(Number i) const {
+    return {load(x_, i), load(center_, i), load(grad_, i)};
   }
   MARGIN_DEVICE static Bits load(const T* row, Number i) {
-    if (row == nullptr) return Bits{};
     if constexpr (V == 1) {
       return row[i];
     } else {
@@ -232,6 +233,8 @@ class AttackRow {
   }
 
   const AttackTask<Acc>& task_;
+  bool has_center_;
+  bool has_grad_;
   const T* x_;
   const T* center_;
   const T* grad_;

@@ -404,7 +404,7 @@ CASES: tuple[Case, ...] = (
     ),
     AttackStep(batch=1024, size=3072, centered=False),
     AttackStep(batch=1024, size=3072, p=INF, scaled=True),
-    AttackStep(batch=1024, size=3072, p=1.0, steepest=128),
+    AttackStep(batch=4096, size=784, p=1.0, steepest=96),
     *(
         case
         for batch, size in ((512, 784), (128, 3072), (16, 150_528))
