@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from backends.simt import AUTO, BLOCK, REREAD, WARP, RefusedError, Simt, kernels
+from backends.simt import AUTO, BLOCK, REREAD, WARP, RefusedError, Simt
 from simt_problems import (
     BF16,
     EMULATED,
@@ -21,6 +21,7 @@ from simt_problems import (
     Guarded,
     assert_close,
     dual,
+    emulate_multiprocessors,
     restored_device,  # noqa: F401
     ways,
 )
@@ -92,7 +93,7 @@ def test_class_margins(dtype: torch.dtype, number: int) -> None:
     """Schedules and poisons, alignments, factors; more rows than blocks are resident, and fewer."""
     acc = F64 if dtype == F64 else F32
     norms = ([1.0, 2.0, 3.0, INF], [2.0], [INF, 1.5], [1.0, 3.0])[number]
-    kernels().device().multiprocessors = (1, 132)[number % 2]
+    emulate_multiprocessors((1, 132)[number % 2])
     for size in (7, 96, 101, 2500):
         shape = (3, size)
         gap, grad = torch.randn(4, 5, dtype=acc), torch.randn(4, 5, *shape, dtype=F64).to(dtype)
@@ -136,7 +137,7 @@ def test_class_margins_outside_of_the_range_of_squares() -> None:
 @pytest.mark.parametrize("classes", [1, 5, 9, 40])
 def test_class_margins_of_more_samples_than_blocks(variant: int, classes: int) -> None:
     """Warps in every number; every schedule gives the same bits."""
-    kernels().device().multiprocessors = 1
+    emulate_multiprocessors(1)
     gap, grad = torch.randn(40, classes), torch.randn(40, classes, 33)
     gap[:, -1] = gap[:, 0]
     grad[:, 0] = grad[:, 0].sign()

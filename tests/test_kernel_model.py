@@ -81,6 +81,19 @@ def test_instructions_and_bytes_in_flight(case: Case) -> None:
         assert counted.in_flight >= limit("kBytesInFlight")
 
 
+def test_calls_allocate_outputs_and_little_else() -> None:
+    """The loss: five vectors, two gradients and the blocks' totals."""
+    allocated = {case.op: count(case, H100).allocations for case in CASES if case.size == 3072}
+    assert allocated == {
+        "average_margin_loss": 8,
+        "attack_step": 1,
+        "class_margins": 3,
+        "first_order_margin": 2,
+        "dual_direction": 1,
+        "scale_gradients_": 0,
+    }
+
+
 def test_a_warp_reads_and_writes_its_row_once() -> None:
     """The count follows the whole row: 196 packs of 784 floats are 7 rounds of the first lane."""
     counted = count(CASES[0], H100)

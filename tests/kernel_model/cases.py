@@ -17,8 +17,8 @@ __all__ = [
     "ClassMargins",
     "DualDirection",
     "FirstOrderMargin",
-    "Loss",
     "LogitGap",
+    "Loss",
     "Scale",
 ]
 
@@ -55,6 +55,8 @@ class Case:
     # The launches that are followed: their numbers of samples, and the groups that share these.
     samples: ClassVar[tuple[int, int]] = (2, 3)
     groups: ClassVar[int] = 1
+    # The allocations of a call that are no outputs.
+    scratch: ClassVar[int] = 0
 
     batch: int
     size: int
@@ -69,7 +71,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Return the bytes that a sample moves at least: each input read and output written once."""
+        """Return the bytes of a sample: each input read once, each output written once."""
         raise NotImplementedError
 
     @property
@@ -115,6 +117,7 @@ class Inputs:
 
     case: Case
     made: list[Tensor] = field(default_factory=list)
+    outputs: int = 0
 
     def __post_init__(self) -> None:
         """Begin with the same numbers for each case."""
@@ -125,8 +128,13 @@ class Inputs:
         self.made.append(tensor)
         return tensor
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def output(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return memory for an output."""
+        self.outputs += 1
+        return self.empty(shape, dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory."""
         return self.keep(torch.empty(shape, dtype=dtype))
 
     def rows(self, *inner: int, spread: float = 1.0) -> Tensor:
@@ -152,6 +160,7 @@ class Loss(Case):
     op: ClassVar[str] = "average_margin_loss"
     source: ClassVar[str] = "loss.cu"
     kernel: ClassVar[str] = "loss_kernel"
+    scratch: ClassVar[int] = 1  # the blocks' totals
 
     classes: int = 10
     additive: bool = False

@@ -50,7 +50,7 @@ def _iadd(warp: Warp, i: Instruction) -> None:
 
 
 def _addend(warp: Warp, text: str) -> int | None:
-    """A summand for a carry, with -x as ~x + 1 in 33 bits, so that the sum's bit 32 is the carry."""
+    """A summand for a carry: -x as ~x + 1 in 33 bits, so that the carry is the sum's bit 32."""
     if text.startswith("-") and re.match(r"-U?R|-c\[", text):
         value = warp.integer(text[1:])
         return None if value is None else (~value & M32) + 1

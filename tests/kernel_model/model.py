@@ -33,6 +33,7 @@ class Count:
         kernel: The mangled name of the kernel.
         variant, threads, cluster_size, blocks, shared_bytes: How it is launched.
         launches: The kernels that the call launches.
+        allocations: The tensors that it allocates.
         issued: Instructions a sample, of all warps of its group.
         per_byte: The same, for each byte that is moved at least.
         registers, spilled: A thread's, and its bytes of local memory.
@@ -50,6 +51,7 @@ class Count:
     blocks: int
     shared_bytes: int
     launches: int
+    allocations: int
     issued: float
     per_byte: float
     registers: int
@@ -93,7 +95,7 @@ def _emulating(device: Device) -> Iterator[Any]:
 def count(case: Case, device: Device) -> Count:
     """Count what a sample costs: a launch with more samples less one with fewer."""
     made = Inputs(case)
-    simt = Simt(allocate=made.empty)
+    simt = Simt(allocate=made.output)
     with _emulating(device) as module:
         before = module.launches()
         case.call(simt, made)
@@ -105,7 +107,6 @@ def count(case: Case, device: Device) -> Count:
         _traces(kernel, case.with_samples(parameters, samples), device, case, report)
         for samples in case.samples
     )
-    del made
     per_warp = [b.total - a.total for a, b in zip(fewer, more, strict=True)]
     warps = case.sharing(report) // 32
     first, other = per_warp[0], per_warp[-1]
@@ -125,6 +126,7 @@ def count(case: Case, device: Device) -> Count:
         report.blocks,
         report.shared_bytes,
         launches,
+        made.outputs + case.scratch,
         issued,
         issued / case.bytes,
         registers,

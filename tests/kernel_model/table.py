@@ -11,7 +11,17 @@ from kernel_model.model import count
 __all__ = ["table"]
 
 _COLUMNS = (
-    *("op", "batch", "GPU", "variant", "threads", "cluster", "launches", "instructions a byte"),
+    *(
+        "op",
+        "batch",
+        "GPU",
+        "variant",
+        "threads",
+        "cluster",
+        "launches",
+        "allocations",
+        "instructions a byte",
+    ),
     *("registers", "spilled", "blocks an SM", "KB in flight", "MB read again", "% of a clone"),
 )
 
@@ -25,8 +35,8 @@ def table(cases: Iterable[Case] = CASES, devices: Iterable[Device] = DEVICES) ->
             c = count(case, device)
             lines.append(
                 f"| {case.op} | {case} | {device.name} | {c.variant} | {c.threads} "
-                f"| {c.cluster_size} | {c.launches} | {c.per_byte:.3f} | {c.registers} "
-                f"| {c.spilled} | {c.resident} | {c.in_flight / 1024:.0f} "
+                f"| {c.cluster_size} | {c.launches} | {c.allocations} | {c.per_byte:.3f} "
+                f"| {c.registers} | {c.spilled} | {c.resident} | {c.in_flight / 1024:.0f} "
                 f"| {c.reread / 2**20:.0f} | {100 * c.expected(device):.0f} |"
             )
     return "\n".join(lines)
