@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.evaluation.instruments import OURS
 from benchmarks.peer_problems import THREAT, Problem
 from margin_ext.bounds import AllClasses, MinimumDistance, Sampled
-from margin_ext.bounds.first_order import FirstOrderOptions, first_order_margins
+from margin_ext.bounds.first_order import ClassRule, FirstOrderOptions, first_order_margins
 from margin_ext.bounds.margin_sketch import MarginSketch
 from margin_ext.integrations.attack_distance import AttackDistance
 from margin_ext.threat import ThreatModel
@@ -105,11 +105,15 @@ def _art_deepfool(problem: Problem) -> Tensor:
     return _judged(lambda _, x, __: torch.from_numpy(attack.generate(x.cpu().numpy())), problem)
 
 
-def _margins(classes: Any, problem: Problem) -> Tensor:
+@cache
+def _sketch(_: int) -> MarginSketch:
+    """For so many classes: a measurement has one, which learns at once whether it serves."""
+    return MarginSketch(AllClasses(), [_FREE])
+
+
+def _margins(classes: ClassRule, problem: Problem) -> Tensor:
     """As `measure` computes them for a batch."""
-    threats = [_FREE]
-    sketch = MarginSketch(AllClasses(), threats)
-    options = FirstOrderOptions(threats, classes=classes, sketch=sketch)
+    options = FirstOrderOptions([_FREE], classes=classes, sketch=_sketch(problem.classes))
     return first_order_margins(problem.model, problem.x, problem.y, options).margin[0]
 
 
@@ -201,35 +205,24 @@ def _art_clever(problem: Problem) -> Tensor:
     return torch.tensor(scores)
 
 
-def _distance(title: str, **options: Any) -> Call:
-    return Call(DISTANCE, OURS, title, partial(_search, MinimumDistance(**options)))
+def _distance(on: tuple[str, ...] | None = None, **options: int) -> Call:
+    title = ", ".join(f"{name}={value}" for name, value in options.items()) or "default"
+    return Call(DISTANCE, OURS, title, partial(_search, MinimumDistance(**options)), on=on)
 
 
-_BARE = {"restarts": 0, "targets": 0}
 _SMALL = ("mnist_cnn", "resnet18", "tiny_cnn")
 _CNNS = ("mnist_cnn", "tiny_cnn")
-_FEW = (("resnet50", 1),)
 
+# Quickest first. Toward single classes a search needs the first-order margins to all classes.
 CALLS: tuple[Call, ...] = (
-    _distance("5 steps, from the image alone", steps=5, bisections=8, **_BARE),
-    _distance("10 steps, from the image alone", steps=10, bisections=8, **_BARE),
-    _distance("20 steps, from the image alone", steps=20, bisections=10, **_BARE),
-    _distance("40 steps, from the image alone", steps=40, **_BARE),
-    _distance("40 steps, one restart", steps=40, restarts=1, targets=0),
-    Call(
-        DISTANCE,
-        OURS,
-        "default",
-        partial(_search, MinimumDistance()),
-        on=_SMALL,
-    ),
-    Call(
-        DISTANCE,
-        OURS,
-        "thorough",
-        partial(_search, MinimumDistance.thorough()),
-        on=_CNNS,
-    ),
+    _distance(steps=10, restarts=0, targets=0, bisections=8),
+    _distance(steps=20, restarts=0, targets=0, bisections=10),
+    _distance(steps=40, restarts=0, targets=0),
+    _distance(_SMALL, steps=20, restarts=0, targets=1, bisections=10),
+    _distance(_SMALL, steps=20, restarts=0, targets=2, bisections=10),
+    _distance(_SMALL, steps=40, restarts=0, targets=2),
+    _distance(_CNNS, steps=40, restarts=1, targets=3),
+    _distance(_CNNS),
     *(
         Call(DISTANCE, library, title, partial(run, name, options), images, on)
         for library, run, title, name, options, images, on in (
@@ -249,13 +242,13 @@ CALLS: tuple[Call, ...] = (
             ),
             ("adv-lib", _adv_lib, "FMN, 100 steps", "fmn", {"steps": 100, "norm": 2}, (), None),
             ("adv-lib", _adv_lib, "FMN, 1000 steps", "fmn", {"steps": 1000, "norm": 2}, (), _CNNS),
-            ("adv-lib", _adv_lib, "ALMA, 100 steps", "alma", {"num_steps": 100}, _FEW, None),
+            ("adv-lib", _adv_lib, "ALMA, 100 steps", "alma", {"num_steps": 100}, (), None),
             ("adv-lib", _adv_lib, "ALMA, 1000 steps", "alma", {"num_steps": 1000}, (), _CNNS),
         )
     ),
     Call(DISTANCE, ART, "DeepFool, 100 steps", _art_deepfool),
     Call(MARGIN, OURS, "margins to all classes", partial(_margins, "all")),
-    Call(MARGIN, TORCH, "torch.func.jacrev", _jacobian_margins, (("resnet50", 1),)),
+    Call(MARGIN, TORCH, "torch.func.jacrev", _jacobian_margins),
     Call(GRADIENT, OURS, "margin to the runner-up", partial(_margins, "runner_up")),
     Call(GRADIENT, "captum", "Saliency of the gap", _captum_margin),
     Call(CLEVER, OURS, "Sampled, extreme value", _clever, (("mnist_cnn", 10),), _CNNS),

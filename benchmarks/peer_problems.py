@@ -49,8 +49,8 @@ class Network:
         shape: Of an image.
         classes: C.
         images: How many are kept.
-        epochs: Passes over the training images; 0: weights stay random, images are noise, and labels
-            are the network's own predictions.
+        epochs: Passes over the training images; 0: weights stay random, images are noise, and
+            labels are the network's own predictions.
         mnist: MNIST is used where it is at hand.
     """
 
@@ -142,7 +142,7 @@ NETWORKS = (
         lambda: resnet((2, 2, 2, 2), 64, 10, bottleneck=False, large=False),
         (3, 32, 32),
         10,
-        8,
+        4,
         epochs=2,
     ),
     Network(
@@ -151,7 +151,7 @@ NETWORKS = (
         lambda: resnet((3, 4, 6, 3), 64, 1000, bottleneck=True, large=True),
         (3, 224, 224),
         1000,
-        2,
+        1,
     ),
 )
 QUICK_NETWORKS = (
