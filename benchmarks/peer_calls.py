@@ -6,6 +6,7 @@ library does not offer what is asked, the few lines that a user would write are 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -26,6 +27,13 @@ DISTANCE, MARGIN, GRADIENT, CLEVER = "distance", "margins", "gradient", "clever"
 TORCH = "torch"
 ART = "adversarial-robustness-toolbox"
 _FREE = ThreatModel(p=2)
+# What is imported before any clock starts.
+_MODULES = {
+    "foolbox": ("foolbox",),
+    "adv-lib": ("adv_lib.attacks",),
+    ART: ("art.attacks.evasion", "art.estimators.classification", "art.metrics"),
+    "captum": ("captum.attr",),
+}
 _CHUNK = 64
 
 
@@ -52,6 +60,11 @@ class Call:
     @property
     def name(self) -> str:
         return f"{self.library} {self.title}"
+
+    def prepare(self) -> None:
+        """Import what it needs."""
+        for module in _MODULES.get(self.library, ()):
+            importlib.import_module(module)
 
     def runs_on(self, network: str) -> bool:
         return self.on is None or network in self.on

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import environment, figures, goals, results, tables
 from benchmarks.jobs import LOGITS_JOB, PART_JOBS, TRAINING_JOB
+from benchmarks.peer_tables import peers
 
 _NO_GPU = "not measured: no GPU was at hand"
 _BUSY = 0.25  # cores that other programs took; from here on figures are worth less
@@ -145,6 +146,9 @@ def _sections(machine: Machine, docs: Path) -> Iterator[str]:
         yield "A batch of 4 with 16 inputs and 10 classes, one thread, Python included:"
         for case in machine.files["call_overhead"]["cases"]:
             yield tables.call_overhead(case)
+    if "peers" in machine.files:
+        yield "### Other libraries"
+        yield from peers(machine.files["peers"])
     if machine.bounds:
         yield "### Bounds"
         yield "The sampled estimate, batched, against the authors' loop over the same points:"
