@@ -33,7 +33,7 @@ def command(part: str, device: str, out: Path, given: argparse.Namespace) -> lis
         line.append("--quick")
     if given.fresh:
         line.append("--fresh")
-    if part == "kernels" and given.no_compile:
+    if part in ("kernels", "training_step") and given.no_compile:
         line.append("--no-compile")
     if part == "peers" and given.mnist:
         line += ["--mnist", str(given.mnist)]
