@@ -15,13 +15,17 @@
 #   PYTHON=python3.12       the interpreter that .venv is made with
 #   PIP_FLAGS="..."         further arguments for every pip install
 #   ARGS="..."              further arguments for the program that the target runs
+#   WORKERS=0               tests: processes that share them (2); 0 for the debugger, `ARGS="--pdb"`
 #   CUDA="9.0;10.0+PTX"     make wheel: with CUDA kernels for these architectures, into dist/cuda
 PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
+# A worker that is done takes tests from the other; what a file's tests share is mostly made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
 
 # What a compiled library depends on. A changed Python file needs no new installation: it is an
@@ -48,10 +52,10 @@ demo: $(VENV)/installed-demo
 	$(BIN)/margin-ext demo $(ARGS)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-integrations: $(VENV)/installed-integrations
-	$(BIN)/python -m pytest tests/integrations tests/docs tests/examples tests/test_ledger.py $(ARGS)
+	$(PYTEST) tests/integrations tests/docs tests/examples tests/test_ledger.py $(ARGS)
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -34,7 +34,15 @@ _PLACE = re.compile(
 # Version 0.1.0's files and names of the methods.
 _EARLIER = RESULTS / "version_0.1.0"
 _RENAMED = {"first_order": "boundary"}
-_PEERS = ("plain", "adversarial_1", "adversarial_2", "adversarial_7_radius", "adversarial_7")
+_PEERS = (
+    "plain",
+    "adversarial_1",
+    "adversarial_1_memory",
+    "adversarial_2",
+    "adversarial_2_memory",
+    "adversarial_7_radius",
+    "adversarial_7",
+)
 
 
 def made_anew(text: str, folder: Path = RESULTS) -> str:
