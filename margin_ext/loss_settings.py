@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal, TypedDict, TypeVar, cast, get_args
 
 import torch
@@ -38,6 +39,9 @@ __all__ = [
 Reduction = Literal["none", "mean", "sum"]
 # How the gaps of a sample's positions become its own: their weighted mean, or the smallest.
 Aggregation = Literal["mean", "worst"]
+
+# Types of settings that never change.
+_FIXED = frozenset({int, float, str, Regularizer})
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -172,10 +176,18 @@ def refuse_unknown(keywords: Mapping[str, object]) -> None:
         raise TypeError(f"unexpected keyword argument {name!r}")
 
 
+@lru_cache(maxsize=64, typed=True)
+def _settings_of_numbers(**keywords: Any) -> LossSettings:
+    return LossSettings(**keywords)
+
+
 def settings_from(keywords: LossKeywords) -> LossSettings:
     """The settings of a functional op, from its keywords."""
     refuse_renamed(keywords)
-    return LossSettings(**keywords)
+    # A tensor or a list may change, so only settings without them are checked once for all calls.
+    if torch.compiler.is_compiling() or not _FIXED.issuperset(map(type, keywords.values())):
+        return LossSettings(**keywords)
+    return _settings_of_numbers(**keywords)
 
 
 def formula_settings(keywords: FormulaKeywords) -> LossSettings:

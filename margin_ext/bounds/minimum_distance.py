@@ -39,6 +39,8 @@ SearchObjective: TypeAlias = Literal["gap", "ratio"]
 # Of the radius: by how much it changes in the first step of a search, and the last step's part.
 _CHANGE = 0.1
 _LAST = 0.01
+# Steps in l1 for one in other norms.
+_LONGER_IN_L1 = 2
 # The first step in units of the radius.
 _STEP = 2.0
 # Searches after the first one leave a sample alone whose point lies farther than the largest radius
@@ -56,7 +58,8 @@ class MinimumDistance:
     seed, not on its batch (up to rounding), and not on the units of inputs and logits.
 
     Attributes:
-        steps: Gradient steps of the search from the sample and of those from random points.
+        steps: Gradient steps of the search from the sample and of those from random points; in l1
+            twice as many, because points become sparse step by step.
         restarts: Searches from random points of the ball whose radius was found so far.
         targets: Searches toward single classes after each of these; each takes half of the steps.
             The runner-up, which the other searches follow, is often not the nearest class, even
@@ -172,11 +175,12 @@ class MinimumDistance:
         first: SearchObjective = "ratio" if threat.p == 2 else "gap"
         second: SearchObjective = "gap" if threat.p == 2 else "ratio"
         search.objective = self.objective or first
-        search.run(self.steps)
+        steps = self.steps * (_LONGER_IN_L1 if threat.p == 1 else 1)
+        search.run(steps)
         search.too_far = (1 + _FAR) * largest
         if self.targets and search.unfinished().numel():
             classes = _nearest_classes(model, inputs, label, threat, self.targets)
-            search.run_toward(classes, self.steps // 2)
+            search.run_toward(classes, steps // 2)
         for restart in range(self.restarts):
             search.objective = self.objective or (second if restart % 2 else first)
             search.too_far = (1 + _FAR / (restart + 1)) * largest
@@ -187,9 +191,9 @@ class MinimumDistance:
             start = inputs.detach().clone()
             draws = Draws(self.seed, f"{self.name}{restart}", [numbers[i] for i in left.tolist()])
             start[left] = search.threat.random_point(inputs[left].detach(), radius[left], draws)
-            search.run(self.steps, start=start, radius=radius)
+            search.run(steps, start=start, radius=radius)
             if self.targets:
-                search.run_toward(search.classes_at_points(self.targets), self.steps // 2)
+                search.run_toward(search.classes_at_points(self.targets), steps // 2)
         search.shorten(self.bisections)
         return BoundResult(search.distance, search.point)
 
@@ -288,7 +292,7 @@ class _Search:
             within = torch.minimum(within, best * (1 - change / 2))
             within = torch.minimum(within, self.reach[active])
             x = self.threat.attack_step(
-                x, grad, _STEP * decay * within, center=center, radius=within, spread=decay
+                x, grad, _STEP * decay * within, center=center, radius=within, sparse=True
             )
 
     def run_toward(self, targets: Sequence[Tensor], steps: int) -> None:
