@@ -12,7 +12,7 @@ from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.rows import Row
 from benchmarks.robust_training.tables import fraction
 
-__all__ = ["GOAL", "best_margin", "judge"]
+__all__ = ["GOAL", "best_margin", "judge", "most_robust_margin"]
 
 GOAL = (
     "At the time of 2-step adversarial training or less: a worst case of at least 7-step "
@@ -47,6 +47,12 @@ def best_margin(rows: Mapping[str, Row], reference: str = REFERENCE) -> Row | No
     )
 
 
+def most_robust_margin(rows: Mapping[str, Row]) -> Row | None:
+    """The margin with the highest worst case, however long it takes; None: none was run."""
+    margins = [row for key, row in rows.items() if METHODS[key].group != "peer"]
+    return max(margins, key=lambda row: row.mean_robust, default=None)
+
+
 def judge(rows: Mapping[str, Row]) -> str:
     """Reached, not reached or not measured, with the figures.
 
@@ -67,9 +73,8 @@ def _judged(rows: Mapping[str, Row], timed: Row, reference: str) -> str:
     assert best is not None
     told = [f"**{'reached' if _reached(best, rows, reference) else 'not reached'}.**"]
     told.append(_figures(best, seven, timed))
-    margins = [row for key, row in rows.items() if METHODS[key].group != "peer"]
-    robust = max(margins, key=lambda row: row.mean_robust)
-    if robust.mean_robust > best.mean_robust:
+    robust = most_robust_margin(rows)
+    if robust is not None and robust.mean_robust > best.mean_robust:
         told.append("At more time: " + _figures(robust, seven, timed))
     return " ".join(told)
 
