@@ -6,18 +6,20 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.robust_training.methods import METHODS, Setting
+from benchmarks.robust_training.methods import METHODS, REFERENCE, Setting
 from benchmarks.robust_training.problems import Problem
 from margin_ext.data.image_data import ImageData
 from margin_ext.training import RunOptions, TrainingLoop
 
-__all__ = ["time_epochs"]
+__all__ = ["TIMED_AGAIN", "over_plain", "time_epochs"]
 
 IMAGES, ROUNDS = 4000, 5
+# In every session, so that what is timed later can be compared.
+TIMED_AGAIN = ("plain", "adversarial_2", REFERENCE)
 
 
 def time_epochs(
@@ -54,3 +56,11 @@ def time_epochs(
         "cpu_seconds": {key: counted[1:] for key, counted in seconds.items()},
         "median": {key: statistics.median(counted[1:]) for key, counted in seconds.items()},
     }
+
+
+def over_plain(sessions: Sequence[Mapping[str, Any]], key: str, setting: Setting) -> float | None:
+    """A method's time over plain training's in the last session with this setting; None: none."""
+    for session in reversed(sessions):
+        if session["settings"].get(key) == setting:
+            return float(session["median"][key] / session["median"]["plain"])
+    return None

@@ -17,7 +17,7 @@ from margin_ext.attacks import Attack, AutoAttack, Nearest
 from margin_ext.bounds import MinimumDistance
 from margin_ext.measurement import RobustAccuracy, measure, robust_accuracy
 
-__all__ = ["BOX", "Suite", "accuracy"]
+__all__ = ["BOX", "Part", "Suite", "accuracy"]
 
 BOX = (0.0, 1.0)
 Part = tuple[Tensor, Tensor]

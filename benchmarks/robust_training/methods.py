@@ -69,8 +69,10 @@ def _authors(aim: float, setting: Setting) -> Objective:
     return Objective(criterion, beta=setting.get("beta", 0.0))
 
 
-def _adversarial(steps: int) -> Callable[[float, Setting], AdversarialTraining]:
-    return lambda aim, setting: AdversarialTraining(setting["eps"] * aim, steps, noise=1.0)
+def _adversarial(steps: int, **options: Any) -> Callable[[float, Setting], AdversarialTraining]:
+    return lambda aim, setting: AdversarialTraining(
+        setting["eps"] * aim, steps, noise=1.0, **options
+    )
 
 
 def _additive(noise: float) -> Callable[[float, Setting], Objective]:
@@ -103,9 +105,17 @@ METHODS: dict[str, Method] = {
         _adversarial(7),
         _fixed({"eps": 1.0}),
         "peer",
+        every_seed=True,
     ),
     "adversarial_2": Method(
         "adversarial training, 2 steps", _adversarial(2), _each("eps"), "peer", every_seed=True
+    ),
+    "adversarial_2_memory": Method(
+        "adversarial training, 2 steps with a memory",
+        _adversarial(2, memory=True),
+        _each("eps"),
+        "peer",
+        every_seed=True,
     ),
     "adversarial_1": Method(
         "adversarial training, 1 step from noise",
@@ -113,6 +123,12 @@ METHODS: dict[str, Method] = {
         _each("eps"),
         "peer",
         every_seed=True,
+    ),
+    "adversarial_1_memory": Method(
+        "adversarial training, 1 step with a memory",
+        _adversarial(1, memory=True),
+        _each("eps"),
+        "peer",
     ),
     "own_length": Method(
         "true margin: own lengths, 2 projections",
@@ -130,6 +146,19 @@ METHODS: dict[str, Method] = {
     ),
     "own_length_1": Method(
         "true margin: own lengths, 1 projection", _own_length(1), _each("eps"), "distance"
+    ),
+    "own_length_memory": Method(
+        "true margin: own lengths, 2 projections with a memory",
+        _own_length(2, memory=True),
+        _each("eps"),
+        "distance",
+        every_seed=True,
+    ),
+    "own_length_1_memory": Method(
+        "true margin: own lengths, 1 projection with a memory",
+        _own_length(1, memory=True),
+        _each("eps"),
+        "distance",
     ),
     "own_length_attack": Method(
         "true margin: own lengths, 2 projections, misclassified images attacked",

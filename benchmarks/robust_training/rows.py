@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.robust_training.epoch_timing import over_plain
 from benchmarks.robust_training.methods import METHODS, Setting
 from benchmarks.robust_training.samples import read_bits, read_numbers
 
@@ -83,7 +84,7 @@ def rows_of(results: Mapping[str, Any]) -> dict[str, Row]:
     for key in METHODS:
         runs = _runs(results, key)
         if runs:
-            found[key] = _row(key, runs, results.get("timing", {}))
+            found[key] = _row(key, runs, results.get("timing", []))
     return found
 
 
@@ -97,7 +98,7 @@ def _runs(results: Mapping[str, Any], key: str) -> dict[int, Any]:
     return dict(sorted(named.items()))
 
 
-def _row(key: str, runs: Mapping[int, Any], timing: Mapping[str, Any]) -> Row:
+def _row(key: str, runs: Mapping[int, Any], timing: Sequence[Mapping[str, Any]]) -> Row:
     samples = [run["samples"] for run in runs.values()]
     worst = [[read_bits(text) for text in one["worst"]] for one in samples]
     correct = np.concatenate([read_bits(one["correct"]) for one in samples])
@@ -105,9 +106,7 @@ def _row(key: str, runs: Mapping[int, Any], timing: Mapping[str, Any]) -> Row:
     margin = np.concatenate([read_numbers(one["margin"]) for one in samples])
     known = np.isfinite(distance)
     both = correct & known & (distance > 0)
-    median = timing.get("median", {})
     setting = next(iter(runs.values()))["setting"]
-    timed = key in median and timing["settings"][key] == setting
     return Row(
         key=key,
         setting=setting,
@@ -122,5 +121,5 @@ def _row(key: str, runs: Mapping[int, Any], timing: Mapping[str, Any]) -> Row:
         median_distance=float(np.quantile(distance, 0.5, method="lower")),
         not_found=int((~known).sum()),
         tangent_over_distance=float(np.median(margin[both] / distance[both])),
-        time=median[key] / median["plain"] if timed else None,
+        time=over_plain(timing, key, setting),
     )

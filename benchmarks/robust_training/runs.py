@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.robust_training.choice import chosen_setting
-from benchmarks.robust_training.epoch_timing import time_epochs
+from benchmarks.robust_training.epoch_timing import TIMED_AGAIN, over_plain, time_epochs
 from benchmarks.robust_training.evaluate_network import Suite, accuracy
 from benchmarks.robust_training.methods import METHODS, Setting
 from benchmarks.robust_training.problems import PROBLEMS, Problem
@@ -51,7 +51,7 @@ class Comparison:
         self.suite = suite or Suite(self.problem.targets)
         self.path = out / f"{name}.json"
         self.work = work / name
-        self.results: dict[str, Any] = {"tuning": {}, "runs": {}, "timing": {}}
+        self.results: dict[str, Any] = {"tuning": {}, "runs": {}, "timing": []}
         if self.path.exists():
             self.results = json.loads(self.path.read_text())
 
@@ -70,7 +70,7 @@ class Comparison:
             methods: Keys of `METHODS`.
             seeds: The first is the one that settings are chosen with.
             tell: Gets a line after each piece of work.
-            timing: Measure training times, if the methods that were attacked have changed.
+            timing: Measure the training times of methods that were attacked and have none.
             seconds: Begin no further piece after so much time, but one at least; None: do all.
 
         Returns:
@@ -97,8 +97,11 @@ class Comparison:
         if timing:
             attacked = [key for key in METHODS if f"{key} {seeds[0]}" in self.results["runs"]]
             wanted = {key: self.results["runs"][f"{key} {seeds[0]}"]["setting"] for key in attacked}
-            if "plain" in wanted and self.results["timing"].get("settings") != wanted:
-                yield partial(self._time, wanted)
+            sessions = self.results["timing"]
+            new = [key for key in attacked if over_plain(sessions, key, wanted[key]) is None]
+            if "plain" in wanted and new:
+                together = [key for key in attacked if key in (*new, *TIMED_AGAIN)]
+                yield partial(self._time, {key: wanted[key] for key in together})
 
     def _missing_trials(self, key: str) -> Iterator[Piece]:
         tried = self.results["tuning"].setdefault(key, [])
@@ -152,8 +155,8 @@ class Comparison:
         return f"attacked {key} {seed} {setting}: accuracy {found['accuracy']:.4f}, worst {worst}"
 
     def _time(self, settings: dict[str, Setting]) -> str:
-        self.results["timing"] = time_epochs(self.problem, self.data, settings)
-        median = self.results["timing"]["median"]
+        self.results["timing"].append(time_epochs(self.problem, self.data, settings))
+        median = self.results["timing"][-1]["median"]
         return "time over plain: " + ", ".join(
             f"{key} {seconds / median['plain']:.1f}" for key, seconds in median.items()
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["BoundaryMemory"]
+__all__ = ["NOISE_OF_MEMORY", "BoundaryMemory"]
+
+# A remembered start needs less noise than the input.
+NOISE_OF_MEMORY = 0.5
 
 
 class BoundaryMemory:
@@ -43,9 +46,10 @@ class BoundaryMemory:
         if indices is None or indices.shape != inputs.shape[:1]:
             told = "none" if indices is None else f"{tuple(indices.shape)}"
             raise ValueError(
-                "Distance(memory=True) needs the indices of the samples in the data, one for each "
-                f"of {inputs.shape[0]} inputs: with criterion.margin.samples(indices): "
-                f"criterion.run(...), got {told}"
+                "memory=True needs the indices of the samples in the data, one for each of "
+                f"{inputs.shape[0]} inputs: with criterion.margin.samples(indices): "
+                "criterion.run(...), or with objective.samples(indices) for AdversarialTraining, "
+                f"got {told}"
             )
         if len(indices) and int(indices.min()) < 0:
             raise ValueError(f"indices of samples must be at least 0, got {int(indices.min())}")
@@ -56,7 +60,7 @@ class BoundaryMemory:
             more = self.offsets.new_zeros(rows - len(self.offsets), *inputs.shape[1:])
             self.offsets = torch.cat([self.offsets, more])
         self.offsets = self.offsets.to(inputs.device)
-        return self.offsets[indices].to(inputs.dtype)
+        return self.offsets.index_select(0, indices.to(inputs.device)).to(inputs.dtype)
 
     def keep(self, offsets: Tensor) -> None:
         """Remember the offsets [B, ...] of the samples at hand.
@@ -67,5 +71,14 @@ class BoundaryMemory:
         assert self.offsets is not None
         assert self._indices is not None
         kept = offsets.to(self.offsets.dtype)
-        whole = kept.isfinite().flatten(1).all(1).reshape(-1, *[1] * (kept.dim() - 1))
+        # A finite sum has finite terms.
+        whole = kept.flatten(1).sum(1).isfinite().reshape(-1, *[1] * (kept.dim() - 1))
         self.offsets[self._indices] = torch.where(whole, kept, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The offsets."""
+        return {"offsets": self.offsets}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state."""
+        self.offsets = state.get("offsets")

@@ -17,16 +17,15 @@ import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
-from margin_ext.functional.dispatch import labels_readable
 from margin_ext.gradient_mode import GradientMode, register_margin
-from margin_ext.gradient_modes.boundary_memory import BoundaryMemory
+from margin_ext.gradient_modes.boundary_memory import NOISE_OF_MEMORY, BoundaryMemory
 from margin_ext.gradient_modes.boundary_search import (
     BoundaryPoint,
     find_boundary,
     plane_distance,
     trained_point,
 )
-from margin_ext.gradient_modes.domain import has_nan, refuse_nan
+from margin_ext.gradient_modes.domain import has_nan, refuse_nan, threat_in_range
 from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import LossOptions
 from margin_ext.loss_settings import check_word
@@ -34,9 +33,6 @@ from margin_ext.op_results import MarginLoss
 from margin_ext.threat import DataRange, check_data_range
 
 __all__ = ["Distance"]
-
-# A remembered start needs less noise than the input.
-_NOISE_OF_MEMORY = 0.5
 
 Form = Literal["cross_entropy", "envelope"]
 Misclassified = Literal["toward", "attack"]
@@ -117,11 +113,11 @@ class Distance(GradientMode):
 
     def state_dict(self) -> dict[str, Any]:
         """What changes from step to step: the memory."""
-        return {"offsets": self._memory.offsets} if self.memory else {}
+        return self._memory.state_dict() if self.memory else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from such a state."""
-        self._memory.offsets = state.get("offsets")
+        self._memory.load_state_dict(state)
 
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""
@@ -155,9 +151,7 @@ class _Search:
         options = step.objective.options
         self.mode, self.step = mode, step
         self.center = step.inputs.detach()
-        self.threat = options.threat(mode.data_range)
-        if options.validate or labels_readable(self.center):
-            self.threat.require_inside(self.center)
+        self.threat = threat_in_range(options, mode.data_range, self.center)
         self.gap = step.labels.gap(step.logits.detach(), step.nearest())
         wide = accumulation_dtype(self.center)
         length = mode.radius * options.tau
@@ -170,8 +164,9 @@ class _Search:
         mode, start = self.mode, self.step.inputs
         noise = mode.noise * self.step.objective.options.tau
         if mode.memory:
-            noise *= _NOISE_OF_MEMORY
-            start = self.threat.clamp(self.center + mode._memory.recall(self.center))
+            noise *= NOISE_OF_MEMORY
+            start = self.center + mode._memory.recall(self.center)
+            start = start if noise else self.threat.clamp(start)
         if noise:
             start = self.threat.noisy(start.detach(), self.radius.new_full((), noise))
         found = find_boundary(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from margin_ext.attacks.pgd import attack_gradient
 from margin_ext.functional import logit_gap
+from margin_ext.gradient_modes.boundary_memory import NOISE_OF_MEMORY, BoundaryMemory
 from margin_ext.gradient_modes.boundary_search import (
     BoundaryPoint,
     find_boundary,
@@ -73,6 +75,11 @@ class AdversarialTraining:
             steps project it onto the plane of the gap's tangent, as `Distance` does.
         misclassified: Where "own" moves misclassified samples: "toward" their class, or "attack",
             away from it by eps.
+        memory: Start each sample's steps, with half of the noise, where its last ones ended (ATTA,
+            Zheng et al., arXiv 1912.11969, for a fixed radius). Then a single step ends in the
+            ball too. Call :meth:`run` inside ``with objective.samples(indices):``, which says which
+            samples of the data the batch holds; a `TrainingLoop` does. Not for inputs that
+            augmentation changes.
         clean: Weight of the cross-entropy at the input itself, from 0 to 1; the point's
             cross-entropy has the rest.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
@@ -96,9 +103,13 @@ class AdversarialTraining:
     attack_loss: Literal["cross_entropy", "gap"] = "cross_entropy"
     length: Literal["radius", "own"] = "radius"
     misclassified: Literal["toward", "attack"] = "toward"
+    memory: bool = False
     clean: float = 0.0
     label_smoothing: float = 0.0
     threat: ThreatModel = field(default_factory=lambda: ThreatModel(p=2, data_range=(0.0, 1.0)))
+    _memory: BoundaryMemory = field(
+        default_factory=BoundaryMemory, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_words(self)
@@ -220,13 +231,15 @@ class AdversarialTraining:
         self, model: Callable[[Tensor], Tensor], center: Tensor, target: Tensor, radius: Tensor
     ) -> Tensor:
         several = self.steps > 1
-        noise = float(several) if self.noise is None else self.noise
         length = (2.5 / self.steps if several else 1.0) if self.step is None else self.step
-        ball = (center, radius) if several else (None, None)
-        x = self.threat.noisy(center, radius * noise) if noise else center
+        # From epoch to epoch a single step could wander away.
+        ball = (center, radius) if several or self.memory else (None, None)
+        x = self._start(center, radius, default_noise=float(several))
         for _ in range(self.steps):
             _, grad = attack_gradient(model, x, target, self.attack_loss, keep_from_underflow=True)
             x = self.threat.attack_step(x, grad, radius * length, center=ball[0], radius=ball[1])
+        if self.memory:
+            self._memory.keep(x - center)
         return x
 
     def _search(
@@ -234,16 +247,38 @@ class AdversarialTraining:
     ) -> BoundaryPoint:
         def gaps(x: Tensor) -> tuple[Tensor, Tensor]:
             gap, worse = attack_gradient(model, x, target, "gap")
-            return gap, -worse
+            return gap, worse.neg_()
 
-        noise = _SEARCH_NOISE if self.noise is None else self.noise
-        start = self.threat.noisy(center, radius * noise) if noise else center
-        return find_boundary(gaps, center, start, radius, steps=self.steps, threat=self.threat)
+        start = self._start(center, radius, default_noise=_SEARCH_NOISE)
+        found = find_boundary(gaps, center, start, radius, steps=self.steps, threat=self.threat)
+        if self.memory:
+            self._memory.keep(found.point - center)
+        return found
+
+    def _start(self, center: Tensor, radius: Tensor, *, default_noise: float) -> Tensor:
+        noise, start = default_noise if self.noise is None else self.noise, center
+        if self.memory:
+            noise *= NOISE_OF_MEMORY
+            start = center + self._memory.recall(center)
+        return self.threat.noisy(start, radius * noise) if noise else self.threat.clamp(start)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def settings(self) -> dict[str, Any]:
         """Words and numbers for a report, by which a checkpoint is recognised too."""
-        own = {name: value for name, value in asdict(self).items() if name != "threat"}
+        left_out = ("threat", "_memory")
+        own = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {"objective": "adversarial training", **own, "threat": self.threat.settings()}
+
+    def samples(self, indices: Tensor) -> AbstractContextManager[None]:
+        """Say that the batches inside hold the samples with these indices in the data [B]."""
+        return self._memory.samples(indices)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from step to step: the memory."""
+        return self._memory.state_dict() if self.memory else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state."""
+        self._memory.load_state_dict(state)

@@ -262,7 +262,7 @@ _ALL: Final = (
     ),
     *_declared(
         "margin_ext.training.adversarial_training", "AdversarialTraining", "loss",
-        prefix=ADVERSARIAL, without=("label_smoothing", "threat"),
+        prefix=ADVERSARIAL, without=("label_smoothing", "threat", "_memory"),
     ),
     Option("beta", "loss", _number, "weight of the orthogonality penalty, of either loss", 0.0),
     *_declared(

@@ -109,11 +109,11 @@ def trial_from_settings(
         torch.manual_seed(full["seed"])
         model = image_model(full["model"], data)
     augmentation = Augmentation(full["crop"], full["flip"])
-    if full["distance_margin_memory"] and (augmentation or ranks.size > 1):
-        raise SettingsError(
-            "distance_margin_memory is for images that stay as they are (no crop, no flip) and for "
-            "one process"
-        )
+    for name in ("distance_margin_memory", "adversarial_memory"):
+        if full[name] and (augmentation or ranks.size > 1):
+            raise SettingsError(
+                f"{name} is for images that stay as they are (no crop, no flip) and for one process"
+            )
     options = RunOptions(
         augment=augmentation if augmentation else None,
         settings={

@@ -44,7 +44,7 @@ def results_with(runs_made: dict, seconds: dict) -> dict:
         "problem": {"title": "tiny", "eps": [0.2, 0.4], "aim": 0.4},
         "tuning": tuning,
         "runs": runs_made,
-        "timing": {"settings": settings, "median": seconds},
+        "timing": [{"settings": settings, "median": seconds}],
     }
 
 
@@ -79,8 +79,14 @@ def test_rows_of_a_file(results):
 
 
 def test_time_of_another_setting_is_not_shown(results):
-    results["timing"]["settings"]["secant"] = {"tau": 1.0}
+    results["timing"][0]["settings"]["secant"] = {"tau": 1.0}
     assert rows_of(results)["secant"].time is None
+    # What is timed later is over plain training in the same session.
+    later = {"settings": {"plain": {}, "secant": {}}, "median": {"plain": 2.0, "secant": 6.0}}
+    results["timing"].append(later)
+    rows = rows_of(results)
+    assert rows["secant"].time == 3.0
+    assert rows[REFERENCE].time == 8.0
 
 
 def test_the_table_names_what_was_not_run(results, tmp_path):
@@ -101,7 +107,7 @@ def test_the_table_names_what_was_not_run(results, tmp_path):
 def test_goals_are_marked_with_figures(results):
     assert goals.judge(rows_of(results)).startswith("**reached.** Secant margin")
     slow = json.loads(json.dumps(results))
-    slow["timing"]["median"]["secant"] = 3.5
+    slow["timing"][0]["median"]["secant"] = 3.5
     assert goals.judge(rows_of(slow)).startswith("**not reached.**")
     inaccurate = json.loads(json.dumps(results))
     inaccurate["runs"]["secant 0"]["accuracy"] = 0.97
@@ -111,6 +117,11 @@ def test_goals_are_marked_with_figures(results):
     accurate["runs"]["secant 0"] = run_with(0.5, 0.991)
     assert goals.judge(rows_of(accurate)).startswith("**reached.**")
     assert goals.judge({}) == "**not measured yet.**"
+    less = json.loads(json.dumps(inaccurate))
+    less["runs"]["adversarial_7_radius 0"] = run_with(0.5, 0.965)
+    told = goals.judge(rows_of(less)).split("Against 7 steps at the radius itself: ")
+    assert told[0].startswith("**not reached.**")
+    assert told[1].startswith("**reached.** Secant margin")
 
 
 def test_pages_are_written_between_their_marks(results, tmp_path):

@@ -68,6 +68,13 @@ def test_a_comparison_from_end_to_end(tiny, tmp_path):
     told.clear()
     assert comparison(tmp_path, tiny).run(METHODS_RUN, [0, 1], told.append)
     assert told == []
+    # A method that is new is timed with those that it is compared with.
+    assert comparison(tmp_path, tiny).run(["penalty"], [0], told.append)
+    sessions = json.loads((tmp_path / "out" / "tiny.json").read_text())["timing"]
+    assert [set(session["settings"]) for session in sessions] == [
+        set(METHODS_RUN),
+        {"plain", REFERENCE, "adversarial_2", "penalty"},
+    ]
 
 
 def test_a_killed_comparison_goes_on_to_the_same_outcomes(tiny, tmp_path, monkeypatch):

@@ -117,6 +117,37 @@ def test_own_lengths_reach_beyond_the_boundary(p: float) -> None:
         assert bool((there[~right] > 0).all()) == (misclassified == "toward")
 
 
+@pytest.mark.parametrize("fixed", [{"length": "own"}, {"step": 0.5}], ids=["own", "radius"])
+def test_with_a_memory_the_steps_go_on_where_they_ended(fixed: dict[str, Any]) -> None:
+    model, x, y = problem()
+    model.eval()
+    free, indices = ThreatModel(p=2), torch.arange(20) * 2
+
+    def objective(**options: Any) -> AdversarialTraining:
+        return AdversarialTraining(2.0, noise=0.0, threat=free, **fixed, **options)
+
+    kept = objective(steps=1, memory=True)
+    with pytest.raises(ValueError, match="needs the indices of the samples"):
+        kept.loss(model, x, y)
+    for steps in (1, 2, 3):
+        with kept.samples(indices):
+            found = kept.points(model, x, y)
+        torch.testing.assert_close(found, objective(steps=steps).points(model, x, y))
+    again = objective(steps=1, memory=True)
+    again.load_state_dict(copy.deepcopy(kept.state_dict()))
+    # Another batch holds them in another order.
+    part = torch.tensor([7, 3])
+    with kept.samples(indices[part]), again.samples(indices[part]):
+        wanted = kept.points(model, x[part], y[part])
+        torch.testing.assert_close(again.points(model, x[part], y[part]), wanted)
+    torch.testing.assert_close(wanted, objective(steps=4).points(model, x, y)[part])
+    assert objective().state_dict() == {}
+    noisy = AdversarialTraining(2.0, memory=True, threat=free, **fixed)
+    with noisy.samples(indices):
+        first, second = noisy.points(model, x, y), noisy.points(model, x, y)
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("length", ["radius", "own"])
 @pytest.mark.parametrize("clean", [0.0, 0.3, 1.0])
 def test_in_a_loop_of_ones_own(length: Any, clean: float) -> None:
@@ -221,6 +252,12 @@ def test_the_command_trains_and_goes_on(
     own = ("--adversarial-length", "own", "--adversarial-misclassified", "attack")
     assert train(tmp_path / "own", *words, *own) == 0
     assert not same_weights(tmp_path / "own", tmp_path / "whole")
+    memory = (*own, "--adversarial-memory")
+    assert train(tmp_path / "memory", *words, *memory) == 0
+    assert not same_weights(tmp_path / "memory", tmp_path / "own")
+    capsys.readouterr()
+    assert train(tmp_path / "moved", *words, *memory, "--flip") == 2
+    assert "adversarial_memory is for images that stay as they are" in capsys.readouterr().err
     recipe = ("--recipe", "robust", "--radius", "0.4", "--no-report")
     assert train(tmp_path / "recipe", *SMALL, *recipe) == 0
     assert same_weights(tmp_path / "recipe", tmp_path / "whole")

@@ -56,6 +56,9 @@ OBJECTIVES: dict[str, Callable[[float], Any]] = {
     "own": lambda s: AdversarialTraining(
         0.5, length="own", clean=0.2, label_smoothing=s, threat=FREE
     ),
+    "own memory": lambda s: AdversarialTraining(
+        0.5, length="own", memory=True, label_smoothing=s, threat=FREE
+    ),
 }
 
 
