@@ -15,7 +15,7 @@ from margin_ext.checks import (
     check_eps,
     check_loss_settings,
     check_weight_values,
-    values_readable,
+    values_known,
 )
 from margin_ext.input_std import InputStd
 from margin_ext.norms import dual_exponent
@@ -112,7 +112,7 @@ class LossSettings:
     def __post_init__(self) -> None:
         dual_exponent(self.p)
         check_loss_settings(self.mu, self.eps, self.label_smoothing)
-        if self.weight is not None and values_readable(self.weight):
+        if self.weight is not None and values_known(self.weight):
             check_weight_values(self.weight)
         check_word("reduction", self.reduction, Reduction)
         check_word("aggregation", self.aggregation, Aggregation)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
-from margin_ext.checks import check_same_device
+from margin_ext.checks import check_same_device, values_readable
 from margin_ext.functional.class_gap import check_class_labels, refuse_nearest
 from margin_ext.functional.dispatch import (
     compiled_for,
     fallback,
     flat_channel_scale,
-    labels_readable,
     match_accumulation,
 )
 from margin_ext.loss_settings import LossSettings, Reduction
@@ -252,7 +251,7 @@ def fused_loss(
     :func:`margin_ext.functional.additive_margin_loss`.
     """
     if not compiled_for(logits):
-        validate = validate or labels_readable(logits)
+        validate = validate or values_readable(logits)
         return _reference_loss(logits, target, grad, nearest, settings, tau, validate=validate)
     weight, std = settings.weight, settings.input_std
     check_same_device("logits", logits, target=target, grad=grad, class_weight=weight)
