@@ -206,9 +206,8 @@ def _hardware(machine: Machine) -> str:
         f"- {told['processor']}, {told['cores']} cores, "
         + ", ".join(f"{level} {size}" for level, size in told["caches"].items())
         + f", {tables.volume(told['memory_bytes'])} of memory, {told['system']}",
-        f"- Python {told['python']}, torch {told['torch']}, threads: {told['torch_threads']}; "
-        f"margin_ext {told['margin_ext']} with {told['cpu_instruction_set']} kernels, "
-        f"compiled by {told['compiler']}",
+        f"- Python {told['python']}, {told['cpu_instruction_set']} kernels compiled by "
+        f"{told['compiler']}",
     ]
     gpu = told["gpu"]
     if gpu:
@@ -224,7 +223,12 @@ def _hardware(machine: Machine) -> str:
         commit = (where["commit"] or "unknown")[:12]
         changed = " with uncommitted changes" if where["uncommitted_changes"] else ""
         state = "" if content["finished"] else ", interrupted: not complete"
-        lines.append(f"- {part}: {content['started'][:10]}, commit {commit}{changed}{state}")
+        threads = where["torch_threads"]
+        lines.append(
+            f"- {part}: {content['started'][:10]}, margin_ext {where['margin_ext']}, commit "
+            f"{commit}{changed}, torch {where['torch']}, {threads} "
+            f"thread{'s' * (threads != 1)}{state}"
+        )
     return "\n".join(lines)
 
 
