@@ -7,10 +7,10 @@ from typing import Any
 
 from benchmarks.figures import seconds
 from benchmarks.goals import Verdict
-from benchmarks.steps import MATH, PLAIN, REFERENCE
+from benchmarks.step_losses import LOSSES, PLAIN
+from benchmarks.steps import MATH, REFERENCE
 
 NOTHING = "-"
-_MODES = {PLAIN: "plain cross-entropy", "pgd_7": "PGD-7 adversarial training"}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -118,7 +118,7 @@ def training_step(case: dict[str, Any]) -> str:
         failed = contender.get("failure")
         rows.append(
             [
-                _MODES.get(name, f"`{name.removesuffix(MATH)}`{MATH * name.endswith(MATH)}"),
+                _step_title(name),
                 f"not possible: {_cell(failed)}" if failed else duration(seconds(contender)),
                 "1 x" if name == PLAIN else times(ratios.get(name)),
                 times(ratios.get(name + REFERENCE)),
@@ -128,6 +128,12 @@ def training_step(case: dict[str, Any]) -> str:
         )
     head = ["", "Step", "Over plain", "Over plain, reference", "Peak memory", "Kernels' share"]
     return table(head, rows)
+
+
+def _step_title(name: str) -> str:
+    bare = name.removesuffix(MATH)
+    title = LOSSES[bare].title if bare in LOSSES else f"`{bare}`"
+    return title + MATH * name.endswith(MATH)
 
 
 def call_overhead(case: dict[str, Any]) -> str:
