@@ -111,9 +111,8 @@ def _distances(cases: dict[str, dict[str, Any]], norm: str) -> list[str]:
     columns = [
         one for one in DISTANCES if any(one.name in entry["distances"] for entry in cases.values())
     ]
-    if not columns:
-        return []
-    lines = _head([f"{norm}: network", *map(_titled, columns)])
+    head = _head([f"{norm}: network", *map(_titled, columns)])
+    lines = []
     for name, entry in cases.items():
         found = {
             key: np.array([math.inf if d is None else d for d in one["distance"]])
@@ -135,7 +134,7 @@ def _distances(cases: dict[str, dict[str, Any]], norm: str) -> list[str]:
             ratio = (distance[both] / best[both]).mean()
             cells.append(f"{ratio:.3f}, {farther:.0%} ({seconds:.0f} s)")
         lines.append(_row([name.rpartition("/")[0], *cells]))
-    return [*lines, ""]
+    return [*head, *lines, ""] if lines else []
 
 
 def _exact(results: dict[str, Any]) -> list[str]:
