@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, TypedDict, TypeVar, cast, get_args
 
 import torch
@@ -117,6 +117,11 @@ class LossSettings:
         check_word("reduction", self.reduction, Reduction)
         check_word("aggregation", self.aggregation, Aggregation)
 
+    @cached_property
+    def derived(self) -> dict[Any, Any]:
+        """What functions have computed from these settings, for their next call."""
+        return {}
+
     def check_type(self, dtype: torch.dtype, *, with_grad: bool) -> None:
         """Require settings that the type of the margins can hold.
 
@@ -178,15 +183,19 @@ def refuse_unknown(keywords: Mapping[str, object]) -> None:
 
 @lru_cache(maxsize=64, typed=True)
 def _settings_of_numbers(**keywords: Any) -> LossSettings:
+    return _checked_settings(keywords)
+
+
+def _checked_settings(keywords: Mapping[str, Any]) -> LossSettings:
+    refuse_renamed(keywords)
     return LossSettings(**keywords)
 
 
 def settings_from(keywords: LossKeywords) -> LossSettings:
     """The settings of a functional op, from its keywords."""
-    refuse_renamed(keywords)
     # A tensor or a list may change, so only settings without them are checked once for all calls.
     if torch.compiler.is_compiling() or not _FIXED.issuperset(map(type, keywords.values())):
-        return LossSettings(**keywords)
+        return _checked_settings(keywords)
     return _settings_of_numbers(**keywords)
 
 

@@ -90,10 +90,10 @@ def _figures(row: Row, reference: Row, timed: Row) -> str:
             f"{_capital(METHODS[row.key].title)} ({_counted(len(row.seeds), 'seed')}):",
             f"worst case {fraction(row.mean_robust)} against",
             f"{fraction(reference.mean_robust)} of 7 steps",
-            f"(paired difference {difference:+.3f} ± {error:.3f}),",
+            f"(on the same seeds and images {difference:+.3f} ± {error:.3f}),",
             f"accuracy {fraction(row.mean_accuracy, 4)} against "
             f"{fraction(reference.mean_accuracy, 4)}",
-            f"(difference on the same seeds {row.more_accurate_than(reference):+.4f}),",
+            f"(on the same seeds {row.more_accurate_than(reference):+.4f}),",
             f"time {time}.",
         ]
     )

@@ -70,7 +70,9 @@ def class_gap(
         return fallback.logit_gap(
             logits, target, nearest=nearest, ignore_index=ignore_index, validate=validate
         )
-    check_class_labels(logits, target, nearest, ignore_index, validate)
+    check_same_device("logits", logits, target=target, nearest=nearest)
+    if validate:
+        check_class_labels(logits, target, nearest, ignore_index)
     try:
         found = _LogitGap.apply(logits, target, nearest, ignore_index)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError):
@@ -80,13 +82,11 @@ def class_gap(
 
 
 def check_class_labels(
-    logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int, validate: bool
+    logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int
 ) -> None:
-    """Require tensors on one device and, with validate, labels in range (synchronises)."""
-    check_same_device("logits", logits, target=target, nearest=nearest)
-    if validate:
-        check_labels("target", target, logits.shape[1], ignore_index)
-        refuse_nearest(logits, target, nearest, ignore_index)
+    """Require labels in range; synchronises with a GPU."""
+    check_labels("target", target, logits.shape[1], ignore_index)
+    refuse_nearest(logits, target, nearest, ignore_index)
 
 
 def refuse_nearest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -30,10 +30,29 @@ _REDUCTIONS = get_args(Reduction)
 _GRADIENT_SCALE = STATISTIC_NAMES.index("gradient_scale")
 
 
+_OpSettings: TypeAlias = tuple[float, float, float, int, float, float, float, int]
+
+
 def _op_settings(
-    settings: LossSettings, tau: float | None
-) -> tuple[float, float, float, int, float, float, float, int]:
-    """The ops' arguments from q to ignore_index; tau belongs to the additive margin."""
+    settings: LossSettings, tau: float | None, dtype: torch.dtype, with_grad: bool
+) -> _OpSettings:
+    """The ops' arguments from q to ignore_index; tau belongs to the additive margin.
+
+    dtype: the accumulation dtype, which has to hold the settings.
+    """
+    if torch.compiler.is_compiling():
+        return _checked_op_settings(settings, tau, dtype, with_grad)
+    key = "op settings", tau, dtype, with_grad
+    known: _OpSettings | None = settings.derived.get(key)
+    if known is None:
+        known = settings.derived[key] = _checked_op_settings(settings, tau, dtype, with_grad)
+    return known
+
+
+def _checked_op_settings(
+    settings: LossSettings, tau: float | None, dtype: torch.dtype, with_grad: bool
+) -> _OpSettings:
+    settings.check_type(dtype, with_grad=with_grad)
     code, lo, hi = _ADDITIVE, 0.0, tau
     if hi is None:
         phi = settings.phi
@@ -54,27 +73,34 @@ def _op_settings(
 class _Call:
     """One call of the op: what it takes besides logits and grad, and then what it returned."""
 
-    __slots__ = ("results", "settings", "tau", "tensors")
+    __slots__ = ("op_settings", "results", "settings", "tau", "tensors")
 
     def __init__(
-        self, tensors: tuple[Tensor | None, ...], settings: LossSettings, tau: float | None
+        self,
+        tensors: tuple[Tensor | None, ...],
+        settings: LossSettings,
+        tau: float | None,
+        op_settings: _OpSettings,
     ) -> None:
         self.tensors = tensors  # target, nearest, class_weight, input_scale
         self.settings = settings
         self.tau = tau
+        self.op_settings = op_settings
         self.results: tuple[Tensor, ...] = ()
 
     def run(
         self, logits: Tensor, grad: Tensor | None, need: tuple[bool, bool]
     ) -> tuple[Tensor, ...]:
         """The op's results, with the gradients that are needed."""
-        target, *others = self.tensors
+        target, nearest, class_weight, input_scale = self.tensors
         self.results = torch.ops.margin_ext.average_margin_loss(
             logits,
             target,
             grad,
-            *others,
-            *_op_settings(self.settings, self.tau),
+            nearest,
+            class_weight,
+            input_scale,
+            *self.op_settings,
             _REDUCTIONS.index(self.settings.reduction),
             *need,
         )
@@ -92,7 +118,7 @@ def _forward(ctx: Any, logits: Tensor, grad: Tensor | None, call: _Call) -> tupl
     store = call.settings.reduction != "none" and not half
     need = ctx.needs_input_grad
     results = call.run(logits, grad, (store and need[0], store and need[1]))
-    ctx.settings, ctx.tau = call.settings, call.tau
+    ctx.settings, ctx.tau, ctx.op_settings = call.settings, call.tau, call.op_settings
     ctx.stored = results[5:] if store else None
     ctx.save_for_backward(logits, grad, *call.tensors, results[4])
     ctx.set_materialize_grads(False)
@@ -145,32 +171,26 @@ class _TracedAverageMarginLoss(torch.autograd.Function):
         input_scale: Tensor | None,
         settings: LossSettings,
         tau: float | None,
+        op_settings: _OpSettings,
     ) -> tuple[Tensor, ...]:
-        call = _Call((target, nearest, class_weight, input_scale), settings, tau)
+        call = _Call((target, nearest, class_weight, input_scale), settings, tau, op_settings)
         results = _forward(ctx, logits, grad, call)
         ctx.mark_non_differentiable(*results[1:])
         return results
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, upstream), *(None,) * 6
+        return *_backward(ctx, upstream), *(None,) * 7
 
 
-def _called(
-    logits: Tensor,
-    grad: Tensor | None,
-    tensors: tuple[Tensor | None, ...],
-    settings: LossSettings,
-    tau: float | None,
-) -> tuple[Tensor, ...]:
+def _called(logits: Tensor, grad: Tensor | None, call: _Call) -> tuple[Tensor, ...]:
     """Loss, margin, gap, norm and statistics."""
-    call = _Call(tensors, settings, tau)
     with_graph = logits.requires_grad or (grad is not None and grad.requires_grad)
     if not (with_graph and torch.is_grad_enabled()):
         return call.run(logits, grad, (False, False))[:5]
     if torch.compiler.is_compiling():
         traced: tuple[Tensor, ...] = _TracedAverageMarginLoss.apply(  # type: ignore[no-untyped-call]
-            logits, grad, *tensors, settings, tau
+            logits, grad, *call.tensors, call.settings, call.tau, call.op_settings
         )
         return traced
     loss: Tensor = _AverageMarginLoss.apply(logits, grad, call)  # type: ignore[no-untyped-call]
@@ -191,7 +211,7 @@ def _recomputed_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
         nearest,
         class_weight,
         input_scale,
-        *_op_settings(settings, ctx.tau),
+        *ctx.op_settings,
         *ctx.needs_input_grad[:2],
     )
     return [g if n else None for g, n in zip(gradients, ctx.needs_input_grad[:2], strict=True)]
@@ -254,12 +274,15 @@ def fused_loss(
         validate = validate or values_readable(logits)
         return _reference_loss(logits, target, grad, nearest, settings, tau, validate=validate)
     weight, std = settings.weight, settings.input_std
-    check_same_device("logits", logits, target=target, grad=grad, class_weight=weight)
-    check_class_labels(logits, target, nearest, settings.ignore_index, validate)
+    check_same_device(
+        "logits", logits, target=target, nearest=nearest, grad=grad, class_weight=weight
+    )
+    if validate:
+        check_class_labels(logits, target, nearest, settings.ignore_index)
     if grad is not None:
         logits, grad = match_accumulation(logits, grad)
     dtype = accumulation_dtype(logits)
-    settings.check_type(dtype, with_grad=grad is not None)
+    op_settings = _op_settings(settings, tau, dtype, grad is not None)
     tensors = (
         target,
         nearest,
@@ -267,7 +290,8 @@ def fused_loss(
         None if std is None or grad is None else flat_channel_scale(std, grad),
     )
     try:
-        loss, margin, gap, norm, statistics = _called(logits, grad, tensors, settings, tau)
+        call = _Call(tensors, settings, tau, op_settings)
+        loss, margin, gap, norm, statistics = _called(logits, grad, call)
     except (TypeError, ValueError):
         refuse_nearest(logits, target, nearest, settings.ignore_index)
         raise
