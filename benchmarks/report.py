@@ -51,9 +51,9 @@ _HOW_STEP = """\
 A whole step: forward, loss, backward, SGD with momentum; relative to plain cross-entropy in the
 same run. "Reference" is the same loss without the compiled library. The kernels' share is the part
 of the step that is spent in this package's own ops: what is beyond it, no kernel of ours can speed
-up. With F for a forward pass, the plain step takes 3 F, one-step adversarial training 5 F, the exact
-modes about 6 F and one finite difference 7 F. The additive margin by the difference of two passes
-would take 5 F: it is one-step adversarial training, and has its row.
+up. With F for a forward pass, the plain step takes 3 F, one-step adversarial training 5 F, the
+exact modes about 6 F and one finite difference 7 F. The additive margin by the difference of two
+passes would take 5 F: it is one-step adversarial training, and has its row.
 """
 
 
