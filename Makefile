@@ -3,6 +3,7 @@
 #   make demo     train on handwritten digits and see what promoting the margin does
 #   make test     run the tests
 #   make test-integrations   run the tests that need other libraries, with these libraries
+#   make kernel-model   print what the CUDA kernels do, by count of their machine code (needs nvcc)
 #   make bench    run the benchmarks
 #   make wheel    build the source distribution, and from it a wheel for this platform, into dist/
 #   make gpu-library CUDA=9.0   build the libraries in place, to be carried to a machine with a GPU
@@ -45,7 +46,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(or $(DEVICES),7.5;9.0+PTX)
 export MARGIN_EXT_CUDA ?= auto
 $(VENV)/installed-demo: MARGIN_EXT_CUDA := $(if $(DEVICES),$(MARGIN_EXT_CUDA),off)
 
-.PHONY: demo test test-integrations bench wheel gpu-library docs lint format clean
+.PHONY: demo test test-integrations kernel-model bench wheel gpu-library docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-demo
@@ -56,6 +57,9 @@ test: $(VENV)/installed-test
 
 test-integrations: $(VENV)/installed-integrations
 	$(PYTEST) tests/integrations tests/docs tests/examples tests/test_ledger.py $(ARGS)
+
+kernel-model: $(VENV)/installed-test
+	PYTHONPATH=tests PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m kernel_model $(ARGS)
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks $(ARGS)

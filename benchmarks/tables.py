@@ -57,20 +57,22 @@ def goals(verdicts: Iterable[Verdict]) -> str:
 
 
 def kernels(cases: Iterable[dict[str, Any]], device: str) -> str:
-    """One row a case: time and bandwidth of the fused op, and the others relative to it."""
-    head = ["Shape", "Fused", "GB/s", "% of clone", "Eager", "torch.compile", "Peak memory"]
-    if device == "cuda":
-        head += ["Launches", "Host time"]
+    """One row a case: time and bandwidth of the fused op, and the others relative to it.
+
+    On the CPU also its time in fresh memory, over a clone there.
+    """
+    yardstick = "copy" if device == "cpu" else "clone"
+    head = ["Shape", "Fused", "GB/s", f"x {yardstick}", "Eager", "torch.compile", "Peak memory"]
+    head += ["Launches", "Host time"] if device == "cuda" else ["Fresh: fused", "x clone"]
     rows = []
     for case in cases:
         fused = case["contenders"]["fused"]
         time = seconds(fused)
-        over_clone = case["over_yardstick"].get("fused")
         row = [
             f"{case['name'].split(': ', 1)[-1]}<br>{case['shape']['reason']}",
             duration(time),
             f"{case['moved_bytes'] / time / 1e9:.3g}" if time else NOTHING,
-            f"{100 / over_clone['median']:.0f} %" if over_clone else NOTHING,
+            times(case["over_yardstick"].get("fused")),
             times(case["over_fused"].get("reference")),
             times(case["over_fused"].get("compiled")),
             _memory(case),
@@ -78,6 +80,12 @@ def kernels(cases: Iterable[dict[str, Any]], device: str) -> str:
         if device == "cuda":
             host = fused["times"].get("host")
             row += [_launches(case), duration(host and host["median"])]
+        else:
+            fresh = case["fresh_memory"].get("fused")
+            row += [
+                duration(fresh and seconds(fresh)),
+                times(case["fresh_over_clone"].get("fused")),
+            ]
         rows.append(row)
     return table(head, rows)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "check_class_count",
     "check_class_grad",
     "check_class_weight",
     "check_classes",
@@ -28,8 +29,12 @@ __all__ = [
     "check_target",
     "check_weight_values",
     "shape_text",
+    "values_known",
     "values_readable",
 ]
+
+# Devices whose values can be read without a wait.
+_AT_HAND = ("cpu",)
 
 FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -218,23 +223,39 @@ def check_classes(classes: str | int) -> None:
         raise ValueError(f'classes must be "runner_up", "all" or a number >= 1, got {classes!r}')
 
 
+def check_class_count(classes: int, others: int) -> None:
+    """Require a number of classes that a label has next to it."""
+    if classes > others:
+        raise ValueError(
+            f"classes must be at most {others}, for the model has {others + 1} classes, "
+            f"got {classes}"
+        )
+
+
 def check_class_weight(weight: Tensor, logits: Tensor) -> None:
     """Require weight [C] on the device of logits [B, C] or [B, C, d1, ...]."""
     check_same_device("logits", logits, class_weight=weight)
     classes = logits.shape[1]
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise ValueError(f"class_weight must be [{classes}], got {shape_text(weight)}")
-    if values_readable(weight):
+    if values_known(weight):
         check_weight_values(weight)
 
 
 def values_readable(tensor: Tensor) -> bool:
-    """Whether reading values costs nothing: on CPU, and not while a program is traced."""
+    """Whether an op may read values: it waits for no device, and no torch.func transform is active.
+
+    Under a transform, gather and cross_entropy still refuse a label out of range, in torch's words.
+    """
+    return tensor.device.type in _AT_HAND and not torch._C._are_functorch_transforms_active()
+
+
+def values_known(tensor: Tensor) -> bool:
+    """Whether Python may look at values: as for an op, and not while a program is traced."""
     return (
-        tensor.device.type == "cpu"
+        values_readable(tensor)
         and not torch.compiler.is_compiling()
         and type(tensor) in (Tensor, nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
     )
 
 
@@ -260,7 +281,7 @@ def check_normalizer(normalizer: float | Tensor | None) -> float | Tensor | None
         raise ValueError(f"normalizer must be one number, got {shape_text(normalizer)}")
     value = normalizer.detach().reshape(())
     good = (value > 0) & value.isfinite()
-    if not values_readable(normalizer):
+    if not values_known(normalizer):
         return torch.where(good, value, math.nan)
     if not bool(good):
         raise ValueError(f"normalizer must be above 0 and finite, got {float(value)}")

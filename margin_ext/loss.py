@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from margin_ext.checks import check_normalizer, check_weight_values
 from margin_ext.gradient_modes import Detached, GradientCheck, Step
+from margin_ext.gradient_modes.domain import refuse_nan_inputs
 from margin_ext.gradient_modes.gradient_check import Subject, check_gradient
 from margin_ext.gradient_modes.hidden_layers import layered_loss
 from margin_ext.gradient_modes.margin_pass import Passes, run_step
@@ -199,6 +200,8 @@ class AverageMarginLoss(nn.Module):
             else:
                 inputs = check_inputs(logits, inputs)
                 out = mode(Step(objective, inputs, logits, objective.labels(logits, target)))
+        if isinstance(inputs, Tensor):
+            refuse_nan_inputs(inputs, out.loss, validate=self._options.validate)
         self.statistics = out.statistics.of(out.margin)
         return out.loss
 
@@ -285,7 +288,7 @@ class AverageMarginLoss(nn.Module):
             mode = mode if self.training else mode.without_noise()
             inputs = mode.start(inputs, self._options)
             passed, out = run_step(passes, self._objective(normalizer, mu), mode, inputs, target)
-        return self._output(passed, out)
+        return self._output(passed, out, inputs)
 
     def _validated(
         self,
@@ -300,7 +303,7 @@ class AverageMarginLoss(nn.Module):
         if o.mode is None:
             passed = call.output(model, inputs)
             out = self._without_inputs(passed.class_logits, target, normalizer)
-            return self._output(passed, out)
+            return self._output(passed, out, inputs)
         # All gradient modes have the same value; this one costs least.
         mode = Detached() if o.margin == "first_order" else o.mode.without_noise()
         passes = Passes(model, call, o.batchnorm, reruns=mode.reruns)
@@ -309,7 +312,7 @@ class AverageMarginLoss(nn.Module):
             inputs, target = (t.clone() if t.is_inference() else t for t in (inputs, target))
             passed, out = run_step(passes, self._objective(normalizer, o.mu), mode, inputs, target)
         passed = tree_map_only(Tensor, Tensor.detach, passed)
-        return self._output(passed, out._replace(loss=out.loss.detach()))
+        return self._output(passed, out._replace(loss=out.loss.detach()), inputs)
 
     def _without_inputs(
         self,
@@ -330,7 +333,8 @@ class AverageMarginLoss(nn.Module):
         statistics = without_margins(out.statistics)
         return out._replace(margin=missing, norm=missing, statistics=statistics)
 
-    def _output(self, passed: PassOutput, out: MarginLoss) -> RunOutput:
+    def _output(self, passed: PassOutput, out: MarginLoss, inputs: Tensor) -> RunOutput:
+        refuse_nan_inputs(inputs, out.loss, validate=self._options.validate)
         self.statistics = out.statistics.of(out.margin)
         return RunOutput(
             out.loss, passed.logits, out.margin, out.gap, out.norm, self.statistics, passed.whole

@@ -30,12 +30,13 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return whole
 
 
-def real_numbers(name: str, value: Any) -> tuple[float, ...]:
-    """One or several numbers, or texts such as "inf", as a tuple of Python's own.
+def real_numbers(name: str, value: Any, *, texts: bool = False) -> tuple[float, ...]:
+    """One or several numbers as a tuple of Python's own.
 
     Args:
         name: For the message.
-        value: A number, a word, an array or tensor of any number of elements, or an iterable.
+        value: A number, an array or tensor of any number of elements, or an iterable.
+        texts: Take texts such as "inf" and "2" for numbers.
 
     Raises:
         ValueError: It is something else.
@@ -50,9 +51,12 @@ def real_numbers(name: str, value: Any) -> tuple[float, ...]:
         value = value.tolist()
     several = isinstance(value, Iterable) and not isinstance(value, str)
     try:
-        return tuple(float(_one(item)) for item in (value if several else (value,)))
+        found = tuple(_one(item) for item in (value if several else (value,)))
+        if texts or not any(isinstance(item, str) for item in found):
+            return tuple(map(float, found))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a number or several, got {given!r}") from error
+    raise ValueError(f"{name} must be a number or several, got the text {given!r}")
 
 
 def _one(value: Any) -> float | str:

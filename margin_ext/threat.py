@@ -15,14 +15,12 @@ from margin_ext.functional.attack_step import attack_step
 from margin_ext.functional.dual_direction import dual_direction
 from margin_ext.functional.first_order_margin import first_order_margin
 from margin_ext.input_std import InputStd, channel_scale, checked_std
+from margin_ext.l1_step import into_l1_ball, l1_step
 from margin_ext.norms import dual_exponent, norm_name
 from margin_ext.per_sample import per_sample
 from margin_ext.random_points import Draws, ball_noise, unit_ball
 
 __all__ = ["DataRange", "ThreatModel", "check_data_range", "check_radius", "require_attackable"]
-
-# The fraction of the coordinates that an l1 search moves in its first step.
-SPARSE = 0.04
 
 # Lowest and highest value, numbers or one value a channel, in the units that the model gets.
 DataRange: TypeAlias = tuple[float | Tensor | Sequence[float], float | Tensor | Sequence[float]]
@@ -104,7 +102,7 @@ class ThreatModel:
         *,
         center: Tensor | None = None,
         radius: Tensor | None = None,
-        spread: float | None = None,
+        sparse: bool = False,
         in_place: bool = False,
     ) -> Tensor:
         """:meth:`step` from x and then :meth:`project` (without radius :meth:`clamp`), in one op.
@@ -115,9 +113,8 @@ class ThreatModel:
             length: Length of the step [B].
             center: Center of the ball [B, ...]; None: x.
             radius: Radius of the ball [B]; None: no ball.
-            spread: For p = 1: move several coordinates by the same amount. The steepest l1 step
-                moves one coordinate, which a data range soon stops. This one moves the steepest
-                few, as in SLIDE (Tramer and Boneh, arXiv 1904.13000): a fraction of 0.04 * spread.
+            sparse: For p = 1, with a radius: move several coordinates, and then to the nearest
+                point of the ball within the data range (:func:`margin_ext.l1_step.l1_step`).
             in_place: Write the result into x.
 
         Example:
@@ -126,10 +123,9 @@ class ThreatModel:
             >>> threat.attack_step(x, grad, torch.tensor([5.0]))
             tensor([[ 2., -2.]])
         """
-        steepest = 1
-        if spread is not None and self.p == 1:
-            steepest = max(1, round(SPARSE * spread * x[:1].numel()))
-        if radius is None and self.data_range is None and steepest == 1 and not in_place:
+        if sparse and self.p == 1 and radius is not None:
+            return self._l1_step(x, grad, length, x if center is None else center, radius)
+        if radius is None and self.data_range is None and not in_place:
             return self.step(grad, length, x)
         bounds = self.bounds(x)
         return attack_step(
@@ -139,11 +135,27 @@ class ThreatModel:
             center,
             radius,
             p=self.p,
-            steepest=steepest,
             data_range=None if bounds is None else (bounds[0].reshape(-1), bounds[1].reshape(-1)),
             input_std=self.input_std,
             in_place=in_place,
         )
+
+    def _l1_step(
+        self, x: Tensor, grad: Tensor, length: Tensor, center: Tensor, radius: Tensor
+    ) -> Tensor:
+        scale, bounds = self._to_pixels(x), self.bounds(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+
+        def rows(in_pixels: Tensor) -> Tensor:
+            return in_pixels.to(wide).expand_as(x).flatten(1)
+
+        room = None
+        if bounds is not None:
+            ends = ((center - bounds[0]) * scale, (bounds[1] - center) * scale)
+            room = rows(ends[0]).clamp_min(0), rows(ends[1]).clamp_min(0)
+        offset = rows((x - center) * scale)
+        found = l1_step(offset, rows(grad / scale), length, radius, room).reshape(x.shape)
+        return self.clamp(center + (found / scale).to(x.dtype))
 
     def project(self, x: Tensor, center: Tensor, radius: Tensor) -> Tensor:
         """Bring x [B, ...] into the ball of radius [B] around center, and into the data range.
@@ -164,7 +176,7 @@ class ThreatModel:
         if self.p == math.inf:
             delta = torch.minimum(torch.maximum(delta, -limit), limit)
         elif self.p == 1:
-            delta = _into_l1_ball(delta.flatten(1), radius.to(delta.dtype)).reshape(delta.shape)
+            delta = into_l1_ball(delta.flatten(1), radius).reshape(delta.shape)
         else:
             norm = torch.linalg.vector_norm(delta.flatten(1), self.p, dim=1).reshape(limit.shape)
             delta = delta * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
@@ -189,7 +201,8 @@ class ThreatModel:
             return
         low, high = bounds
         slack = max(1e-5, torch.finfo(x.dtype).eps) * (high - low)
-        if bool(((x < low - slack) | (x > high + slack)).any()):
+        # NaN lies nowhere.
+        if not bool(((x >= low - slack) & (x <= high + slack)).all()):
             raise ValueError(
                 f"{what} lie in [{float(x.min()):.6g}, {float(x.max()):.6g}], outside the stated "
                 f"data range {self.data_range}: are they normalised? Give the range in the units "
@@ -262,22 +275,6 @@ class ThreatModel:
 
     def _to_pixels(self, inputs: Tensor) -> Tensor | float:
         return 1.0 if self.input_std is None else 1 / channel_scale(self.input_std, inputs)
-
-
-def _into_l1_ball(delta: Tensor, radius: Tensor) -> Tensor:
-    """The nearest point of the l1 ball of radius [B] to every row of delta [B, D].
-
-    It is sign(delta) * max(|delta| - t, 0) with the smallest t >= 0 whose l1 norm is at most the
-    radius; t follows from the sorted magnitudes (Duchi et al., 2008, figure 1).
-    """
-    size = delta.abs()
-    ordered = size.sort(dim=1, descending=True).values
-    # The threshold if the k largest magnitudes stay above it, for every k.
-    count = torch.arange(1, size.shape[1] + 1, dtype=size.dtype, device=size.device)
-    thresholds = (ordered.cumsum(dim=1) - radius.unsqueeze(1)) / count
-    kept = (ordered > thresholds).sum(dim=1, keepdim=True).clamp_min(1)
-    threshold = thresholds.gather(1, kept - 1).clamp_min(0)
-    return delta.sign() * (size - threshold).clamp_min(0)
 
 
 def require_attackable(threat: ThreatModel) -> None:

@@ -38,11 +38,18 @@ ADDITIVE = 5  # of RegularizerKind in csrc/core/regularizer.h
 def restored_device() -> Iterator[None]:
     """Tests change what the emulated device is."""
     device = kernels().device()
-    names = ("multiprocessors", "cluster_limit", "capturing")
+    names = ("number", "multiprocessors", "cluster_limit", "capturing")
     before = {name: getattr(device, name) for name in names}
     yield
     for name, value in before.items():
         setattr(device, name, value)
+
+
+def emulate_multiprocessors(number: int) -> None:
+    """Go over to a device with so many of them. Launchers remember devices by their numbers."""
+    device = kernels().device()
+    device.number = 20 + number % 40
+    device.multiprocessors = number
 
 
 def dual(p: float) -> float:

@@ -266,7 +266,7 @@ def test_a_threat_model_steps_the_same_without_the_library(
         ball = {"center": center, "radius": radius}
         return [
             threat.attack_step(x, grad, length, **ball),
-            threat.attack_step(x, grad, length, **ball, spread=1.0),
+            threat.attack_step(x, grad, length, **ball, sparse=True),
             threat.attack_step(x, grad, length),
             threat.project(x, center, radius),
             threat.clamp(x),

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 import torch
-from backends.simt import AUTO, BLOCK, REREAD, WARP, Simt, kernels
+from backends.simt import AUTO, BLOCK, REREAD, WARP, Simt
 from layouts import DENSE
 from problems import REGULARIZERS, SCALAR_NORMS
 from simt_problems import (
@@ -27,6 +27,7 @@ from simt_problems import (
     Loss,
     assert_close,
     dual,
+    emulate_multiprocessors,
     restored_device,  # noqa: F401
     ways,
 )
@@ -111,7 +112,7 @@ def test_any_layout_and_alignment(layout: str, shift: int) -> None:
 
 @pytest.mark.parametrize("variant", [(WARP, 0), (BLOCK, 1), (BLOCK, 3)])
 def test_any_schedule_repeats_bit_for_bit(variant: tuple[int, int]) -> None:
-    kernels().device().multiprocessors = 2
+    emulate_multiprocessors(2)
     loss = Loss(40, 11, 260, 2, F32, weighted=True, smoothing=0.1)
     first = loss.check(Simt(*variant))
     for schedule in (*SCHEDULES[1:], 7):
@@ -165,7 +166,7 @@ def test_many_classes() -> None:
 
 
 def test_more_samples_than_groups() -> None:
-    kernels().device().multiprocessors = 1
+    emulate_multiprocessors(1)
     for variant, cluster in ((WARP, 0), (BLOCK, 1), (BLOCK, 2)):
         loss = Loss(70, 3, 35, p=1, ignored=True)
         simt = Simt(variant, cluster)

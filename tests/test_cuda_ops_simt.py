@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from backends.simt import AUTO, BLOCK, REREAD, WARP, RefusedError, Simt, kernels
+from backends.simt import AUTO, BLOCK, REREAD, WARP, RefusedError, Simt
 from simt_problems import (
     BF16,
     EMULATED,
@@ -21,6 +21,7 @@ from simt_problems import (
     Guarded,
     assert_close,
     dual,
+    emulate_multiprocessors,
     restored_device,  # noqa: F401
     ways,
 )
@@ -92,13 +93,13 @@ def test_class_margins(dtype: torch.dtype, number: int) -> None:
     """Schedules and poisons, alignments, factors; more rows than blocks are resident, and fewer."""
     acc = F64 if dtype == F64 else F32
     norms = ([1.0, 2.0, 3.0, INF], [2.0], [INF, 1.5], [1.0, 3.0])[number]
-    kernels().device().multiprocessors = (1, 132)[number % 2]
+    emulate_multiprocessors((1, 132)[number % 2])
     for size in (7, 96, 101, 2500):
         shape = (3, size)
         gap, grad = torch.randn(4, 5, dtype=acc), torch.randn(4, 5, *shape, dtype=F64).to(dtype)
         gap[0, 2] = 0
         gap[1, 3:] = gap[1, 3]
-        grad[1, 3:] = grad[1, 3]
+        grad[1, 3:] = grad[1, 3].sign()  # a tie, in whatever order a row is summed
         grad[2, 1:3] = 0
         grad[3, 4, 1, 3] = math.nan
         if number % 2:  # the classes first, and rows off alignment
@@ -106,7 +107,8 @@ def test_class_margins(dtype: torch.dtype, number: int) -> None:
             grad = storage.view(5, 4, *shape).copy_(grad.transpose(0, 1)).transpose(0, 1)
         scale = torch.tensor([0.5, 1.0, 2.0], dtype=acc) if number % 2 else None
         guarded = Guarded(number // 2)
-        simt = Simt(BLOCK if number else AUTO, 0, SCHEDULES[number], POISONS[number % 2], guarded)
+        variant = AUTO if number == 0 else BLOCK if dtype == F64 or size == 101 else WARP
+        simt = Simt(variant, 0, SCHEDULES[number], POISONS[number % 2], guarded)
         found = simt.class_margins(gap, grad, [dual(p) for p in norms], scale)
         guarded.check()
         exact, same = (
@@ -121,15 +123,40 @@ def test_class_margins(dtype: torch.dtype, number: int) -> None:
 
 
 def test_class_margins_outside_of_the_range_of_squares() -> None:
-    for factor in (1e-30, 1e30):
-        gap, grad = torch.ones(2, 3), torch.randn(2, 3, 40) * factor
-        _, norm, _ = Simt().class_margins(gap, grad, [2.0], None)
-        right = torch.linalg.vector_norm(grad.double(), dim=2)
-        torch.testing.assert_close(norm[0].double(), right, rtol=1e-5, atol=0.0)
+    for variant in (WARP, BLOCK):
+        for factor in (1e-30, 1e30):
+            gap, grad = torch.ones(2, 3), torch.randn(2, 3, 40)
+            grad[1] *= factor  # beside rows that need no second pass
+            _, norm, _ = Simt(variant).class_margins(gap, grad, [2.0, 0.0], None)
+            right = torch.linalg.vector_norm(grad.double(), dim=2)
+            torch.testing.assert_close(norm[0].double(), right, rtol=1e-5, atol=0.0)
+            assert torch.equal(norm[1], grad.abs().amax(2))
+
+
+@pytest.mark.parametrize("variant", [WARP, BLOCK])
+@pytest.mark.parametrize("classes", [1, 5, 9, 40])
+def test_class_margins_of_more_samples_than_blocks(variant: int, classes: int) -> None:
+    """Warps in every number; every schedule gives the same bits."""
+    emulate_multiprocessors(1)
+    gap, grad = torch.randn(40, classes), torch.randn(40, classes, 33)
+    gap[:, -1] = gap[:, 0]
+    grad[:, 0] = grad[:, 0].sign()
+    grad[:, -1] = grad[:, 0]  # a tie: the first class counts
+    norms = [1.0, 2.0, 3.0, INF]
+    exact = reference.class_margins(gap.double(), grad.double(), p=norms)
+    first = None
+    for schedule in SCHEDULES:
+        simt = Simt(variant, 0, schedule)
+        found = simt.class_margins(gap, grad, [dual(p) for p in norms], None)
+        assert simt.report.blocks < 40
+        assert torch.equal(found[2], exact.nearest)
+        torch.testing.assert_close(found[0].double(), exact.margin, rtol=1e-4, atol=1e-6)
+        first = first or found
+        assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True))
 
 
 def test_class_margins_refuses_other_variants() -> None:
-    for variant, cluster in ((WARP, 0), (REREAD, 0), (BLOCK, 2)):
+    for variant, cluster in ((REREAD, 0), (BLOCK, 2)):
         with pytest.raises(RefusedError):
             Simt(variant, cluster).class_margins(torch.ones(1, 2), torch.ones(1, 2, 3), [2.0], None)
 

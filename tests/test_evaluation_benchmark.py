@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,13 +16,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evaluation import __main__ as command  # noqa: E402
-from benchmarks.evaluation import instruments, page  # noqa: E402
+from benchmarks.evaluation import case_results, instruments, page  # noqa: E402
 from benchmarks.evaluation.instruments import Instrument  # noqa: E402
+from benchmarks.evaluation.targeted_gaps import targeted_gaps  # noqa: E402
+from margin_ext.output.exclusive import exclusive  # noqa: E402
+from margin_ext.output.json_file import write_json  # noqa: E402
+from margin_ext.threat import ThreatModel  # noqa: E402
 
 MARKS = "before\n{}\nafter\n"
 EMPTY = MARKS.format(
     "\n".join(
-        f"<!-- {mark}: {name} -->" for name in ("radius", "distances") for mark in ("begin", "end")
+        f"<!-- {mark}: {name} -->"
+        for name in ("radius", "distances", "exact")
+        for mark in ("begin", "end")
     )
 )
 
@@ -57,7 +65,7 @@ def test_goals(broken: str, seconds: float, goals: str, tmp_path: Path) -> None:
     case = entry(nearest=(broken, seconds), **{"apgd-ce": ("11000", 1.0), "apgd-t": ("00100", 2.0)})
     path = tmp_path / "page.md"
     path.write_text(EMPTY)
-    page.write_tables({"cases": {"net/plain/l2": case}}, path)
+    page.write_tables({"net/plain/l2": case}, None, path)
     text = path.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -68,7 +76,7 @@ def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text("nothing")
     with pytest.raises(SystemExit, match="no marks"):
-        page.write_tables({"cases": {}}, path)
+        page.write_tables({}, None, path)
 
 
 def test_a_missing_library_is_named() -> None:
@@ -78,6 +86,9 @@ def test_a_missing_library_is_named() -> None:
     assert told.startswith("no-such-library is skipped")
 
 
+EXACT = {"exact": [1.0, 2.0], "minimum": {"distance": [1.0, 2.1], "seconds": 3.0}}
+
+
 class Line(nn.Module):
     """Class 1 where the first coordinate is above a half."""
 
@@ -85,33 +96,98 @@ class Line(nn.Module):
         return torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5], dim=1)
 
 
-def test_points_are_judged_and_results_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x = torch.tensor([[0.1, 0.0], [0.4, 0.0], [0.9, 0.0]])
-    y = torch.tensor([0, 0, 0])  # the last one is misclassified
-    calls = []
+NAME = "cifar_cnn/adversarial_2/l2"
+X = torch.tensor([[0.1, 0.0], [0.4, 0.0], [0.9, 0.0]])
 
-    def lies(model: nn.Module, x: Tensor, y: Tensor, *_: object) -> Tensor:
-        calls.append(len(y))
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The command on three samples, with two parts of a suite that move all to (0.6, 0)."""
+    calls: list[tuple[str, int]] = []
+
+    def moved(name: str, model: nn.Module, x: Tensor, y: Tensor, *_: object) -> Tensor:
+        calls.append((name, len(y)))
         return torch.full_like(x, 0.6) * torch.tensor([1.0, 0.0])
 
-    mine = Instrument("nearest", "mine", instruments.OURS, lies)
-    monkeypatch.setattr(command, "RADIUS_ATTACKS", (mine,))
-    monkeypatch.setattr(command, "DISTANCES", ())
-    monkeypatch.setattr(command, "load_case", lambda *_: (Line(), x, y))
-    monkeypatch.setattr(command.environment, "describe", lambda device: {})
-    path, table = tmp_path / "out.json", tmp_path / "page.md"
+    attacks = tuple(
+        Instrument(name, name, instruments.OURS, partial(moved, name), after=after)
+        for name, after in (("nearest", ()), ("apgd-ce", ()), ("apgd-t", ("apgd-ce",)))
+    )
+    distance = Instrument("minimum", "ours", instruments.OURS, partial(moved, "minimum"))
+    for module in (command, case_results):
+        monkeypatch.setattr(module, "RADIUS_ATTACKS", attacks)
+    monkeypatch.setattr(command, "DISTANCES", (distance,))
+    monkeypatch.setattr(command, "compare_with_exact", lambda path: write_json(path, EXACT))
+    labels = torch.tensor([0, 0, 0])  # the last sample is misclassified
+    monkeypatch.setattr(command, "load_case", lambda *_: (Line(), X, labels))
+    monkeypatch.setattr(case_results.environment, "describe", lambda device: {"commit": "1"})
+    table = tmp_path / "page.md"
     table.write_text(EMPTY)
-    line = ["evaluation", "--data-dir", "x", "--out", str(path), "--page", str(table)]
-    monkeypatch.setattr(sys, "argv", [*line, "--cases", "cifar_cnn/adversarial_2/l2"])
-    command.main()
-    kept = json.loads(path.read_text())["cases"]["cifar_cnn/adversarial_2/l2"]
+    line = ["evaluation", "--data-dir", "x", "--out", str(tmp_path), "--page", str(table)]
+
+    def main(*options: str) -> None:
+        monkeypatch.setattr(sys, "argv", [*line, "--cases", NAME, *options])
+        command.main()
+
+    file = case_results.result_file(tmp_path, NAME)
+    return SimpleNamespace(main=main, calls=calls, labels=labels, file=file, page=table)
+
+
+def test_points_are_judged(run: SimpleNamespace) -> None:
+    run.main()
+    kept = json.loads(run.file.read_text())
     assert kept["correct"] == "110"
     # Radius 0.5: the first point lies at 0.5, the second at 0.2.
     assert kept["attacks"]["nearest"]["broken"] == "110"
-    command.main()
-    assert calls == [2]
-    y[2] = 1
+    assert kept["distances"]["minimum"]["distance"] == [0.5, 0.2]
+    assert {"seconds", "version", "commit"} < set(kept["attacks"]["nearest"])
+    assert "cifar_cnn/adversarial_2, 0.5" in run.page.read_text()
+    assert "| `MinimumDistance()` | 2 | 1.0250 | 50.0% | 1.05 | 3.0 |" in run.page.read_text()
+    # Nothing is left for the second part of the suite.
+    assert run.calls == [("nearest", 2), ("apgd-ce", 2), ("minimum", 2)]
+
+
+def test_a_second_run_adds_what_is_missing(run: SimpleNamespace) -> None:
+    run.main("--attacks", "nearest", "--distances")
+    assert run.calls == [("nearest", 2)]
+    assert "not run" not in run.page.read_text()
+    run.main("--attacks", "nearest", "apgd-t", "--distances")  # apgd-t waits for apgd-ce
+    assert run.calls == [("nearest", 2)]
+    run.main()
+    assert run.calls == [("nearest", 2), ("apgd-ce", 2), ("minimum", 2)]
+    run.main()
+    assert len(run.calls) == 3
+
+
+def test_again_forgets_what_rests_on_it(run: SimpleNamespace) -> None:
+    run.main()
+    run.calls.clear()
+    run.main("--again", "--attacks", "apgd-ce", "--distances")
+    kept = json.loads(run.file.read_text())
+    assert run.calls == [("apgd-ce", 2)]
+    assert set(kept["attacks"]) == {"nearest", "apgd-ce"}
+    assert set(kept["distances"]) == {"minimum"}
+
+
+def test_a_case_is_left_to_the_run_that_is_at_it(
+    run: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with exclusive(run.file):
+        run.main()
+    assert not run.calls
+    assert f"{NAME}: left to the run that is at it" in capsys.readouterr().out
+
+
+def test_results_of_another_network_are_refused(run: SimpleNamespace) -> None:
+    run.main()
+    run.labels[2] = 1
     with pytest.raises(SystemExit, match="another network or other images"):
-        command.main()
+        run.main()
+
+
+def test_the_plain_attack_breaks_a_line() -> None:
+    threat = ThreatModel(p=2, data_range=(0.0, 1.0))
+    y = torch.tensor([0, 0])
+    found = targeted_gaps(Line().requires_grad_(False), X[:2], y, threat, 0.3)
+    assert Line()(found).argmax(1).tolist() == [0, 1]
+    assert threat.distance(found, X[:2])[1] <= 0.3 + 1e-6

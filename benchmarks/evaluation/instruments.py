@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +12,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from benchmarks.evaluation.targeted_gaps import targeted_gaps
 from margin_ext.attacks import Nearest
 from margin_ext.bounds import MinimumDistance
 from margin_ext.threat import ThreatModel
 
-__all__ = ["DISTANCES", "OURS", "RADIUS_ATTACKS", "Instrument", "why_missing"]
+__all__ = ["DISTANCES", "OURS", "RADIUS_ATTACKS", "REFERENCE", "Instrument", "why_missing"]
 
 OURS = "margin_ext"
+# Written for the comparison, with nothing of the search's.
+REFERENCE = "reference"
 # A fifth of AutoAttack's own number: after the other parts Square breaks next to nothing here.
 SQUARE_QUERIES = 1000
+# Of every attack that draws.
+_SEED = 1
 
 # Takes the model, images [B, ...], labels [B], the threat model and the radius; returns points.
 Run = Callable[[nn.Module, Tensor, Tensor, ThreatModel, float], Tensor]
@@ -49,7 +55,7 @@ class Instrument:
 
 def why_missing(library: str) -> str | None:
     """Why a library cannot be used, in words; None where it can."""
-    if library == OURS:
+    if library in (OURS, REFERENCE):
         return None
     try:
         version(library)
@@ -68,7 +74,7 @@ def _nearest(
     threat: ThreatModel,
     eps: float,
 ) -> Tensor:
-    return Nearest(search=search)(model, x, y, eps, threat=threat).point
+    return Nearest(search=search, seed=_SEED)(model, x, y, eps, threat=threat).point
 
 
 def _minimum(
@@ -79,6 +85,7 @@ def _minimum(
     threat: ThreatModel,
     eps: float,
 ) -> Tensor:
+    search = dataclasses.replace(search, seed=_SEED)
     point = search(model, x, y, threat=threat).point
     return x if point is None else point
 
@@ -90,11 +97,10 @@ def _auto(
     from pyautoattack import AutoAttack
 
     norm = {1.0: "L1", 2.0: "L2"}.get(threat.p, "Linf")
-    suite = AutoAttack(
-        model, norm=norm, eps=eps, seed=0, version="custom", attacks=[attack], device=x.device
-    )
+    # The standard version's settings, which are others in l1: more starts of APGD, fewer classes.
+    suite = AutoAttack(model, norm=norm, eps=eps, seed=_SEED, version="standard", device=x.device)
     suite.verbose = False
-    suite.apgd.n_restarts = suite.fab.n_restarts = 1
+    suite.attacks_to_run = [attack]
     suite.square.n_queries = SQUARE_QUERIES
     found = suite.run_standard_evaluation(x, y, batch_size=len(y))
     points: Tensor = found[0] if isinstance(found, tuple) else found
@@ -121,9 +127,12 @@ def _adv_lib(
     return points
 
 
+def _adv_lib_fmn(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, eps: float) -> Tensor:
+    return _adv_lib("fmn", {"norm": threat.p, "steps": 1000}, model, x, y, threat, eps)
+
+
 def _foolbox(
-    name: str,
-    options: dict[str, Any],
+    names: dict[float, str],
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -132,7 +141,7 @@ def _foolbox(
 ) -> Tensor:
     import foolbox
 
-    attack = getattr(foolbox.attacks, name)(**options)
+    attack = getattr(foolbox.attacks, names[threat.p])(steps=300)
     points: Tensor = attack(
         foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device), x, y, epsilons=None
     )[1]
@@ -143,17 +152,11 @@ _AUTO = ("apgd-ce", "apgd-t", "fab-t", "square")
 _AUTO_TITLES = ("APGD-CE", "then APGD-T", "then FAB-T", "then Square")
 _L2 = (2.0,)
 
+_FMN = {1.0: "L1FMNAttack", 2.0: "L2FMNAttack", math.inf: "LInfFMNAttack"}
+
 _FOOLBOX = (
-    Instrument(
-        "ddn", "DDN, 300 steps", "foolbox", partial(_foolbox, "DDNAttack", {"steps": 300}), _L2
-    ),
-    Instrument(
-        "fmn",
-        "FMN, 300 steps",
-        "foolbox",
-        partial(_foolbox, "LInfFMNAttack", {"steps": 300}),
-        (math.inf,),
-    ),
+    Instrument("ddn", "DDN, 300 steps", "foolbox", partial(_foolbox, {2.0: "DDNAttack"}), _L2),
+    Instrument("fmn", "FMN, 300 steps", "foolbox", partial(_foolbox, _FMN)),
 )
 
 RADIUS_ATTACKS: tuple[Instrument, ...] = (
@@ -173,12 +176,13 @@ RADIUS_ATTACKS: tuple[Instrument, ...] = (
         _L2,
     ),
     *_FOOLBOX,
+    Instrument("targeted", "gap to each class, 60 steps", REFERENCE, targeted_gaps),
 )
 
 DISTANCES: tuple[Instrument, ...] = (
     Instrument("minimum", "`MinimumDistance()`", OURS, partial(_minimum, MinimumDistance())),
     Instrument("thorough", "`.thorough()`", OURS, partial(_minimum, MinimumDistance.thorough())),
-    Instrument("fab-t", "FAB-T", "pyautoattack", _fab, (2.0, math.inf)),
+    Instrument("fab-t", "FAB-T", "pyautoattack", _fab),
     Instrument(
         "alma",
         "ALMA, 1000 steps",
@@ -186,6 +190,7 @@ DISTANCES: tuple[Instrument, ...] = (
         partial(_adv_lib, "alma", {"distance": "l2", "num_steps": 1000}),
         _L2,
     ),
+    Instrument("adv-fmn", "FMN, 1000 steps", "adv-lib", _adv_lib_fmn, (1.0, math.inf)),
     Instrument(
         "adv-ddn", "DDN, 300 steps", "adv-lib", partial(_adv_lib, "ddn", {"steps": 300}), _L2
     ),

@@ -87,6 +87,6 @@ class DecayingPGD:
             )
             radius = torch.full_like(length, eps)
             x = threat.attack_step(
-                x[left], velocity, length, center=center, radius=radius, spread=1.0
+                x[left], velocity, length, center=center, radius=radius, sparse=True
             )
         return AttackResult(robust, found)

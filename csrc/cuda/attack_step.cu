@@ -13,116 +13,228 @@ template <typename Acc>
 struct AttackTask {
   AttackArguments arguments;
   bool packed;  // all rows are whole packs on 16-byte boundaries, and no pack spans two channels
+  // Of whatever differs by channel; 1: nothing does.
+  int channel_count;
+  int channel_stride;
   Acc q;
   Acc p;  // of a norm that shrinks
 };
 
-// Called, because its 64-bit divisions are long.
+// A thread's way along its parts, and what their channel says. The channels are found by addition,
+// as in GeneralPath.
 template <typename Acc>
-MARGIN_DEVICE_CALL Acc channel_value(const ChannelScale& channels, int64_t element) {
-  return channel_factor<Acc>(channels, element);
-}
+class ChannelWalk {
+ public:
+  Acc factor, inverse, low, high;
+
+  // Starts at element `first`; step() goes `step` elements forward.
+  MARGIN_DEVICE ChannelWalk(const AttackTask<Acc>& task, int64_t first, int64_t step)
+      : task_(task) {
+    if (task_.channel_count > 1) {
+      const int64_t count = task_.channel_count, stride = task_.channel_stride;
+      within_ = static_cast<int>(first % stride);
+      channel_ = static_cast<int>(first / stride % count);
+      step_within_ = static_cast<int>(step % stride);
+      step_channel_ = static_cast<int>(step / stride % count);
+    }
+    load();
+  }
+
+  MARGIN_DEVICE void step() {
+    if (task_.channel_count == 1) return;
+    within_ += step_within_;
+    const int before = channel_;
+    channel_ += step_channel_;
+    if (within_ >= task_.channel_stride) {
+      within_ -= task_.channel_stride;
+      ++channel_;
+    }
+    if (channel_ >= task_.channel_count) channel_ -= task_.channel_count;
+    if (channel_ != before) load();
+  }
+
+ private:
+  MARGIN_DEVICE void load() {
+    factor = value_of(task_.arguments.grad.channels, Acc(1));
+    inverse = Acc(1) / factor;
+    low = value_of(task_.arguments.low, minus_infinity<Acc>());
+    high = value_of(task_.arguments.high, -minus_infinity<Acc>());
+  }
+  MARGIN_DEVICE Acc value_of(const ChannelScale& channels, Acc none) const {
+    if (channels.scale == nullptr) return none;
+    return static_cast<const Acc*>(channels.scale)[channels.count == 1 ? 0 : channel_];
+  }
+
+  const AttackTask<Acc>& task_;
+  int within_ = 0;
+  int channel_ = 0;
+  int step_within_ = 0;
+  int step_channel_ = 0;
+};
 
 // The rows of one sample, V elements at a time: a pack, or one element.
 template <typename T, int V>
 class AttackRow {
  public:
   using Acc = AccOf<T>;
+  using Bits = std::conditional_t<V == 1, T, uint4>;  // of a part
+  using Number = std::conditional_t<V == 1, int64_t, unsigned>;
+  // What is loaded of a part at a time. Where there is no center or gradient, x is loaded in its
+  // place: a condition for each load would cost more.
+  struct Part {
+    Bits x, center, grad;
+  };
+  // The parts in flight at a time.
+  static constexpr int kGradients = V == 1 ? 1 : 4;
+  static constexpr int kParts = V == 1 ? 1 : 2;
 
-  MARGIN_DEVICE AttackRow(const AttackArguments& arguments, int64_t i)
-      : arguments_(arguments),
-        x_(static_cast<const T*>(arguments.x) + i * arguments.x_stride),
-        center_(arguments.center == nullptr || arguments.radius == nullptr
-                    ? nullptr
-                    : static_cast<const T*>(arguments.center) + i * arguments.center_stride),
-        grad_(static_cast<const T*>(arguments.grad.data) + i * arguments.grad.batch_stride),
-        out_(static_cast<T*>(arguments.out) + i * arguments.out_stride) {}
+  MARGIN_DEVICE AttackRow(const AttackTask<Acc>& task, int64_t i)
+      : task_(task),
+        has_center_(task.arguments.center != nullptr && task.arguments.radius != nullptr),
+        has_grad_(task.arguments.grad.data != nullptr),
+        x_(static_cast<const T*>(task.arguments.x) + i * task.arguments.x_stride),
+        center_(has_center_ ? static_cast<const T*>(task.arguments.center) +
+                                  i * task.arguments.center_stride
+                            : x_),
+        grad_(has_grad_ ? static_cast<const T*>(task.arguments.grad.data) +
+                              i * task.arguments.grad.batch_stride
+                        : x_),
+        out_(static_cast<T*>(task.arguments.out) + i * task.arguments.out_stride) {}
 
-  // visit(j) for the first element of every part that belongs to this thread.
+  // visit(s g) for every part that belongs to this thread.
   template <typename Group, typename Visit>
-  MARGIN_DEVICE void for_parts(const Group& group, const Visit& visit) const {
-    const int64_t step = static_cast<int64_t>(group.threads()) * group.ranks() * V;
-    const int64_t first =
-        (static_cast<int64_t>(group.threads()) * group.rank() + group.thread()) * V;
-#pragma unroll 1
-    for (int64_t j = first; j < arguments_.grad.size; j += step) visit(j);
-  }
-
-  // The factor of the elements from j on.
-  MARGIN_DEVICE Acc factor(int64_t j) const {
-    return value_of(arguments_.grad.channels, j, Acc(1));
-  }
-
-  // s * g
-  MARGIN_DEVICE void gradient(int64_t j, Acc s, Acc (&g)[V]) const {
-    load(grad_, j, g);
+  MARGIN_DEVICE void for_gradients(const Group& group, const Visit& visit) const {
+    for_parts<kGradients, Bits>(
+        group, [&](Number i) { return load(grad_, i); },
+        [&](Number, const Bits& bits, const ChannelWalk<Acc>& channel) {
+          Acc g[V];
+          expand(bits, g);
 #pragma unroll
-    for (int k = 0; k < V; ++k) g[k] *= s;
+          for (int k = 0; k < V; ++k) g[k] *= channel.factor;
+          visit(g);
+        });
+  }
+
+  // visit(d) for every part that belongs to this thread, d of core/attack.h.
+  template <Norm norm, typename Group, typename Visit>
+  MARGIN_DEVICE void for_moved(const Direction<Acc>& direction, const Group& group,
+                               const Visit& visit) const {
+    for_parts<kParts, Part>(
+        group, [&](Number i) { return load(i); },
+        [&](Number, const Part& part, const ChannelWalk<Acc>& channel) {
+          Acc d[V];
+          move<norm>(direction, part, channel, d);
+          visit(d);
+        });
+  }
+
+  template <Norm norm, typename Group>
+  MARGIN_DEVICE void write(const Direction<Acc>& direction, const Projection<Acc>& projection,
+                           const Group& group) const {
+    for_parts<kParts, Part>(
+        group, [&](Number i) { return load(i); },
+        [&](Number i, const Part& part, const ChannelWalk<Acc>& channel) {
+          Acc d[V], start[V];
+          move<norm>(direction, part, channel, d);
+          expand(part.center, start);
+#pragma unroll
+          for (int k = 0; k < V; ++k) {
+            const Acc offset = channel.factor * project_at<norm>(projection, d[k]);
+            d[k] = clamp_to(start[k] + offset, channel.low, channel.high);
+          }
+          store(i, d);
+        });
+  }
+
+  template <typename Group>
+  MARGIN_DEVICE void write_nan(const Group& group) const {
+    for_parts<1, Bits>(
+        group, [](Number) { return Bits{}; },
+        [&](Number i, const Bits&, const ChannelWalk<Acc>&) {
+          Acc d[V];
+#pragma unroll
+          for (int k = 0; k < V; ++k) d[k] = not_a_number<Acc>();
+          store(i, d);
+        });
+  }
+
+ private:
+  // load(i) for several parts, then visit(i, what was loaded, channel) for each.
+  template <int kBatch, typename Loaded, typename Group, typename Load, typename Visit>
+  MARGIN_DEVICE void for_parts(const Group& group, const Load& load, const Visit& visit) const {
+    const Number parts = static_cast<Number>(task_.arguments.grad.size / V);
+    const Number step = group.threads() * group.ranks();
+    const Number first = group.threads() * group.rank() + group.thread();
+    ChannelWalk<Acc> channel(task_, static_cast<int64_t>(first) * V,
+                             static_cast<int64_t>(step) * V);
+#pragma unroll 1
+    for (Number start = first; start < parts; start += kBatch * step) {
+      Loaded loaded[kBatch];
+#pragma unroll
+      for (int u = 0; u < kBatch; ++u) {
+        loaded[u] = Loaded{};
+        if (start + u * step < parts) loaded[u] = load(start + u * step);
+      }
+#pragma unroll
+      for (int u = 0; u < kBatch; ++u) {
+        if (start + u * step >= parts) break;
+        visit(start + u * step, loaded[u], channel);
+        channel.step();
+      }
+    }
   }
 
   // d of core/attack.h
   template <Norm norm>
-  MARGIN_DEVICE void moved(const Direction<Acc>& direction, int64_t j, Acc s, Acc (&d)[V]) const {
-    if (arguments_.grad.data == nullptr) {
+  MARGIN_DEVICE void move(const Direction<Acc>& direction, const Part& part,
+                          const ChannelWalk<Acc>& channel, Acc (&d)[V]) const {
+    if (!has_grad_) {
 #pragma unroll
       for (int k = 0; k < V; ++k) d[k] = Acc(0);
     } else {
-      gradient(j, s, d);
+      expand(part.grad, d);
+      Direction<Acc> along = direction;
+      // The row was accumulated once, so the unit of such a norm is 1. Known, it costs nothing.
+      if constexpr (may_need_second_pass(norm)) along.unit = Acc(1);
 #pragma unroll
-      for (int k = 0; k < V; ++k) d[k] = direction_at<norm>(direction, d[k]);
+      for (int k = 0; k < V; ++k) d[k] = direction_at<norm>(along, d[k] * channel.factor);
     }
-    if (center_ == nullptr) return;
+    if (!has_center_) return;
     Acc x[V], center[V];
-    load(x_, j, x);
-    load(center_, j, center);
+    expand(part.x, x);
+    expand(part.center, center);
 #pragma unroll
-    for (int k = 0; k < V; ++k) d[k] = (x[k] + s * d[k] - center[k]) / s;
+    for (int k = 0; k < V; ++k) d[k] = (x[k] + channel.factor * d[k] - center[k]) * channel.inverse;
   }
 
-  template <Norm norm>
-  MARGIN_DEVICE void write(const Direction<Acc>& direction, const Projection<Acc>& projection,
-                           int64_t j) const {
-    Acc d[V], start[V];
-    const Acc s = factor(j);
-    moved<norm>(direction, j, s, d);
-    load(center_ == nullptr ? x_ : center_, j, start);
-    const Acc low = value_of(arguments_.low, j, minus_infinity<Acc>());
-    const Acc high = value_of(arguments_.high, j, -minus_infinity<Acc>());
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      d[k] = clamp_to(start[k] + s * project_at<norm>(projection, d[k]), low, high);
-    }
-    store(j, d);
+  MARGIN_DEVICE Part load(Number i) const {
+    return {load(x_, i), load(center_, i), load(grad_, i)};
   }
-
-  MARGIN_DEVICE void write_nan(int64_t j) const {
-    Acc d[V];
-#pragma unroll
-    for (int k = 0; k < V; ++k) d[k] = not_a_number<Acc>();
-    store(j, d);
-  }
-
- private:
-  MARGIN_DEVICE static void load(const T* row, int64_t j, Acc (&x)[V]) {
+  MARGIN_DEVICE static Bits load(const T* row, Number i) {
     if constexpr (V == 1) {
-      x[0] = Format<T>::widen(row[j]);
+      return row[i];
     } else {
-      Format<T>::unpack(load_reused(reinterpret_cast<const uint4*>(row + j)), x);
+      return load_reused(reinterpret_cast<const uint4*>(row) + i);
     }
   }
-  MARGIN_DEVICE void store(int64_t j, const Acc (&x)[V]) const {
+  MARGIN_DEVICE static void expand(const Bits& bits, Acc (&x)[V]) {
     if constexpr (V == 1) {
-      out_[j] = Format<T>::narrow(x[0]);
+      x[0] = Format<T>::widen(bits);
     } else {
-      store_streaming(reinterpret_cast<uint4*>(out_ + j), Format<T>::pack(x));
+      Format<T>::unpack(bits, x);
     }
   }
-  // The channel's value of the elements from j on. A part never spans two channels.
-  MARGIN_DEVICE static Acc value_of(const ChannelScale& channels, int64_t j, Acc none) {
-    return channels.scale == nullptr ? none : channel_value<Acc>(channels, j);
+  MARGIN_DEVICE void store(Number i, const Acc (&x)[V]) const {
+    if constexpr (V == 1) {
+      out_[i] = Format<T>::narrow(x[0]);
+    } else {
+      store_streaming(reinterpret_cast<uint4*>(out_) + i, Format<T>::pack(x));
+    }
   }
 
-  const AttackArguments& arguments_;
+  const AttackTask<Acc>& task_;
+  bool has_center_;
+  bool has_grad_;
   const T* x_;
   const T* center_;
   const T* grad_;
@@ -163,9 +275,7 @@ MARGIN_DEVICE Steepest<AccOf<T>> find_steepest(const AttackRow<T, V>& row, int64
     };
     const Acc first = threshold(1), second = threshold(2), third = threshold(3);
     Counts counts;
-    row.for_parts(group, [&](int64_t j) {
-      Acc g[V];
-      row.gradient(j, row.factor(j), g);
+    row.for_gradients(group, [&](const Acc(&g)[V]) {
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const Acc size = absolute(g[e]);
@@ -201,9 +311,7 @@ MARGIN_DEVICE Projection<AccOf<T>> find_projection(const AttackTask<AccOf<T>>& t
   projection.radius = radius[i];
   if constexpr (shrinks_into_ball(norm)) {
     NormState<Acc> state;
-    row.for_parts(group, [&](int64_t j) {
-      Acc d[V];
-      row.template moved<norm>(direction, j, row.factor(j), d);
+    row.template for_moved<norm>(direction, group, [&](const Acc(&d)[V]) {
 #pragma unroll
       for (int k = 0; k < V; ++k) norm_add<norm>(state, d[k], task.p);
     });
@@ -215,9 +323,7 @@ MARGIN_DEVICE Projection<AccOf<T>> find_projection(const AttackTask<AccOf<T>>& t
   } else if constexpr (norm == Norm::kMax) {
     projection.threshold = l1_threshold(projection.radius, [&](Acc threshold) {
       SumAbove<Acc> sums;
-      row.for_parts(group, [&](int64_t j) {
-        Acc d[V];
-        row.template moved<norm>(direction, j, row.factor(j), d);
+      row.template for_moved<norm>(direction, group, [&](const Acc(&d)[V]) {
 #pragma unroll
         for (int k = 0; k < V; ++k) {
           const Acc size = absolute(d[k]);
@@ -237,20 +343,18 @@ MARGIN_DEVICE void attack_sample(const AttackTask<AccOf<T>>& task, int64_t i, Gr
                                  const Served& served) {
   using Acc = AccOf<T>;
   const AttackArguments& arguments = task.arguments;
-  const AttackRow<T, V> row(arguments, i);
+  const AttackRow<T, V> row(task, i);
   Direction<Acc> direction{};
   if (arguments.grad.data != nullptr) {
     NormState<Acc> state;
-    row.for_parts(group, [&](int64_t j) {
-      Acc g[V];
-      row.gradient(j, row.factor(j), g);
+    row.for_gradients(group, [&](const Acc(&g)[V]) {
 #pragma unroll
       for (int k = 0; k < V; ++k) norm_add<norm>(state, g[k], task.q);
     });
     state = group.reduce(state, [&](const NormState<Acc>& s) { return norm_of_warp(served, s); });
     const Acc value = norm_value<norm>(state, task.q);
     if (is_nan(value)) {
-      row.for_parts(group, [&](int64_t j) { row.write_nan(j); });
+      row.write_nan(group);
       return;
     }
     const Acc length = static_cast<const Acc*>(arguments.length)[i];
@@ -263,7 +367,7 @@ MARGIN_DEVICE void attack_sample(const AttackTask<AccOf<T>>& task, int64_t i, Gr
     }
   }
   const Projection<Acc> projection = find_projection<norm>(task, row, direction, i, group, served);
-  row.for_parts(group, [&](int64_t j) { row.template write<norm>(direction, projection, j); });
+  row.template write<norm>(direction, projection, group);
 }
 
 // Warps with 16-bit rows hold more of them unfolded than the other kernels do: with a block less
@@ -320,10 +424,27 @@ cudaError_t launch_attack(const AttackArguments& arguments, const LaunchOptions&
                       aligned(arguments.x, arguments.x_stride) &&
                       aligned(arguments.center, arguments.center_stride) &&
                       aligned(arguments.out, arguments.out_stride);
+  // Of whatever differs by channel: the launcher of the op gives all of it one layout.
+  ChannelScale layout;
+  for (const ChannelScale* channels : {&arguments.grad.channels, &arguments.low, &arguments.high}) {
+    if (channels->scale == nullptr || channels->count == 1) continue;
+    const bool known = layout.count > 1;
+    if (known && (channels->count != layout.count || channels->stride != layout.stride)) {
+      return cudaErrorInvalidValue;
+    }
+    layout = *channels;
+  }
+  const int rows = (arguments.grad.data != nullptr) + 1 +
+                   (arguments.radius != nullptr && arguments.center != nullptr);
   SampleShape shape;
   shape.batch = arguments.batch;
-  shape.row_bytes = arguments.grad.size * static_cast<int64_t>(sizeof(T));
-  const Task task{arguments, packed, static_cast<AccOf<T>>(arguments.norm.q),
+  // Of all rows: so much of each sample should stay in the cache between the passes.
+  shape.row_bytes = rows * arguments.grad.size * static_cast<int64_t>(sizeof(T));
+  const Task task{arguments,
+                  packed,
+                  static_cast<int>(layout.count),
+                  static_cast<int>(layout.stride),
+                  static_cast<AccOf<T>>(arguments.norm.q),
                   static_cast<AccOf<T>>(threat_exponent(arguments.norm.q))};
   return launch_samples(kernels, task, shape, options, stream);
 }

@@ -81,6 +81,18 @@ struct Limits {
   static constexpr double kInstructionsPerByte = 0.15;
   static constexpr double kInstructionsPerByte16Bit = 0.22;
   static constexpr double kInstructionsPerByteShort16Bit = 0.30;
+  // The additive margin reads a sample's logits once more, and its cross-entropy is computed twice.
+  static constexpr double kInstructionsPerByteShortAdditive = 0.19;
+  static constexpr double kInstructionsPerByteShortAdditive16Bit = 0.38;
+  // An attack step reads its rows in two or three passes, which are counted, and moves them once.
+  // p = 1 also counts the ties of the largest element, and may search for the steepest ones.
+  static constexpr double kInstructionsPerByteAttack16Bit = 0.25;
+  static constexpr double kInstructionsPerByteAttackOne = 0.17;
+  static constexpr double kInstructionsPerByteAttackOne16Bit = 0.34;
+  static constexpr double kInstructionsPerByteAttackSteepest = 0.36;
+  // class_margins writes nothing, so its scalars weigh twice.
+  static constexpr double kInstructionsPerByteClasses = 0.17;
+  static constexpr double kInstructionsPerByteClasses16Bit = 0.34;
   static constexpr int64_t kBytesInFlight = 48 << 10;
   // The most blocks of a launch. It bounds the buffer of partial totals.
   static constexpr int64_t kGroups = 4096;
@@ -117,8 +129,11 @@ inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& sh
          !fits(shape, cluster, comfortable)) {
     cluster *= 2;
   }
+  // Blocks that keep nothing have few bytes in flight, so two share a multiprocessor.
+  const int64_t places =
+      device.multiprocessors * (shape.pack_bytes == 0 ? Limits::kBlocksPerMultiprocessor : 1);
   while (2 * cluster <= device.max_cluster && splits(shape, 2 * cluster) &&
-         shape.batch * 2 * cluster <= device.multiprocessors &&
+         shape.batch * 2 * cluster <= places &&
          work_bytes(shape) / (2 * cluster) >= Limits::kSmallestSlice) {
     cluster *= 2;
   }

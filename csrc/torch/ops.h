@@ -222,16 +222,19 @@ void attack_step_(Tensor x, const MaybeTensor& grad, const MaybeTensor& length,
 // other outputs are empty.
 inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& logits, LossInput& input,
                                                      bool need_grad_logits, bool need_grad_grad) {
-  Tensor grad_logits = empty_vector(logits, logits.scalar_type(), 0);
-  Tensor grad_grad = empty_vector(logits, logits.scalar_type(), 0);
+  Tensor grad_logits, grad_grad;
   if (need_grad_logits) {
     grad_logits = empty_strided(logits, logits.scalar_type(), logits.sizes(), {logits.size(1), 1});
     input.arguments.grad_logits = grad_logits.mutable_data_ptr();
+  } else {
+    grad_logits = empty_vector(logits, logits.scalar_type(), 0);
   }
   if (need_grad_grad && input.grad.has_value()) {
     grad_grad = empty_like_samples(input.grad->grad);
     input.arguments.grad_grad = grad_grad.mutable_data_ptr();
     input.arguments.grad_grad_stride = grad_grad.stride(0);
+  } else {
+    grad_grad = empty_vector(logits, logits.scalar_type(), 0);
   }
   return {grad_logits, grad_grad};
 }

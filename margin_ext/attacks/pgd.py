@@ -166,7 +166,7 @@ class PGD:
             if self.norm_floor > 0:
                 norm = threat.dual_norm(grad)
                 length = length * (norm / self.norm_floor).clamp_max(1).to(length.dtype)
-            x = threat.attack_step(x, grad, length, center=center, radius=radius, spread=1.0)
+            x = threat.attack_step(x, grad, length, center=center, radius=radius, sparse=True)
 
 
 for _loss in get_args(AttackLoss):

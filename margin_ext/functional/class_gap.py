@@ -7,8 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_labels, check_nearest, check_same_device
-from margin_ext.functional.dispatch import compiled_for, fallback, labels_readable
+from margin_ext.checks import (
+    check_labels,
+    check_nearest,
+    check_same_device,
+    values_readable,
+)
+from margin_ext.functional.dispatch import compiled_for, fallback
 from margin_ext.op_results import LogitGap
 
 __all__ = ["class_gap", "gap_cotangent"]
@@ -61,7 +66,7 @@ def class_gap(
 ) -> LogitGap:
     """:func:`margin_ext.logit_gap` for logits [B, C] and target int64 [B]."""
     if not compiled_for(logits):
-        validate = validate or labels_readable(logits)
+        validate = validate or values_readable(logits)
         return fallback.logit_gap(
             logits, target, nearest=nearest, ignore_index=ignore_index, validate=validate
         )

@@ -18,7 +18,6 @@ __all__ = [
     "compiled_for",
     "fallback",
     "flat_channel_scale",
-    "labels_readable",
     "match_accumulation",
 ]
 
@@ -33,14 +32,6 @@ def compiled_for(tensor: Tensor) -> bool:
     compiled kernel cannot see. The reference consists of torch's own functions, which can.
     """
     return ops_available(tensor.device.type) and not torch._C._are_functorch_transforms_active()
-
-
-def labels_readable(tensor: Tensor) -> bool:
-    """Whether reading labels costs nothing: on CPU, and not under a torch.func transform.
-
-    Under a transform, gather and cross_entropy still refuse a label out of range, in torch's words.
-    """
-    return tensor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
 
 
 def flat_channel_scale(input_std: InputStd, grad: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from margin_ext.functional import log_odds
 from margin_ext.functional.labels import ClassLabels
 from margin_ext.gradient_mode import GradientMode, register_margin
+from margin_ext.gradient_modes.domain import threat_in_range
 from margin_ext.gradient_modes.double_backward import DoubleBackward
 from margin_ext.gradient_modes.parallel import sharding_suspended
 from margin_ext.gradient_modes.step import Step
@@ -76,7 +77,7 @@ class Additive(GradientMode):
         if not self.noise:
             return inputs
         given = require_movable(inputs)
-        threat = options.threat(self.data_range)
+        threat = threat_in_range(options, self.data_range, given)
         radius = given.new_full(given.shape[:1], self.noise * options.tau, dtype=torch.float32)
         return threat.noisy(given, radius)
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
-from margin_ext.functional.dispatch import labels_readable
 from margin_ext.gradient_mode import GradientMode, register_margin
 from margin_ext.gradient_modes.boundary_memory import NOISE_OF_MEMORY, BoundaryMemory
 from margin_ext.gradient_modes.boundary_search import (
@@ -26,7 +25,7 @@ from margin_ext.gradient_modes.boundary_search import (
     plane_distance,
     trained_point,
 )
-from margin_ext.gradient_modes.domain import has_nan, refuse_nan
+from margin_ext.gradient_modes.domain import has_nan, refuse_nan, threat_in_range
 from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import LossOptions
 from margin_ext.loss_settings import check_word
@@ -152,9 +151,7 @@ class _Search:
         options = step.objective.options
         self.mode, self.step = mode, step
         self.center = step.inputs.detach()
-        self.threat = options.threat(mode.data_range)
-        if options.validate or labels_readable(self.center):
-            self.threat.require_inside(self.center)
+        self.threat = threat_in_range(options, mode.data_range, self.center)
         self.gap = step.labels.gap(step.logits.detach(), step.nearest())
         wide = accumulation_dtype(self.center)
         length = mode.radius * options.tau

@@ -8,16 +8,61 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from margin_ext.functional.dispatch import labels_readable
+from margin_ext.checks import values_known, values_readable
+from margin_ext.loss_options import LossOptions
+from margin_ext.threat import DataRange, ThreatModel
 
-__all__ = ["has_nan", "refuse_nan", "refuse_nan_gradients"]
+__all__ = [
+    "has_nan",
+    "refuse_nan",
+    "refuse_nan_gradients",
+    "refuse_nan_inputs",
+    "threat_in_range",
+]
 
 _FULL: Final = (torch.float32, torch.float64)
 
 
 def has_nan(logits: Tensor, *, validate: bool) -> bool:
     """Whether any logit is NaN; False where looking would wait for a device, unless validate."""
-    return (validate or labels_readable(logits)) and bool(logits.detach().isnan().any())
+    return (validate or values_readable(logits)) and bool(logits.detach().isnan().any())
+
+
+def refuse_nan_inputs(inputs: Tensor, loss: Tensor, *, validate: bool) -> None:
+    """Say so where a loss is NaN because an input is; a model may know what to do with NaN.
+
+    Args:
+        inputs: [B, ...].
+        loss: What the inputs gave, of any shape.
+        validate: Look on a GPU too, which waits for it.
+
+    Raises:
+        ValueError: Both hold NaN.
+    """
+    if not (validate or values_known(loss)) or not bool(loss.detach().isnan().any()):
+        return
+    bad = inputs.detach().isnan().flatten(1).any(1).nonzero()
+    if bad.numel():
+        raise ValueError(
+            f"the loss is NaN because inputs hold NaN, the first at index {int(bad[0])} of the "
+            "batch"
+        )
+
+
+def threat_in_range(
+    options: LossOptions, data_range: DataRange | None, inputs: Tensor
+) -> ThreatModel:
+    """The threat model of a loss in a data range in which the inputs [B, ...] lie.
+
+    Whether they do is looked at on the CPU, and elsewhere with ``validate``.
+
+    Raises:
+        ValueError: An input lies outside.
+    """
+    threat = options.threat(data_range)
+    if options.validate or values_known(inputs.detach()):
+        threat.require_inside(inputs.detach())
+    return threat
 
 
 def refuse_nan(logits: Tensor, mode: str, *, validate: bool) -> None:
@@ -43,7 +88,7 @@ def refuse_nan_gradients(gradients: Sequence[Tensor | None], upstream: Tensor) -
         RuntimeError: One has NaN.
     """
     found = [gradient for gradient in gradients if gradient is not None]
-    if not labels_readable(upstream) or torch.is_autocast_enabled("cpu"):
+    if not values_readable(upstream) or torch.is_autocast_enabled("cpu"):
         return
     if any(gradient.dtype not in _FULL for gradient in found) or not upstream.isfinite().all():
         return

@@ -20,7 +20,7 @@ from margin_ext.accumulation import accumulation_dtype
 from margin_ext.functional.labels import Labels
 from margin_ext.gradient_mode import GradientMode, register_gradient_mode
 from margin_ext.gradient_modes.check_report import Measured
-from margin_ext.gradient_modes.domain import has_nan, refuse_nan
+from margin_ext.gradient_modes.domain import has_nan, refuse_nan, threat_in_range
 from margin_ext.gradient_modes.objective import Objective
 from margin_ext.gradient_modes.step import Step
 from margin_ext.input_std import channel_scale
@@ -156,7 +156,7 @@ class FiniteDifference(GradientMode):
         else:
             shift, weight = _separate(slope, out.gap, length)
         options = objective.options
-        threat = options.threat(self.data_range)
+        threat = threat_in_range(options, self.data_range, step.inputs)
         defined = not any(has_nan(t, validate=options.validate) for t in (step.logits, out.loss))
         terms = _Terms(
             objective, labels, nearest, rerun, step.inputs, grad, shift, weight, threat, defined

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from margin_ext.gradient_mode import GradientMode, register_margin
-from margin_ext.gradient_modes.domain import has_nan, refuse_nan
+from margin_ext.gradient_modes.domain import has_nan, refuse_nan, threat_in_range
 from margin_ext.gradient_modes.step import Step
 from margin_ext.loss_options import LossOptions
 from margin_ext.op_results import MarginLoss
@@ -79,7 +79,7 @@ class Secant(GradientMode):
         objective, labels = step.objective, step.labels
         nearest = step.nearest()
         options = objective.options
-        threat = options.threat(self.data_range)
+        threat = threat_in_range(options, self.data_range, step.inputs)
         moved = self._attacked(step, threat, nearest)
         runner_up = objective.with_options(classes="runner_up")
         logits = rerun(moved)

@@ -22,6 +22,9 @@ _FALL = 0.5
 _JUMP = 0.5
 
 
+# Below so many samples a difference has to exceed 0.2 to count as a sign.
+FEW = 25
+
 NOT_THE_GAP = "attacks on the gap move there: this sign does not speak against them"
 
 
@@ -92,13 +95,20 @@ class MaskingDiagnosis(MaskingSigns):
     cross_entropy_masked: bool
     gap_masked: bool
 
+    @property
+    def too_few(self) -> bool:
+        """Whether so few samples were looked at that a missing sign means nothing."""
+        return self.count < FEW
+
     def __str__(self) -> str:
         head = f"Convergence: a second search moved robust accuracy by {100 * self.moved:.1f} "
-        lines = [f"{head}points on {self.count} samples."]
+        lines = [f"{head}points on {self.count} sample{'s' * (self.count != 1)}."]
         if self.findings:
             lines += ["Signs of gradient masking:", *(f"- {one}" for one in self.findings)]
         else:
             lines += ["No sign of gradient masking."]
+        if self.too_few:
+            lines += [f"Too few to tell: below {FEW} correct samples this diagnosis sees little."]
         if self.not_looked_at:
             lines.append(f"Not looked at: {'; '.join(self.not_looked_at)}.")
         return "\n".join(lines)

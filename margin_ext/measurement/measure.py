@@ -57,7 +57,7 @@ _HELD = 96
 
 def threat_norms(p: float | str | Sequence[float | str]) -> tuple[float, ...]:
     """One or several threat norms as numbers, checked, without repetition."""
-    several = real_numbers("p", p)
+    several = real_numbers("p", p, texts=True)
     if not several:
         raise ValueError("p must name at least one norm")
     for one in several:

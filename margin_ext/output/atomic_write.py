@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["write_atomically", "write_text"]
 
 # A temporary file is named .NAME.PROCESS@HOST.RANDOM.tmp, so that a later writer can tell whether
-# the one that made it still lives.
+# the one that made it still lives. The name has at most so many characters.
+_NAMED = 40
 _MADE_BY = re.compile(r"\.(\d+)@(.*)\.[^.]+\.tmp$")
 
 
@@ -33,11 +34,22 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         OSError: It cannot be written, or ``path`` is a folder, a pipe or a device.
     """
+    try:
+        _write(path, write)
+    except OSError as error:
+        # Nobody asked for the temporary file, so the message names the file itself.
+        named = error.filename is not None and not str(error.filename).endswith(".tmp")
+        if error.errno is None or named:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no regular file, so nothing is written to it")
     _remove_leftovers(path)
-    prefix = f".{path.name}.{os.getpid()}@{socket.gethostname()}."
+    prefix = f"{_hidden(path)}.{os.getpid()}@{socket.gethostname()}."
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
@@ -62,7 +74,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    for file in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
+    for file in path.parent.glob(f"{_escaped(_hidden(path))}.*.tmp"):
         made_by = _MADE_BY.search(file.name)
         if made_by is None or made_by[2] != socket.gethostname() or _lives(int(made_by[1])):
             continue
@@ -70,6 +82,11 @@ def _remove_leftovers(path: Path) -> None:
         with contextlib.suppress(OSError), file.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.unlink(missing_ok=True)
+
+
+def _hidden(path: Path) -> str:
+    """How the temporary file's name begins: short enough where the file's own is long."""
+    return f".{path.name[:_NAMED]}"
 
 
 def _escaped(name: str) -> str:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         def update(self, data: bytes, /) -> None: ...
 
 
+_IN_WORDS = "criterion"
+
+
 class OtherSettingsError(Exception):
     """A file belongs to a training with other settings.
 
@@ -83,6 +86,8 @@ def read_state(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
     wanted = json.loads(json.dumps(dict(settings)))
     other = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
     if other:
+        # The criterion in words says once more what other settings say.
+        other = [k for k in other if k != _IN_WORDS] or other
         differences = ", ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} here" for k in other)
         raise OtherSettingsError(f"{path} belongs to a run with other settings ({differences})")
     return state

@@ -287,6 +287,16 @@ def test_neither_order_nor_size_of_batches_matters() -> None:
         without_alarm(judged(trained(), loader).diagnosis)
 
 
+def test_few_samples_are_told() -> None:
+    x, y = data()
+    model = trained()
+    right = (model(x).argmax(1) == y).nonzero().squeeze(1)
+    for count, few in ((1, True), (24, True), (25, False)):
+        found = judged(model, (x[right[:count]], y[right[:count]])).diagnosis
+        assert (found.count, found.too_few) == (count, few)
+        assert ("Too few to tell" in str(found)) is few
+
+
 def test_one_class_only_is_told() -> None:
     x, y = data()
     found = judged(trained(), (x[y == 0], y[y == 0])).diagnosis

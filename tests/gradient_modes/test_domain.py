@@ -168,3 +168,55 @@ def test_nan_at_the_inputs_themselves_stays_visible_in_the_loss():
     model, (x, y) = Domain(torch.log), data()
     x[0] = -1.0
     assert bool(AverageMarginLoss(gradient="finite_difference").run(model, x, y).loss.isnan())
+
+
+NAN = "inputs hold NaN, the first at index 3"
+MARGINS = ["first_order", "logit_gap", "secant", "additive", "distance"]
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+def test_nan_inputs_are_named(margin):
+    """Also in validation, where there is no graph."""
+    model, (x, y) = Domain(nn.Identity()), data()
+    x[3, 1] = math.nan
+    criterion = AverageMarginLoss(margin=margin)
+    with pytest.raises(ValueError, match=NAN):
+        criterion.run(model, x, y)
+    with torch.no_grad(), pytest.raises(ValueError, match=NAN):
+        criterion.run(model, x, y)
+
+
+@pytest.mark.parametrize("margin", MARGINS[:2])
+def test_nan_inputs_of_the_plain_call_are_named(margin):
+    model, (x, y) = Domain(nn.Identity()), data()
+    x[3, 1] = math.nan
+    logits = model(x.requires_grad_())
+    with pytest.raises(ValueError, match=NAN):
+        AverageMarginLoss(margin=margin)(logits, y, x)
+
+
+def test_a_model_may_know_what_to_do_with_nan():
+    model, (x, y) = Domain(torch.nan_to_num), data()
+    x[3, 1] = math.nan
+    assert AverageMarginLoss().run(model, x, y).loss.isfinite()
+
+
+RANGED = [
+    {"margin": Secant(data_range=(0, 1))},
+    {"margin": Secant(steps=1, data_range=(0, 1))},
+    {"margin": Additive(noise=1.0, data_range=(0, 1))},
+    {"margin": Distance(data_range=(0, 1))},
+    {"gradient": FiniteDifference(data_range=(0, 1))},
+    {"gradient": FiniteDifference("central", unit="tau", data_range=(0, 1))},
+]
+
+
+@pytest.mark.parametrize("options", RANGED, ids=str)
+@pytest.mark.parametrize("wrong", [1.5, -0.5, math.nan])
+def test_inputs_outside_of_the_stated_range_are_refused(options, wrong):
+    """Otherwise the step would begin with a jump into the range."""
+    model, (x, y) = Domain(nn.Identity()), data()
+    AverageMarginLoss(**options).run(model, x, y)
+    x[2, 4] = wrong
+    with pytest.raises(ValueError, match="outside the stated data range"):
+        AverageMarginLoss(**options).run(model, x, y)

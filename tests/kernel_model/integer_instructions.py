@@ -42,25 +42,26 @@ def _iadd(warp: Warp, i: Instruction) -> None:
     if size == 8 and known:
         pairs = all_known([warp.integer(x, 8) for x in ins])
         total = None if pairs is None else sum(pairs)
+    # Before the sum is put: it may go to one of the summands. Three of them may carry twice.
+    carried = None if total is None or not outs else _carried(warp, ins, more)
     warp.put(o[0], None if total is None else total & (M64 if size == 8 else M32), size)
-    if outs:
-        # A carry out of a sum with a negated register: -x is ~x + 1.
-        warp.predicates[outs[0]] = None if total is None else _carry(warp, ins, more)
+    for least, out in enumerate(outs, start=1):
+        warp.predicates[out] = None if carried is None else carried >= least
 
 
 def _addend(warp: Warp, text: str) -> int | None:
-    """A summand, with -x as ~x + 1 in 33 bits, so that the sum's bit 32 is the carry."""
+    """A summand for a carry: -x as ~x + 1 in 33 bits, so that the carry is the sum's bit 32."""
     if text.startswith("-") and re.match(r"-U?R|-c\[", text):
         value = warp.integer(text[1:])
         return None if value is None else (~value & M32) + 1
     return warp.integer(text)
 
 
-def _carry(warp: Warp, ins: Sequence[str], more: Sequence[bool | None]) -> bool | None:
+def _carried(warp: Warp, ins: Sequence[str], more: Sequence[bool | None]) -> int | None:
     values = all_known([_addend(warp, x) for x in ins])
     if values is None or None in more:
         return None
-    return (sum(values) + sum(map(bool, more))) >> 32 != 0
+    return (sum(values) + sum(map(bool, more))) >> 32
 
 
 def _imad(warp: Warp, i: Instruction) -> None:

@@ -3,11 +3,11 @@
 # ruff: noqa: C901, PLR0911
 from __future__ import annotations
 
-import ctypes
 import re
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 __all__ = [
     "M32",
@@ -209,9 +209,18 @@ class Warp:
         if not shared and where not in memory:
             if where < 1 << 16:
                 return None
-            raw = ctypes.string_at(where, size)
-            return int.from_bytes(raw, "little")
+            return int.from_bytes(self._own_memory(where, size), "little")
         return sum(memory.get(where + i, 0) << 8 * i for i in range(size))
+
+    @staticmethod
+    def _own_memory(where: int, size: int) -> bytes:
+        """Bytes of this process, where the launch's tensors are."""
+        with Path("/proc/self/mem").open("rb", buffering=0) as memory:
+            try:
+                memory.seek(where)
+                return memory.read(size)
+            except (OSError, OverflowError) as error:
+                raise RuntimeError(f"the kernel reads {size} bytes at {where:#x}") from error
 
     def store(self, where: int | None, value: int | None, size: int, shared: bool) -> None:
         if where is None or not shared:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
-from margin_ext import MarginMonitor, measure, robust_accuracy
+from margin_ext import AverageMarginLoss, MarginMonitor, measure, robust_accuracy
 from measurement.networks import linear_model
 
 DIMS, CLASSES = 4, 3
@@ -50,6 +50,22 @@ def test_several_norms_of_any_kind() -> None:
 )  # fmt: skip
 def test_radii_of_any_kind(eps: Any) -> None:
     assert robust_accuracy(NET, data(), eps).curve() == robust_accuracy(NET, data(), 0.1).curve()
+
+
+@pytest.mark.parametrize("eps", ["0.1", ["0.1"], [0.1, "inf"], np.array(["0.1"])])
+def test_radii_are_no_texts(eps: Any) -> None:
+    with pytest.raises(ValueError, match="eps must be a number or several, got the text"):
+        robust_accuracy(NET, data(), eps)
+
+
+@pytest.mark.parametrize("classes", [CLASSES, 99])
+def test_no_more_classes_than_there_are(classes: int) -> None:
+    told = f"classes must be at most 2, for the model has 3 classes, got {classes}"
+    with pytest.raises(ValueError, match=told):
+        measure(NET, data(), classes=classes)
+    x, y = data()
+    with pytest.raises(ValueError, match=told):
+        AverageMarginLoss(classes=classes).run(NET, x, y)
 
 
 @pytest.mark.parametrize("number", [np.int64(7), np.int8(7), torch.tensor(7), 7.0, np.float64(7)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -310,3 +313,21 @@ def test_a_refused_checkpoint_names_the_class(tmp_path: Path, extra: object, nam
         assert "c.pt" in str(told.value)
         assert "\n" not in str(told.value)
         assert "\x1b" not in str(told.value)
+
+
+def test_errors_name_the_file_itself(tmp_path: Path) -> None:
+    """The temporary file next to it is nobody's business, and a long name does not exceed it."""
+    place = Path("/proc/report.json")
+    with pytest.raises(OSError, match=re.escape(f"'{place}'")) as told:
+        write_text(place, "x")
+    assert told.value.filename == str(place)
+
+    def full(file: IO[bytes]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: .*report\.json'") as told:
+        write_atomically(tmp_path / "report.json", full)
+    assert told.value.errno == errno.ENOSPC
+    long = tmp_path / ("a" * 245 + ".json")
+    write_text(long, "x")
+    assert [file.name for file in tmp_path.iterdir()] == [long.name]

@@ -251,9 +251,11 @@ void bind_emulator(py::module_& m) {
   device.def_readwrite("multiprocessors", &simt::Device::multiprocessors);
   device.def_readwrite("cluster_limit", &simt::Device::cluster_limit);
   device.def_readwrite("dynamic_shared_limit", &simt::Device::dynamic_shared_limit);
+  device.def_readwrite("shared_per_multiprocessor", &simt::Device::shared_per_multiprocessor);
   device.def_readwrite("capturing", &simt::Device::capturing);
   m.def("device", &simt::device, py::return_value_policy::reference);
   m.def("record_only", [](bool only) { simt::recording().only = only; });
+  m.def("launches", [] { return simt::recording().launches; });
   m.def("recorded_parameters", [] { return py::bytes(simt::recording().parameters); });
 }
 

@@ -179,6 +179,7 @@ def test_resume_refuses_other_settings_and_other_data(
     said = capsys.readouterr().err
     assert "seed: 0 there, 9 here" in said
     assert "mu: 1.0 there, 2.0 here" in said
+    assert "criterion" not in said  # which would say mu once more
     write_images(tmp_path / "other.npz", train_target=torch.arange(60).remainder(3).numpy())
     assert train(out, "--resume", "--data-dir", str(tmp_path / "other.npz")) == 2
     assert "images:" in capsys.readouterr().err

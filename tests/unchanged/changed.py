@@ -86,6 +86,12 @@ CHANGES = (
         present,
     ),
     Change(
+        r"loss/secant/in a box",
+        r".*",
+        "inputs outside of the range that the secant is given are refused, as these are",
+        gone,
+    ),
+    Change(
         r"pgd/(p=2, .*|2 restarts, .*|norm floor, .*)",
         r"points",
         "a step and its projection are one op, which sums the squares of an l2 length in another "

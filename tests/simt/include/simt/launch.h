@@ -64,6 +64,7 @@ inline void name_thread_in_reports() {
 // machine code of a kernel reads them. With `only`, launches are recorded and not executed.
 struct Recording {
   bool only = false;
+  int launches = 0;  // so far
   Config config;
   std::string parameters;
 };
@@ -105,6 +106,7 @@ cudaError_t launch(void (*kernel)(Parameters...), const Config& config, Argument
 
   using Call = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
   const Call call{kernel, {std::forward<Arguments>(arguments)...}};
+  ++recording().launches;
   recording().config = config;
   recording().parameters.clear();
   std::apply([](const auto&... values) { (append_parameter(recording().parameters, values), ...); },

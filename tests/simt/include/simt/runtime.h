@@ -97,7 +97,7 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, co
   return cudaSuccess;
 }
 
-inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* kernel,
                                                   const cudaLaunchConfig_t* config) {
   int size = 1;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
@@ -105,8 +105,11 @@ inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
       size = static_cast<int>(config->attrs[i].val.clusterDim.x);
     }
   }
+  int blocks = 0;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+      &blocks, kernel, static_cast<int>(config->blockDim.x), config->dynamicSmemBytes);
   const bool fits = size <= simt::device().cluster_limit;
-  *clusters = fits ? std::max(1, simt::device().multiprocessors / size) : 0;
+  *clusters = fits ? std::max(1, simt::device().multiprocessors * blocks / size) : 0;
   return cudaSuccess;
 }
 
