@@ -68,7 +68,7 @@ class Network:
         torch.manual_seed(0)
         model = self.build()
         if self.epochs:
-            train, test = self._images(mnist if self.mnist else None)
+            train, test = self._images(mnist)
         else:
             train = test = _noise(self.shape, 2 * self.images)
         if kept.exists():
