@@ -21,7 +21,7 @@ import torch
 from benchmarks import environment, report
 from benchmarks.results import FOLDER, QUICK_FOLDER, default_path
 
-PARTS = ("call_overhead", "kernels", "training_step", "scaling", "bounds")
+PARTS = ("call_overhead", "kernels", "training_step", "scaling", "bounds", "peers")
 
 
 def command(part: str, device: str, out: Path, given: argparse.Namespace) -> list[str]:
@@ -33,8 +33,10 @@ def command(part: str, device: str, out: Path, given: argparse.Namespace) -> lis
         line.append("--quick")
     if given.fresh:
         line.append("--fresh")
-    if part == "kernels" and given.no_compile:
+    if part in ("kernels", "training_step") and given.no_compile:
         line.append("--no-compile")
+    if part == "peers" and given.mnist:
+        line += ["--mnist", str(given.mnist)]
     if given.threads and part != "call_overhead":
         line += ["--threads", str(given.threads)]
     return line
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), help="default: all")
+    parser.add_argument("--mnist", type=Path, help="folder of MNIST's idx files, for the peers")
     parser.add_argument("--results", type=Path, help="folder of the JSON files")
     parser.add_argument("--docs", type=Path, help="folder of benchmarks.md")
     given = parser.parse_args(argv)

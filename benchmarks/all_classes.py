@@ -1,12 +1,13 @@
 """Margins to all of 1000 classes of a ResNet-50: time, passes, and whether the answer is right.
 
-    python -m benchmarks.all_classes [--samples 16] [--checked 1] [--threads 2] [--p 2]
+    python -m benchmarks.all_classes [--samples 16] [--checked 2] [--threads 2] [--p 2]
 
 The network has the shapes of He et al. (2016, table 1) and random weights, with running statistics
 of BatchNorm from some batches, so that its activations keep their scale, and a head whose logits
 are 0 on average; images are noise. Labels are the predicted classes, those of every fourth sample
 the second largest logit, so that a quarter is misclassified. The last samples are measured class by
-class too, and compared.
+class too, one at a time, and compared. Each result is saved as it comes; none is computed twice:
+--only names the part that is wanted.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +25,10 @@ from benchmarks import environment
 from benchmarks.results import default_path
 from margin_ext import measure
 from margin_ext.bounds import AllClasses
+from margin_ext.output.json_file import write_json
 
 SIZE, CLASSES = 224, 1000
+Data: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Bottleneck(nn.Module):
@@ -80,63 +82,96 @@ def problem(samples: int, size: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, inputs, target
 
 
-def timed(**arguments: Any) -> tuple[Any, float, float]:
-    """The report, seconds, and CPU seconds: on a busy machine only these tell what it takes."""
+class Record:
+    """What was measured on one problem so far, in a file that several runs may add to."""
+
+    def __init__(self, path: Path, problem: dict[str, Any]) -> None:
+        self.path = path
+        self.problem = problem
+
+    def read(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        if content.get("problem", self.problem) != self.problem:
+            raise SystemExit(f"{self.path} holds results of another problem: name another --out")
+        return {"problem": self.problem, "sketch": None, "exhaustive": {}, **content}
+
+    def write(self, content: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, content)
+
+
+def timed(search: AllClasses, model: nn.Module, data: Data, p: str) -> dict[str, Any]:
+    """Margins and what they took; on a busy machine only CPU seconds tell what it takes."""
     begun, used = time.perf_counter(), time.process_time()
-    report = measure(arguments.pop("model"), arguments.pop("data"), progress=True, **arguments)
-    return report, time.perf_counter() - begun, time.process_time() - used
+    report = measure(model, data, p=p, classes=search, progress=True)
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - used
+    print(report, flush=True)
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "directions": int(report.directions.max()),
+        "gradients": report.gradients.tolist(),
+        "margin": report.margin.tolist(),
+        "nearest_class": report.first.nearest_class.tolist(),
+        "environment": environment.describe("cpu"),
+    }
+
+
+def compare(content: dict[str, Any]) -> str:
+    """The answer of the sketch against the exhaustive one, in words."""
+    sketch, checked = content["sketch"], content["exhaustive"]
+    if not sketch or not checked:
+        return "nothing to compare yet"
+    other, worst, taken = 0, 0.0, []
+    for number, one in checked.items():
+        at = int(number)
+        other += sketch["nearest_class"][at] != one["nearest_class"][0]
+        right = one["margin"][0]
+        worst = max(worst, abs(sketch["margin"][at] - right) / abs(right))
+        taken.append(one["cpu_seconds"])
+    return (
+        f"{len(sketch['margin'])} samples in {sketch['seconds']:.0f} s, "
+        f"{sketch['cpu_seconds']:.0f} CPU seconds on {sketch['environment']['torch_threads']} "
+        f"threads; class by class {sum(taken) / len(taken):.0f} CPU seconds a sample: "
+        f"other nearest class on {other} of {len(taken)}, margins differ by {worst:.1e} at most"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--checked", type=int, default=1, help="samples measured class by class")
+    parser.add_argument("--checked", type=int, default=2, help="samples measured class by class")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, default=SIZE)
     parser.add_argument("--p", default="2")
     parser.add_argument("--directions", type=int, default=AllClasses().directions)
     parser.add_argument("--derivatives", default="auto")
+    parser.add_argument("--only", choices=("sketch", "exhaustive"), help="default: both")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model, inputs, target = problem(given.samples, given.size)
-    sketch = AllClasses(search="sketch", directions=given.directions, derivatives=given.derivatives)
-    report, seconds, cpu = timed(model=model, data=(inputs, target), p=given.p, classes=sketch)
-    print(report)
-    result: dict[str, Any] = {
-        "environment": environment.describe("cpu"),
-        "samples": given.samples,
-        "threads": given.threads,
-        "p": given.p,
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "directions": int(report.directions.max()),
-        "gradients": report.gradients.tolist(),
-    }
-    print(f"{given.samples} samples in {seconds:.1f} s, {cpu:.1f} CPU seconds", flush=True)
-    if given.checked:
-        last = slice(given.samples - given.checked, given.samples)
-        every, _, taken = timed(
-            model=model,
-            data=(inputs[last], target[last]),
-            p=given.p,
-            classes=AllClasses(search="exhaustive"),
-        )
-        same = report.first.nearest_class[last] == every.first.nearest_class
-        off = np.abs(report.margin[last] - every.margin) / np.abs(every.margin)
-        result.update(
-            checked=given.checked,
-            exhaustive_cpu_seconds_a_sample=taken / given.checked,
-            other_nearest_class=int((~same).sum()),
-            largest_relative_difference=float(off.max()),
-        )
-        print(
-            f"class by class: {taken / given.checked:.1f} CPU s a sample, other nearest class on "
-            f"{int((~same).sum())} of {given.checked}, margins differ by {off.max():.1e}"
-        )
+    described = {"samples": given.samples, "size": given.size, "p": given.p}
     out = given.out or default_path("all_classes", "cpu", quick=given.size < SIZE)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    record = Record(out, described)
+    if given.only != "exhaustive" and record.read()["sketch"] is None:
+        search = AllClasses(
+            search="sketch", directions=given.directions, derivatives=given.derivatives
+        )
+        found = timed(search, model, (inputs, target), given.p)
+        record.write({**record.read(), "sketch": found})
+    if given.only != "sketch":
+        for at in range(given.samples - 1, given.samples - 1 - given.checked, -1):
+            if str(at) in record.read()["exhaustive"]:
+                continue
+            one = slice(at, at + 1)
+            found = timed(
+                AllClasses(search="exhaustive"), model, (inputs[one], target[one]), given.p
+            )
+            content = record.read()
+            content["exhaustive"][str(at)] = found
+            record.write(content)
+    print(compare(record.read()))
 
 
 if __name__ == "__main__":

@@ -78,8 +78,9 @@ def scaling(cases: list[dict[str, Any]], path: Path) -> None:
         _save(figure, path)
 
 
-def times_of_clone(cases: list[dict[str, Any]], path: Path) -> None:
-    """Points: how many clones of the same bytes each contender takes, by shape."""
+def times_of_yardstick(cases: list[dict[str, Any]], path: Path) -> None:
+    """Points: how many copies (clones) of the same bytes each contender takes, by shape."""
+    yardstick = cases[0]["yardstick"]
     contenders = [
         name
         for name in ("fused", "compiled", "reference")
@@ -113,7 +114,9 @@ def times_of_clone(cases: list[dict[str, Any]], path: Path) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_yticks(range(len(cases)), [case["name"].split(": ", 1)[-1] for case in cases])
         axes.invert_yaxis()
-        axes.set_xlabel("time over that of a clone of the same bytes (dashed: 1), with quartiles")
+        axes.set_xlabel(
+            f"time over that of a {yardstick} of the same bytes (dashed: 1), with quartiles"
+        )
         figure.legend(loc="outside upper center", ncols=3)
         _save(figure, path)
 

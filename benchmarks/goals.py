@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.call_overhead import WHOLE
+from benchmarks.call_overhead import SMALL, WHOLE
 from benchmarks.jobs import TRAINING_JOB
 
 _TEN_MB = 10_000_000
+_SHORT = 784  # rows whose own cost counts beside that of their bytes
 _LARGE = 300_000_000
 _READS_ONLY = "first_order_margin, forward"
 
@@ -39,25 +40,41 @@ def cpu_verdicts(files: Files) -> list[Verdict]:
     training = [case for case in _cases(files, "kernels") if case["job"] == TRAINING_JOB.name]
     for dtype in ("fp32", "bf16", "fp16"):
         cases = [case for case in training if case["shape"]["dtype"] == dtype]
-        large = [case for case in cases if case["shape"]["grad_bytes"] >= _TEN_MB]
+        large = [
+            case
+            for case in cases
+            if case["shape"]["grad_bytes"] >= _TEN_MB and case["shape"]["size"] > _SHORT
+        ]
         what = f"loss, forward and backward, {dtype}"
         found += [
-            _at_most(f"{what}: at most 1.25 x a copy from 10 MB", large, _over_clone, 1.25),
+            _at_most(f"{what}: at most 1.3 x a copy from 10 MB", large, _over_yardstick, 1.3),
             _at_least(f"{what}: at least 5 x eager at every size", cases, _over("reference"), 5),
             _at_least(
                 f"{what}: at least 3 x torch.compile at every size", cases, _over("compiled"), 3
             ),
         ]
+    short = [
+        case
+        for case in training
+        if case["shape"]["grad_bytes"] >= _TEN_MB and case["shape"]["size"] <= _SHORT
+    ]
     overhead = list(_cases(files, "call_overhead"))
-    found.append(
+    found += [
+        _at_most("loss at 4096 x 784: at most 1.6 x a copy", short, _over_yardstick, 1.6),
+        _at_most(
+            "loss at 128 x 784: at most 3 x an autograd.Function that does nothing",
+            [case for case in overhead if case["shape"] == SMALL.name],
+            lambda case: case["over_nothing"][WHOLE]["median"],
+            3,
+        ),
         _at_most(
             "call overhead of the loss, forward and backward: under 90 us",
-            overhead,
+            [case for case in overhead if case["shape"] != SMALL.name],
             lambda case: case["contenders"][WHOLE]["times"]["wall"]["median"] * 1e6,
             90,
             unit=" us",
-        )
-    )
+        ),
+    ]
     return found
 
 
@@ -82,7 +99,7 @@ def cuda_verdicts(files: Files) -> list[Verdict]:
     )
 
     def of_clone(case: Case) -> float | None:
-        over = _over_clone(case)
+        over = _over_yardstick(case)
         return 100 / over if over else None
 
     def of_peak(case: Case) -> float | None:
@@ -109,7 +126,7 @@ def _cases(files: Files, part: str) -> Iterable[Case]:
     return files[part]["cases"] if part in files else []
 
 
-def _over_clone(case: Case) -> float | None:
+def _over_yardstick(case: Case) -> float | None:
     found = case["over_yardstick"].get("fused")
     return found and found["median"]
 

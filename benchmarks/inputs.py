@@ -29,7 +29,8 @@ class Inputs:
         upstream: Of the loss: 1, or a loss scaler's factor for fp16.
         minus_one: An upstream that is not 1, under which scaling in place does not run away.
         statistics: As the loss op gives them; all 1.
-        moved: A tensor whose clone moves as many bytes as the op must.
+        moved: A tensor whose copy moves as many bytes as the op must.
+        old: Its shape; memory that has been written to before.
     """
 
     logits: Tensor
@@ -43,6 +44,7 @@ class Inputs:
     minus_one: Tensor
     statistics: Tensor
     moved: Tensor
+    old: Tensor
 
     def copy(self) -> Inputs:
         """Independent copies, for calls that write to their inputs."""
@@ -87,6 +89,7 @@ def random_inputs(shape: Shape, device: str, moved_bytes: int, seed: int = 0) ->
     lead = (0.5 + uniform(shape.batch, 1)).to(shape.dtype)
     logits.scatter_(1, label, logits.amax(dim=1, keepdim=True) + lead)
     grad = normal(shape.batch, *shape.sample).div_(shape.size**0.5)
+    elements = max(1, moved_bytes // (2 * shape.dtype.itemsize))
     scaler = float(shape.batch) if shape.dtype == torch.float16 else 1.0
     return Inputs(
         logits=logits.requires_grad_(),
@@ -99,5 +102,6 @@ def random_inputs(shape: Shape, device: str, moved_bytes: int, seed: int = 0) ->
         upstream=torch.full((), scaler, device=device),
         minus_one=torch.full((), -1.0, device=device),
         statistics=torch.ones(len(STATISTIC_NAMES), device=device),
-        moved=normal(max(1, moved_bytes // (2 * shape.dtype.itemsize))),
+        moved=normal(elements),
+        old=normal(elements),
     )

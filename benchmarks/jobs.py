@@ -16,6 +16,12 @@ from benchmarks.timing import Contender
 from margin_ext import functional, reference
 from margin_ext.statistics import STATISTIC_NAMES
 
+# The yardsticks, as names of contenders.
+CLONE = "clone"
+COPY = "copy"
+
+STEEPEST = 0.04  # of the coordinates share a step under p = 1
+
 _SCALE = STATISTIC_NAMES.index("gradient_scale")
 
 # Takes the tensors in place of attributes of Inputs: torch.compile then sees plain arguments.
@@ -34,7 +40,7 @@ class Job:
         wanted: Attributes that gradients are wanted for.
         forward: Makes the forward pass from functional or reference.
         moved: Bytes that must be read and written, from the shape.
-        limit: What the clone stands for, in words.
+        limit: What the copy or clone stands for, in words.
     """
 
     name: str
@@ -95,7 +101,11 @@ def _direction(api: ModuleType, shape: Shape) -> Forward:
 
 
 def _attack(api: ModuleType, shape: Shape) -> Forward:
-    """A step out of the ball and the range, so that nothing may be left out."""
+    """A step out of the ball and the range, so that nothing may be left out.
+
+    For p = 1 some coordinates share it.
+    """
+    steepest = max(1, round(STEEPEST * shape.size)) if shape.p == 1 else 1
 
     def run(base: Tensor, grad: Tensor, factor: Tensor, center: Tensor) -> tuple[Tensor, ...]:
         ends = grad.new_full((1,), -1.0), grad.new_full((1,), 1.0)
@@ -107,6 +117,7 @@ def _attack(api: ModuleType, shape: Shape) -> Forward:
                 center,
                 factor,
                 p=shape.p,
+                steepest=steepest,
                 data_range=ends,
                 input_std=shape.channel_std,
             ),
@@ -180,6 +191,14 @@ TRAINING_JOB = Job(
     limit="grad and logits read, their gradients written",
     **_LOSS,
 )
+ATTACK_JOB = Job(
+    "attack_step",
+    "forward",
+    ("base", "grad", "factor", "center"),
+    _attack,
+    _grad(4),
+    limit="point, grad and center read, next point written",
+)
 PART_JOBS = (
     Job(
         "average_margin_loss, forward",
@@ -217,14 +236,7 @@ PART_JOBS = (
         _grad(3),
         limit="grad and base read, step written",
     ),
-    Job(
-        "attack_step",
-        "forward",
-        ("base", "grad", "factor", "center"),
-        _attack,
-        _grad(4),
-        limit="point, grad and center read, next point written",
-    ),
+    ATTACK_JOB,
     Job(
         "additive_margin_loss, forward and backward",
         "both",
@@ -254,7 +266,7 @@ LOGITS_JOB = Job(
 def contenders(job: Job, shape: Shape, compiled: bool) -> dict[str, Contender]:
     """The clone, the fused kernels, the eager reference and, if wanted, the compiled one."""
     found = {
-        "clone": Contender(lambda x: x.moved.clone()),
+        CLONE: Contender(lambda x: x.moved.clone()),
         "fused": job.contender(job.forward(functional, shape)),
         "reference": job.contender(job.forward(reference, shape)),
     }
@@ -263,3 +275,8 @@ def contenders(job: Job, shape: Shape, compiled: bool) -> dict[str, Contender]:
         forward = torch.compile(job.forward(reference, shape), dynamic=False, fullgraph=True)
         found["compiled"] = job.contender(forward)
     return found
+
+
+def copy_into_old() -> Contender:
+    """A copy of as many bytes as the op must move, into memory that was used before."""
+    return Contender(lambda x: x.old.copy_(x.moved))

@@ -1,14 +1,17 @@
-"""Every op: fused against the eager reference, torch.compile of it, and a clone of the same bytes.
+"""Every op: fused against the eager reference, torch.compile of it, and a copy of the same bytes.
 
     python -m benchmarks.kernels [--device cuda] [--only REGEX] [--no-compile] [--out FILE]
 
 All contenders take turns in one process; results are compared with the reference before any clock
-is started.
+is started. On the CPU the process keeps the memory that is freed, and the copy goes into memory
+that was used before. In rounds of their own the fused kernels and a clone have all their results in
+fresh memory (benchmarks/memory.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +20,20 @@ import torch
 from benchmarks import arguments, profiling, shapes
 from benchmarks.agreement import assert_agreement
 from benchmarks.cases import measure_all
-from benchmarks.inputs import random_inputs
-from benchmarks.jobs import LOGITS_JOB, PART_JOBS, TRAINING_JOB, Job, contenders
+from benchmarks.inputs import Inputs, random_inputs
+from benchmarks.jobs import (
+    ATTACK_JOB,
+    CLONE,
+    COPY,
+    LOGITS_JOB,
+    PART_JOBS,
+    TRAINING_JOB,
+    Job,
+    contenders,
+    copy_into_old,
+)
 from benchmarks.load import Load
+from benchmarks.memory import fresh_each_call, keep_freed_memory
 from benchmarks.samples import Measured, ratios_to
 from benchmarks.shapes import Shape
 from benchmarks.timing import QUICK, Contender, Effort, time_on_cpu
@@ -30,21 +44,28 @@ def jobs(device: str, quick: bool) -> Iterator[tuple[Job, Shape]]:
     for shape in shapes.training_shapes(device, quick):
         yield TRAINING_JOB, shape
     for job in PART_JOBS:
-        for shape in shapes.part_shapes(device, quick):
+        listed = shapes.attack_shapes if job is ATTACK_JOB else shapes.part_shapes
+        for shape in listed(device, quick):
             yield job, shape
     for shape in shapes.logits_shapes(device, quick):
         yield LOGITS_JOB, shape
 
 
-def measure(job: Job, shape: Shape, device: str, compiled: bool, effort: Effort) -> dict[str, Any]:
-    """One case of the results."""
+def measure(
+    job: Job, shape: Shape, device: str, compiled: bool, kept: bool, effort: Effort
+) -> dict[str, Any]:
+    """One case of the results. kept: whether the process keeps freed memory."""
     rivals = contenders(job, shape, compiled)
     moved = job.moved(shape)
     inputs = random_inputs(shape, device, moved)
     failures = {} if not compiled else _drop_uncompilable(rivals, inputs)
     errors = assert_agreement(job, shape, rivals, inputs)
+    on_cpu = device == "cpu"
+    yardstick = COPY if on_cpu else CLONE
+    in_turn = {COPY: copy_into_old(), **rivals} if on_cpu else rivals
     with Load() as load:
-        measured = _time(rivals, shape, device, moved, effort)
+        measured = _time(in_turn, shape, device, moved, effort)
+        fresh = _time_in_fresh_memory(rivals, inputs, effort) if kept else {}
     for name, rival in rivals.items():
         _profile(measured[name], rival, inputs, device)
     measured.update(failures)
@@ -55,11 +76,13 @@ def measure(job: Job, shape: Shape, device: str, compiled: bool, effort: Effort)
         "limit": job.limit,
         "shape": _shape_values(shape),
         "moved_bytes": moved,
-        "yardstick": "clone",
+        "yardstick": yardstick,
         "subject": ["fused"],
         "contenders": {name: one.as_dict() for name, one in measured.items()},
-        "over_yardstick": ratios_to("clone", measured),
+        "over_yardstick": ratios_to(yardstick, measured),
         "over_fused": ratios_to("fused", measured),
+        "fresh_memory": {name: one.as_dict() for name, one in fresh.items()},
+        "fresh_over_clone": ratios_to(CLONE, fresh),
         "errors": errors,
         "others_cores": load.others_cores,
     }
@@ -90,6 +113,14 @@ def _time(
     )
 
 
+def _time_in_fresh_memory(
+    rivals: dict[str, Contender], inputs: Inputs, effort: Effort
+) -> dict[str, Measured]:
+    """The fused kernels and the clone, where no freed memory can be had."""
+    chosen = {name: fresh_each_call(rivals[name]) for name in (CLONE, "fused")}
+    return time_on_cpu(chosen, inputs, replace(effort, seconds=effort.seconds / 2))
+
+
 def _drop_uncompilable(rivals: dict[str, Contender], inputs: Any) -> dict[str, Measured]:
     """Take out the compiled contender where it cannot be compiled here, and say why."""
     rival = rivals["compiled"]
@@ -117,8 +148,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch._dynamo.config.recompile_limit = 10_000  # each shape gets a graph of its own
     with arguments.run(given):
         compiled = not given.no_compile
-        results = arguments.results("kernels", given, compiled=compiled)
-        settings = given.device, compiled, QUICK if given.quick else Effort(seconds=1.0)
+        kept = given.device == "cpu" and keep_freed_memory()
+        results = arguments.results("kernels", given, compiled=compiled, keeps_freed_memory=kept)
+        settings = given.device, compiled, kept, QUICK if given.quick else Effort(seconds=1.0)
         measure_all(
             results,
             given,
@@ -133,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _summary(case: dict[str, Any]) -> list[str]:
     parts = []
     if "fused" in case["over_yardstick"]:
-        parts.append(f"{case['over_yardstick']['fused']['median']:.2f} x clone")
+        parts.append(f"{case['over_yardstick']['fused']['median']:.2f} x {case['yardstick']}")
+    if "fused" in case["fresh_over_clone"]:
+        parts.append(f"fresh {case['fresh_over_clone']['fused']['median']:.2f} x clone")
     parts += [f"{name} {r['median']:.1f} x fused" for name, r in case["over_fused"].items()]
     return parts
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import environment, figures, goals, results, tables
 from benchmarks.jobs import LOGITS_JOB, PART_JOBS, TRAINING_JOB
+from benchmarks.peer_tables import peers
 
 _NO_GPU = "not measured: no GPU was at hand"
 _BUSY = 0.25  # cores that other programs took; from here on figures are worth less
@@ -27,16 +28,20 @@ _HEAD = """\
 
 `make bench` measures everything on the machine at hand and renders this page. All contenders of a
 case take turns in one process, results are compared with the reference before any clock is started,
-data are random, and figures are medians (quartiles are in the JSON files). "Clone" is
-`torch.clone` of a tensor that moves as many bytes as the op must read and write: the practical
-limit of the memory. "Eager" and "torch.compile" run `margin_ext.reference`, the latter compiled for
-each shape by itself; their columns tell how many times as long as the fused kernels they take. Peak
-memory is what a call held at most beyond its inputs, its results included.
+data are random, and figures are medians (quartiles are in the JSON files). "Copy" and "clone" are
+`copy_` and `torch.clone` of a tensor that move as many bytes as the op must read and write: the
+practical limit of the memory. "Eager" and "torch.compile" run `margin_ext.reference`, the latter
+compiled for each shape by itself; their columns tell how many times as long as the fused kernels
+they take. Peak memory is what a call held at most beyond its inputs, its results included.
 """
 
 _HOW_CPU = """\
 On the CPU all contenders use the same inputs: what fits the caches stays there, as in training,
-where the gradient has just been computed.
+where the gradient has just been computed. The process keeps the memory that is freed, as with
+tcmalloc or jemalloc, or glibc with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1`; the copy goes
+into memory that was used before. The last two columns are of the other extreme: all results lie in
+pages that come fresh from the system, those of the clone too. What glibc does by itself lies
+between, and depends on what was allocated before.
 """
 
 _HOW_CUDA = """\
@@ -50,7 +55,9 @@ _HOW_STEP = """\
 A whole step: forward, loss, backward, SGD with momentum; relative to plain cross-entropy in the
 same run. "Reference" is the same loss without the compiled library. The kernels' share is the part
 of the step that is spent in this package's own ops: what is beyond it, no kernel of ours can speed
-up.
+up. With F for a forward pass, the plain step takes 3 F, one-step adversarial training 5 F, the
+exact modes about 6 F and one finite difference 7 F. The additive margin by the difference of two
+passes would take 5 F: it is one-step adversarial training, and has its row.
 """
 
 
@@ -142,9 +149,12 @@ def _sections(machine: Machine, docs: Path) -> Iterator[str]:
         yield f"![Time against B, D, C and threads](images/{path.name})"
     if "call_overhead" in machine.files:
         yield "### Call overhead"
-        yield "A batch of 4 with 16 inputs and 10 classes, one thread, Python included:"
         for case in machine.files["call_overhead"]["cases"]:
+            yield f"**{case['shape']}**, one thread, Python included ({case['reason']}):"
             yield tables.call_overhead(case)
+    if "peers" in machine.files:
+        yield "### Other libraries"
+        yield from peers(machine.files["peers"])
     if machine.bounds:
         yield "### Bounds"
         yield "The sampled estimate, batched, against the authors' loop over the same points:"
@@ -175,11 +185,11 @@ def _kernels(machine: Machine, figure: Path) -> Iterator[str]:
         chosen = [case for case in cases if case["job"] == job.name]
         if not chosen:
             continue
-        yield f"**{job.name}** (clone: {job.limit})"
+        yield f"**{job.name}** ({chosen[0]['yardstick']}: {job.limit})"
         yield tables.kernels(chosen, machine.device)
         if job is TRAINING_JOB:
-            figures.times_of_clone(chosen, figure)
-            yield f"![Times of a clone of the same bytes](images/{figure.name})"
+            figures.times_of_yardstick(chosen, figure)
+            yield f"![Times of a copy of the same bytes](images/{figure.name})"
     failures = {
         contender["failure"]
         for case in cases
@@ -196,9 +206,8 @@ def _hardware(machine: Machine) -> str:
         f"- {told['processor']}, {told['cores']} cores, "
         + ", ".join(f"{level} {size}" for level, size in told["caches"].items())
         + f", {tables.volume(told['memory_bytes'])} of memory, {told['system']}",
-        f"- Python {told['python']}, torch {told['torch']}, threads: {told['torch_threads']}; "
-        f"margin_ext {told['margin_ext']} with {told['cpu_instruction_set']} kernels, "
-        f"compiled by {told['compiler']}",
+        f"- Python {told['python']}, {told['cpu_instruction_set']} kernels compiled by "
+        f"{told['compiler']}",
     ]
     gpu = told["gpu"]
     if gpu:
@@ -214,7 +223,12 @@ def _hardware(machine: Machine) -> str:
         commit = (where["commit"] or "unknown")[:12]
         changed = " with uncommitted changes" if where["uncommitted_changes"] else ""
         state = "" if content["finished"] else ", interrupted: not complete"
-        lines.append(f"- {part}: {content['started'][:10]}, commit {commit}{changed}{state}")
+        threads = where["torch_threads"]
+        lines.append(
+            f"- {part}: {content['started'][:10]}, margin_ext {where['margin_ext']}, commit "
+            f"{commit}{changed}, torch {where['torch']}, {threads} "
+            f"thread{'s' * (threads != 1)}{state}"
+        )
     return "\n".join(lines)
 
 

@@ -158,6 +158,15 @@ def part_shapes(device: str, quick: bool) -> tuple[Shape, ...]:
     return QUICK_PARTS if quick else CPU_PARTS if device == "cpu" else CUDA_PARTS
 
 
+def attack_shapes(device: str, quick: bool) -> tuple[Shape, ...]:
+    """For a step of an attack: those of parts, and two of them under other threat norms."""
+    parts = part_shapes(device, quick)
+    steps = ((math.inf, "p = inf: a step along signs"), (1.0, "p = 1: the l1 ball"))
+    others = (replace(shape, p=p, reason=reason) for p, reason in steps for shape in parts[:2])
+    known = {shape.name for shape in parts}
+    return (*parts, *(shape for shape in others if shape.name not in known))
+
+
 def logits_shapes(device: str, quick: bool) -> tuple[Shape, ...]:
     """For the op that sees logits only; the sample counts for nothing."""
     return QUICK_PARTS[:1] if quick else CPU_LOGITS if device == "cpu" else CUDA_LOGITS

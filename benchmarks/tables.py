@@ -7,10 +7,10 @@ from typing import Any
 
 from benchmarks.figures import seconds
 from benchmarks.goals import Verdict
-from benchmarks.steps import MATH, PLAIN, REFERENCE
+from benchmarks.step_losses import LOSSES, PLAIN
+from benchmarks.steps import MATH, REFERENCE
 
 NOTHING = "-"
-_MODES = {PLAIN: "plain cross-entropy", "pgd_7": "PGD-7 adversarial training"}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -57,20 +57,22 @@ def goals(verdicts: Iterable[Verdict]) -> str:
 
 
 def kernels(cases: Iterable[dict[str, Any]], device: str) -> str:
-    """One row a case: time and bandwidth of the fused op, and the others relative to it."""
-    head = ["Shape", "Fused", "GB/s", "% of clone", "Eager", "torch.compile", "Peak memory"]
-    if device == "cuda":
-        head += ["Launches", "Host time"]
+    """One row a case: time and bandwidth of the fused op, and the others relative to it.
+
+    On the CPU also its time in fresh memory, over a clone there.
+    """
+    yardstick = "copy" if device == "cpu" else "clone"
+    head = ["Shape", "Fused", "GB/s", f"x {yardstick}", "Eager", "torch.compile", "Peak memory"]
+    head += ["Launches", "Host time"] if device == "cuda" else ["Fresh: fused", "x clone"]
     rows = []
     for case in cases:
         fused = case["contenders"]["fused"]
         time = seconds(fused)
-        over_clone = case["over_yardstick"].get("fused")
         row = [
             f"{case['name'].split(': ', 1)[-1]}<br>{case['shape']['reason']}",
             duration(time),
             f"{case['moved_bytes'] / time / 1e9:.3g}" if time else NOTHING,
-            f"{100 / over_clone['median']:.0f} %" if over_clone else NOTHING,
+            times(case["over_yardstick"].get("fused")),
             times(case["over_fused"].get("reference")),
             times(case["over_fused"].get("compiled")),
             _memory(case),
@@ -78,6 +80,12 @@ def kernels(cases: Iterable[dict[str, Any]], device: str) -> str:
         if device == "cuda":
             host = fused["times"].get("host")
             row += [_launches(case), duration(host and host["median"])]
+        else:
+            fresh = case["fresh_memory"].get("fused")
+            row += [
+                duration(fresh and seconds(fresh)),
+                times(case["fresh_over_clone"].get("fused")),
+            ]
         rows.append(row)
     return table(head, rows)
 
@@ -110,7 +118,7 @@ def training_step(case: dict[str, Any]) -> str:
         failed = contender.get("failure")
         rows.append(
             [
-                _MODES.get(name, f"`{name.removesuffix(MATH)}`{MATH * name.endswith(MATH)}"),
+                _step_title(name),
                 f"not possible: {_cell(failed)}" if failed else duration(seconds(contender)),
                 "1 x" if name == PLAIN else times(ratios.get(name)),
                 times(ratios.get(name + REFERENCE)),
@@ -120,6 +128,12 @@ def training_step(case: dict[str, Any]) -> str:
         )
     head = ["", "Step", "Over plain", "Over plain, reference", "Peak memory", "Kernels' share"]
     return table(head, rows)
+
+
+def _step_title(name: str) -> str:
+    bare = name.removesuffix(MATH)
+    title = LOSSES[bare].title if bare in LOSSES else f"`{bare}`"
+    return title + MATH * name.endswith(MATH)
 
 
 def call_overhead(case: dict[str, Any]) -> str:

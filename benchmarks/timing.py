@@ -59,7 +59,9 @@ def time_on_cpu(
     """Time of a call of each contender, in rounds in which each has its turn.
 
     The order rotates from round to round, so that none always follows the same one. All use the
-    same inputs: what fits the caches stays there, as a gradient that was just computed does.
+    same inputs: what fits the caches stays there, as a gradient that was just computed does. The
+    first call of a turn is not timed, because it fetches what others took from the caches, which
+    would count more where a turn has fewer calls.
     """
     calls = {}
     for name, contender in contenders.items():
@@ -74,6 +76,7 @@ def time_on_cpu(
             if len(found[order[0]]) >= effort.least_rounds and time.perf_counter() > end:
                 break
             for name in order:
+                _block(contenders[name], inputs, 1)
                 found[name].append(_block(contenders[name], inputs, calls[name]))
     return {name: Measured(rounds={"wall": values}) for name, values in found.items()}
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.inputs import Inputs, random_inputs
+from benchmarks.jobs import STEEPEST
 from benchmarks.shapes import Shape
 from margin_ext import functional, reference
 from margin_ext.threat import ThreatModel
@@ -83,7 +84,7 @@ def counted(call: Callable[[], object], row_bytes: int) -> Traffic:
 
 def _step(api: ModuleType, p: float, x: Inputs) -> Callable[[], object]:
     ends = torch.zeros(1), torch.ones(1)
-    steepest = 1 if p != 1 else round(0.04 * SHAPE.size)
+    steepest = 1 if p != 1 else round(STEEPEST * SHAPE.size)
 
     def call() -> object:
         with torch.no_grad():

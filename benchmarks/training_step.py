@@ -1,4 +1,4 @@
-"""A training step with each gradient mode against plain cross-entropy and PGD-7.
+"""A training step with each kind of margin, plain cross-entropy and adversarial training.
 
     python -m benchmarks.training_step [--device cuda] [--only REGEX] [--out FILE]
 
@@ -9,6 +9,7 @@ of a step.
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -22,22 +23,36 @@ from benchmarks.cases import measure_all
 from benchmarks.load import Load
 from benchmarks.models import Attention, Task, tasks
 from benchmarks.samples import Measured, ratios_to
-from benchmarks.steps import PLAIN, REFERENCE, Precision, Step, names
+from benchmarks.step_losses import PLAIN
+from benchmarks.steps import REFERENCE, Precision, Step, names
 from benchmarks.timing import QUICK, Contender, Effort, time_on_cpu
 
-_EFFORT = Effort(least_rounds=5, most_rounds=15, seconds=12.0, block_seconds=0.02)
+_EFFORT = Effort(least_rounds=3, most_rounds=15, seconds=12.0, block_seconds=0.02)
 # Fused and reference differ by rounding, which a network's backward pass amplifies.
 _TOLERANCE = {False: 2e-3, True: 5e-2}  # by whether autocast is on
 
 
-def precisions(device: str, quick: bool) -> tuple[Precision, ...]:
-    if device == "cpu" or quick:
-        return (Precision("eager, fp32"),)
-    return (
-        Precision("eager, fp32"),
-        Precision("eager, bf16 autocast", autocast=True),
-        Precision("compiled, bf16 autocast", autocast=True, compiled=True),
-    )
+# Every loss compiles the network for itself, which takes minutes on a CPU.
+_COMPILED_ON_CPU = ("mlp", "cnn")
+
+
+def precisions(task: Task, given: argparse.Namespace) -> tuple[Precision, ...]:
+    """How the network of a task runs."""
+    eager = Precision("eager, fp32")
+    if given.quick:
+        return (eager,)
+    if given.device == "cuda":
+        return (
+            eager,
+            Precision("eager, bf16 autocast", autocast=True),
+            *_unless(given.no_compile, "compiled, bf16 autocast", autocast=True),
+        )
+    skipped = given.no_compile or task.name not in _COMPILED_ON_CPU
+    return (eager, *_unless(skipped, "compiled, fp32"))
+
+
+def _unless(skipped: bool, name: str, autocast: bool = False) -> tuple[Precision, ...]:
+    return () if skipped else (Precision(name, autocast=autocast, compiled=True),)
 
 
 def measure(task: Task, precision: Precision, device: str, effort: Effort) -> dict[str, Any]:
@@ -49,7 +64,8 @@ def measure(task: Task, precision: Precision, device: str, effort: Effort) -> di
     model(inputs)  # lazy layers take their shape
     model, inputs, target = model.to(device), inputs.to(device), target.to(device)
     attention = any(isinstance(module, Attention) for module in model.modules())
-    steps, measured = _make_steps(list(names(attention)), model, inputs, target, precision)
+    wanted = list(names(attention, precision.compiled))
+    steps, measured = _make_steps(wanted, model, inputs, target, precision)
     _assert_agreement(steps, precision)
     with Load() as load:
         timed = time_on_cpu(
@@ -59,6 +75,8 @@ def measure(task: Task, precision: Precision, device: str, effort: Effort) -> di
         )
     for name, step in steps.items():
         timed[name].peak_bytes = profiling.peak_bytes(step, device)
+        for rounds in timed[name].rounds.values():
+            rounds[:] = [seconds / step.cycle for seconds in rounds]
     shares = {
         name: profiling.kernel_share(step, device)
         for name, step in steps.items()
@@ -75,7 +93,7 @@ def measure(task: Task, precision: Precision, device: str, effort: Effort) -> di
         "reason": task.reason,
         "yardstick": PLAIN,
         "subject": [name for name in steps if name != PLAIN and not name.endswith(REFERENCE)],
-        "contenders": {name: measured[name].as_dict() for name in names(attention)},
+        "contenders": {name: measured[name].as_dict() for name in wanted},
         "over_yardstick": ratios_to(PLAIN, measured),
         "kernel_share": shares,
         "others_cores": load.others_cores,
@@ -119,7 +137,9 @@ def _assert_agreement(steps: dict[str, Step], precision: Precision) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = arguments.parser(__doc__).parse_args(argv)
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    given = parser.parse_args(argv)
     with arguments.run(given):
         results = arguments.results("training_step", given)
         effort = QUICK if given.quick else _EFFORT
@@ -132,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     partial(measure, task, precision, given.device, effort),
                 )
                 for task in tasks(given.device, given.quick)
-                for precision in precisions(given.device, given.quick)
+                for precision in precisions(task, given)
             ),
             lambda case: [f"{k} {r['median']:.2f}" for k, r in case["over_yardstick"].items()],
         )

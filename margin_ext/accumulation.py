@@ -15,4 +15,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
         >>> accumulation_dtype(torch.zeros(1, dtype=torch.bfloat16))
         torch.float32
     """
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32

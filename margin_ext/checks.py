@@ -29,8 +29,12 @@ __all__ = [
     "check_target",
     "check_weight_values",
     "shape_text",
+    "values_known",
     "values_readable",
 ]
+
+# Devices whose values can be read without a wait.
+_AT_HAND = ("cpu",)
 
 FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -234,17 +238,24 @@ def check_class_weight(weight: Tensor, logits: Tensor) -> None:
     classes = logits.shape[1]
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise ValueError(f"class_weight must be [{classes}], got {shape_text(weight)}")
-    if values_readable(weight):
+    if values_known(weight):
         check_weight_values(weight)
 
 
 def values_readable(tensor: Tensor) -> bool:
-    """Whether reading values costs nothing: on CPU, and not while a program is traced."""
+    """Whether an op may read values: it waits for no device, and no torch.func transform is active.
+
+    Under a transform, gather and cross_entropy still refuse a label out of range, in torch's words.
+    """
+    return tensor.device.type in _AT_HAND and not torch._C._are_functorch_transforms_active()
+
+
+def values_known(tensor: Tensor) -> bool:
+    """Whether Python may look at values: as for an op, and not while a program is traced."""
     return (
-        tensor.device.type == "cpu"
+        values_readable(tensor)
         and not torch.compiler.is_compiling()
         and type(tensor) in (Tensor, nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
     )
 
 
@@ -270,7 +281,7 @@ def check_normalizer(normalizer: float | Tensor | None) -> float | Tensor | None
         raise ValueError(f"normalizer must be one number, got {shape_text(normalizer)}")
     value = normalizer.detach().reshape(())
     good = (value > 0) & value.isfinite()
-    if not values_readable(normalizer):
+    if not values_known(normalizer):
         return torch.where(good, value, math.nan)
     if not bool(good):
         raise ValueError(f"normalizer must be above 0 and finite, got {float(value)}")

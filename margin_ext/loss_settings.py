@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
+from functools import cached_property, lru_cache
 from typing import Any, Literal, TypedDict, TypeVar, cast, get_args
 
 import torch
@@ -14,7 +15,7 @@ from margin_ext.checks import (
     check_eps,
     check_loss_settings,
     check_weight_values,
-    values_readable,
+    values_known,
 )
 from margin_ext.input_std import InputStd
 from margin_ext.norms import dual_exponent
@@ -38,6 +39,9 @@ __all__ = [
 Reduction = Literal["none", "mean", "sum"]
 # How the gaps of a sample's positions become its own: their weighted mean, or the smallest.
 Aggregation = Literal["mean", "worst"]
+
+# Types of settings that never change.
+_FIXED = frozenset({int, float, str, Regularizer})
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -108,10 +112,15 @@ class LossSettings:
     def __post_init__(self) -> None:
         dual_exponent(self.p)
         check_loss_settings(self.mu, self.eps, self.label_smoothing)
-        if self.weight is not None and values_readable(self.weight):
+        if self.weight is not None and values_known(self.weight):
             check_weight_values(self.weight)
         check_word("reduction", self.reduction, Reduction)
         check_word("aggregation", self.aggregation, Aggregation)
+
+    @cached_property
+    def derived(self) -> dict[Any, Any]:
+        """What functions have computed from these settings, for their next call."""
+        return {}
 
     def check_type(self, dtype: torch.dtype, *, with_grad: bool) -> None:
         """Require settings that the type of the margins can hold.
@@ -172,10 +181,22 @@ def refuse_unknown(keywords: Mapping[str, object]) -> None:
         raise TypeError(f"unexpected keyword argument {name!r}")
 
 
-def settings_from(keywords: LossKeywords) -> LossSettings:
-    """The settings of a functional op, from its keywords."""
+@lru_cache(maxsize=64, typed=True)
+def _settings_of_numbers(**keywords: Any) -> LossSettings:
+    return _checked_settings(keywords)
+
+
+def _checked_settings(keywords: Mapping[str, Any]) -> LossSettings:
     refuse_renamed(keywords)
     return LossSettings(**keywords)
+
+
+def settings_from(keywords: LossKeywords) -> LossSettings:
+    """The settings of a functional op, from its keywords."""
+    # A tensor or a list may change, so only settings without them are checked once for all calls.
+    if torch.compiler.is_compiling() or not _FIXED.issuperset(map(type, keywords.values())):
+        return _checked_settings(keywords)
+    return _settings_of_numbers(**keywords)
 
 
 def formula_settings(keywords: FormulaKeywords) -> LossSettings:

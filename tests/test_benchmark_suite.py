@@ -86,9 +86,18 @@ def test_every_part_writes_what_was_measured_and_on_what(folder, part):
         assert all(case["over_yardstick"][name]["median"] > 0 for name in case["subject"])
 
 
+def test_the_kernels_are_timed_in_kept_and_in_fresh_memory(folder):
+    for case in read(folder, "kernels")["cases"]:
+        assert case["yardstick"] == "copy"
+        assert case["over_yardstick"]["fused"]["median"] > 0
+        if read(folder, "kernels")["settings"]["keeps_freed_memory"]:  # glibc
+            assert set(case["fresh_memory"]) == {"clone", "fused"}
+            assert case["fresh_over_clone"]["fused"]["median"] > 0
+
+
 def test_every_gradient_mode_of_the_package_is_trained(folder):
     for case in read(folder, "training_step")["cases"]:
-        assert set(steps.gradient_mode_names()) | {"plain", "pgd_7"} <= set(case["contenders"])
+        assert set(steps.gradient_mode_names()) | set(steps.LOSSES) <= set(case["contenders"])
         shares = case["kernel_share"]
         assert shares["plain"] == 0
         assert 0 < shares["detached"] < 1
@@ -115,7 +124,7 @@ def test_results_of_other_code_are_not_continued(folder, tmp_path):
     path = tmp_path / "call_overhead.json"
     path.write_text(json.dumps(other))
     begun = results.Results(path, "call_overhead", "cpu", other["settings"], quick=True)
-    assert not begun.has("call overhead")
+    assert not any(begun.has(case["name"]) for case in other["cases"])
 
 
 def test_report_names_the_hardware_judges_goals_and_draws(folder, tmp_path):
@@ -138,7 +147,7 @@ def test_goals_are_judged_by_the_worst_case(folder):
     eager = verdicts["loss, forward and backward, fp32: at least 5 x eager at every size"]
     assert eager.reached is False
     assert eager.figure == "4 x"
-    large = verdicts["loss, forward and backward, fp32: at most 1.25 x a copy from 10 MB"]
+    large = verdicts["loss, forward and backward, fp32: at most 1.3 x a copy from 10 MB"]
     assert large.reached is None  # nothing of that size was measured
 
 
@@ -205,7 +214,12 @@ def test_a_failing_case_is_told_and_does_not_stop_the_rest(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_shape_is_measured_twice_and_each_has_a_reason(device):
-    for chosen in (shapes.training_shapes, shapes.part_shapes, shapes.logits_shapes):
+    for chosen in (
+        shapes.training_shapes,
+        shapes.part_shapes,
+        shapes.attack_shapes,
+        shapes.logits_shapes,
+    ):
         listed = chosen(device, quick=False)
         assert len({shape.name for shape in listed}) == len(listed)
         assert all(shape.reason for shape in listed)

@@ -20,12 +20,15 @@ from benchmarks.evaluation import case_results, instruments, page  # noqa: E402
 from benchmarks.evaluation.instruments import Instrument  # noqa: E402
 from benchmarks.evaluation.targeted_gaps import targeted_gaps  # noqa: E402
 from margin_ext.output.exclusive import exclusive  # noqa: E402
+from margin_ext.output.json_file import write_json  # noqa: E402
 from margin_ext.threat import ThreatModel  # noqa: E402
 
 MARKS = "before\n{}\nafter\n"
 EMPTY = MARKS.format(
     "\n".join(
-        f"<!-- {mark}: {name} -->" for name in ("radius", "distances") for mark in ("begin", "end")
+        f"<!-- {mark}: {name} -->"
+        for name in ("radius", "distances", "exact")
+        for mark in ("begin", "end")
     )
 )
 
@@ -62,18 +65,25 @@ def test_goals(broken: str, seconds: float, goals: str, tmp_path: Path) -> None:
     case = entry(nearest=(broken, seconds), **{"apgd-ce": ("11000", 1.0), "apgd-t": ("00100", 2.0)})
     path = tmp_path / "page.md"
     path.write_text(EMPTY)
-    page.write_tables({"net/plain/l2": case}, path)
+    page.write_tables({"net/plain/l2": case}, None, path)
     text = path.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert f"0.200 | {goals} |" in text
 
 
+def test_a_case_without_peers_reaches_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(EMPTY)
+    page.write_tables({"net/plain/l2": entry(nearest=("11000", 1.0))}, None, path)
+    assert "| net/plain, 2 | 0.400 (1 s) | not run | not run | not run |" in path.read_text()
+
+
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text("nothing")
     with pytest.raises(SystemExit, match="no marks"):
-        page.write_tables({}, path)
+        page.write_tables({}, None, path)
 
 
 def test_a_missing_library_is_named() -> None:
@@ -81,6 +91,9 @@ def test_a_missing_library_is_named() -> None:
     told = instruments.why_missing("no-such-library")
     assert told is not None
     assert told.startswith("no-such-library is skipped")
+
+
+EXACT = {"exact": [1.0, 2.0], "minimum": {"distance": [1.0, 2.1], "seconds": 3.0}}
 
 
 class Line(nn.Module):
@@ -107,10 +120,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         Instrument(name, name, instruments.OURS, partial(moved, name), after=after)
         for name, after in (("nearest", ()), ("apgd-ce", ()), ("apgd-t", ("apgd-ce",)))
     )
-    distance = Instrument("minimum", "minimum", instruments.OURS, partial(moved, "minimum"))
+    distance = Instrument("minimum", "ours", instruments.OURS, partial(moved, "minimum"))
     for module in (command, case_results):
         monkeypatch.setattr(module, "RADIUS_ATTACKS", attacks)
     monkeypatch.setattr(command, "DISTANCES", (distance,))
+    monkeypatch.setattr(command, "compare_with_exact", lambda path: write_json(path, EXACT))
     labels = torch.tensor([0, 0, 0])  # the last sample is misclassified
     monkeypatch.setattr(command, "load_case", lambda *_: (Line(), X, labels))
     monkeypatch.setattr(case_results.environment, "describe", lambda device: {"commit": "1"})
@@ -135,6 +149,7 @@ def test_points_are_judged(run: SimpleNamespace) -> None:
     assert kept["distances"]["minimum"]["distance"] == [0.5, 0.2]
     assert {"seconds", "version", "commit"} < set(kept["attacks"]["nearest"])
     assert "cifar_cnn/adversarial_2, 0.5" in run.page.read_text()
+    assert "| `MinimumDistance()` | 2 | 1.0250 | 50.0% | 1.05 | 3.0 |" in run.page.read_text()
     # Nothing is left for the second part of the suite.
     assert run.calls == [("nearest", 2), ("apgd-ce", 2), ("minimum", 2)]
 
@@ -142,7 +157,6 @@ def test_points_are_judged(run: SimpleNamespace) -> None:
 def test_a_second_run_adds_what_is_missing(run: SimpleNamespace) -> None:
     run.main("--attacks", "nearest", "--distances")
     assert run.calls == [("nearest", 2)]
-    assert "not run" not in run.page.read_text()
     run.main("--attacks", "nearest", "apgd-t", "--distances")  # apgd-t waits for apgd-ce
     assert run.calls == [("nearest", 2)]
     run.main()

@@ -19,10 +19,12 @@ import torch
 
 from benchmarks import environment
 from benchmarks.evaluation.case_results import CaseResults, read_results, result_file
+from benchmarks.evaluation.exact_distances import EXACT, compare_with_exact
 from benchmarks.evaluation.instruments import DISTANCES, RADIUS_ATTACKS, why_missing
 from benchmarks.evaluation.networks import CASES, load_case
 from benchmarks.evaluation.page import write_tables
 from margin_ext.output.exclusive import InUseError, exclusive
+from margin_ext.output.json_file import read_json
 
 RESULTS = environment.ROOT / "docs" / "results" / "evaluation"
 PAGE = environment.ROOT / "docs" / "evaluation.md"
@@ -50,7 +52,10 @@ def main() -> None:
         for name in given.cases:
             if not _run(name, given):
                 print(f"{name}: left to the run that is at it")
-    write_tables(read_results(given.out, list(CASES)), given.page)
+        if given.again or not (given.out / EXACT).exists():
+            compare_with_exact(given.out / EXACT)
+    exact = read_json(given.out / EXACT) if (given.out / EXACT).exists() else None
+    write_tables(read_results(given.out, list(CASES)), exact, given.page)
 
 
 def _run(name: str, given: argparse.Namespace) -> bool:

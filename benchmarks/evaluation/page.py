@@ -36,19 +36,24 @@ def figures(entry: dict[str, Any]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def write_tables(results: dict[str, dict[str, Any]], page: Path) -> None:
+def write_tables(
+    results: dict[str, dict[str, Any]], exact: dict[str, Any] | None, page: Path
+) -> None:
     """Put the tables between their marks in the page.
 
     Args:
         results: The results of each case, by its name.
+        exact: Our distances next to exact ones; None: not measured.
         page: The page.
     """
     text = page.read_text()
-    for name, table in (("radius", _radius), ("distances", _distances)):
-        lines = []
-        for norm in ("l2", "linf", "l1"):
-            cases = {key: entry for key, entry in results.items() if entry["p"] == norm}
-            lines += table(cases, norm) if cases else []
+    norms = {norm: _of_norm(results, norm) for norm in ("l2", "linf", "l1")}
+    tables = {
+        "radius": [line for p, cases in norms.items() if cases for line in _radius(cases, p)],
+        "distances": [line for p, cases in norms.items() if cases for line in _distances(cases, p)],
+        "exact": [] if exact is None else _exact(exact),
+    }
+    for name, lines in tables.items():
         begin, end = _BEGIN.format(name), _END.format(name)
         head, _, rest = text.partition(begin)
         _, found, tail = rest.partition(end)
@@ -86,17 +91,18 @@ def _radius(cases: dict[str, dict[str, Any]], norm: str) -> list[str]:
         ]
         peers = [one.name for one in columns if one.library != OURS and one.name in found]
         worst = float(_robust(entry, [entry["attacks"][peer]["broken"] for peer in peers]).mean())
-        reached = ["not run"] * 2
-        if "nearest" in found:
+        reached = ["not run"] * 3
+        if "nearest" in found and peers:
             ours, seconds = found["nearest"]
             rivals = [found[peer][1] for peer in peers if found[peer][0] <= ours]
             within = ours <= worst + _POINT + 1e-9
             reached = [
+                f"{worst:.3f}",
                 "yes" if within else f"no: {100 * (ours - worst):.1f}",
                 "yes" if seconds < min(rivals, default=math.inf) else "no",
             ]
         label = f"{name.rpartition('/')[0]}, {entry['eps']:.3g}"
-        lines.append(_row([label, *cells, f"{worst:.3f}", *reached]))
+        lines.append(_row([label, *cells, *reached]))
     return [*lines, ""]
 
 
@@ -105,7 +111,8 @@ def _distances(cases: dict[str, dict[str, Any]], norm: str) -> list[str]:
     columns = [
         one for one in DISTANCES if any(one.name in entry["distances"] for entry in cases.values())
     ]
-    lines = _head([f"{norm}: network", *map(_titled, columns)])
+    head = _head([f"{norm}: network", *map(_titled, columns)])
+    lines = []
     for name, entry in cases.items():
         found = {
             key: np.array([math.inf if d is None else d for d in one["distance"]])
@@ -127,7 +134,24 @@ def _distances(cases: dict[str, dict[str, Any]], norm: str) -> list[str]:
             ratio = (distance[both] / best[both]).mean()
             cells.append(f"{ratio:.3f}, {farther:.0%} ({seconds:.0f} s)")
         lines.append(_row([name.rpartition("/")[0], *cells]))
-    return [*lines, ""]
+    return [*head, *lines, ""] if lines else []
+
+
+def _exact(results: dict[str, Any]) -> list[str]:
+    """One row a search: its distances over the exact ones."""
+    exact = np.array(results["exact"])
+    lines = _head(["search", "points", "mean", "more than 1 % farther", "worst", "CPU seconds"])
+    for one in DISTANCES:
+        if one.library == OURS and one.name in results:
+            found = results[one.name]
+            ratio = np.array(found["distance"]) / exact
+            cells = [f"{ratio.mean():.4f}", f"{(ratio > 1.01).mean():.1%}", f"{ratio.max():.2f}"]
+            lines.append(_row([one.title, str(len(exact)), *cells, f"{found['seconds']:.1f}"]))
+    return lines
+
+
+def _of_norm(results: dict[str, dict[str, Any]], norm: str) -> dict[str, dict[str, Any]]:
+    return {name: entry for name, entry in results.items() if entry["p"] == norm}
 
 
 def _head(cells: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
-from benchmarks.robust_training.goals import GOAL, best_margin, judge
+from benchmarks.robust_training.goals import GOAL, best_margin, judge, most_robust_margin
 from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
@@ -93,13 +93,16 @@ def _headline(folder: Path) -> str:
     ]
     for problem, known in PROBLEMS.items():
         rows = rows_of(_results(folder, problem))
-        best = best_margin(rows)
-        keys = [*_PEERS, *([] if best is None else [best.key])]
-        shown = [rows[key] for key in keys if key in rows]
-        lines += [_headline_row(row, known.title, known.aim) for row in shown]
+        lines += [_headline_row(row, known.title, known.aim) for row in _told(rows)]
     if len(lines) == 2:
         return "Not run yet."
     return "\n".join(lines)
+
+
+def _told(rows: Mapping[str, Row]) -> list[Row]:
+    """The peers, the best margin in time, and the most robust one."""
+    margins = [row.key for row in (best_margin(rows), most_robust_margin(rows)) if row is not None]
+    return [rows[key] for key in dict.fromkeys((*_PEERS, *margins)) if key in rows]
 
 
 def _headline_row(row: Row, title: str, aim: float) -> str:
@@ -144,15 +147,13 @@ def _sentences(folder: Path) -> str:
     lines = []
     for problem, known in PROBLEMS.items():
         rows = rows_of(_results(folder, problem))
-        best = best_margin(rows)
-        if REFERENCE not in rows or best is None:
+        if REFERENCE not in rows or best_margin(rows) is None:
             continue
-        shown = [rows[key] for key in (*_PEERS, best.key) if key in rows]
         parts = [
             f"{METHODS[row.key].title} {fraction(row.mean_robust)} at accuracy "
             f"{fraction(row.mean_accuracy)}"
             + ("" if row.time is None else f" in {row.time:.1f} times plain training's time")
-            for row in shown
+            for row in _told(rows)
         ]
         lines.append(f"- {known.title}, worst case at l2 radius {known.aim:g}: {'; '.join(parts)}.")
     return "\n".join(lines) or "Not run yet."

@@ -37,6 +37,24 @@ SampleOptions<A> sample_options(const LossArguments& arguments) {
   return options;
 }
 
+// The logits of neighbouring samples, reduced together.
+template <typename A>
+struct LogitBlock {
+  explicit LogitBlock(int64_t classes)
+      : size(classes <= kFewClasses ? kMostSamples : 1),
+        padded(padded_classes(classes)),
+        buffer(size * padded) {}
+
+  // Of the sample at this place of the block; exp(z - max) once it is reduced.
+  A* logits(int64_t place) { return buffer.data() + place * padded; }
+
+  static constexpr int64_t kMostSamples = 16;
+  int64_t size;  // the number of samples that there is room for
+  int64_t padded;
+  std::vector<A> buffer;
+  LogitRow<A> rows[kMostSamples];
+};
+
 // L: the stored type of the logits. A: the accumulation dtype.
 template <typename L, typename A>
 class LossSamples {
@@ -48,31 +66,54 @@ class LossSamples {
     return arguments_.logits.target[i] == arguments_.logits.ignore_index;
   }
 
-  // Computes everything of sample i that does not need its row of grad, and returns the scaled
-  // dL_i / d||g||. norm: ||g||, not read where there is no grad. buffer [padded_classes].
-  A run(int64_t i, A norm, A* buffer, BatchTotals& totals) const {
+  // Reduces the logits of samples first, ..., first + count - 1. Those of an ignored sample are not
+  // read.
+  void reduce(int64_t first, int64_t count, LogitBlock<A>& block) const {
     const LogitRows& logits = arguments_.logits;
+    const A* class_weight = static_cast<const A*>(arguments_.class_weight);
+    const bool smoothing = options_.label_smoothing > 0;
+    int64_t target[LogitBlock<A>::kMostSamples], nearest[LogitBlock<A>::kMostSamples];
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t i = first + j;
+      target[j] = ignored(i) ? 0 : logits.target[i];
+      nearest[j] = ignored(i) || logits.nearest == nullptr ? -1 : logits.nearest[i];
+      if (ignored(i)) {
+        std::fill_n(block.logits(j), block.padded, A(0));
+      } else {
+        row_kernels<L>().load_logits(static_cast<const L*>(logits.data) + i * logits.batch_stride,
+                                     logits.classes, block.logits(j));
+      }
+    }
+    if (block.size > 1 && !smoothing) {
+      const auto reduce_all = options_.additive() ? logit_kernels<A>().reduce_others_together
+                                                  : logit_kernels<A>().reduce_together;
+      reduce_all(block.logits(0), block.padded, logits.classes, count, target, nearest, block.rows);
+      return;
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      block.rows[j] = options_.additive()
+                          ? logit_kernels<A>().reduce_others(block.logits(j), logits.classes,
+                                                             target[j], smoothing, class_weight)
+                          : logit_kernels<A>().reduce(block.logits(j), logits.classes, target[j],
+                                                      nearest[j], smoothing, class_weight);
+    }
+  }
+
+  // Computes everything of sample i that does not need its row of grad, and returns the scaled
+  // dL_i / d||g||. norm: ||g||, not read where there is no grad. row, e: from reduce.
+  A finish(int64_t i, A norm, const LogitRow<A>& row, const A* e, BatchTotals& totals) const {
     if (ignored(i)) {
       write_ignored(i);
       return 0;
     }
-    const int64_t target = logits.target[i];
+    const int64_t target = arguments_.logits.target[i];
     const A* class_weight = static_cast<const A*>(arguments_.class_weight);
     const A weight = class_weight == nullptr ? A(1) : class_weight[target];
     const A scale = gradient_scale(i);
-    const bool smoothing = options_.label_smoothing > 0;
-    row_kernels<L>().load_logits(static_cast<const L*>(logits.data) + i * logits.batch_stride,
-                                 logits.classes, buffer);
-    LogitRow<A> row;
     LossOfSample<A> found;
     if (options_.additive()) {
-      row =
-          logit_kernels<A>().reduce_others(buffer, logits.classes, target, smoothing, class_weight);
       found = additive_margin_loss(row, norm, target, weight, scale, options_);
     } else {
-      row = logit_kernels<A>().reduce(buffer, logits.classes, target,
-                                      logits.nearest == nullptr ? -1 : logits.nearest[i], smoothing,
-                                      class_weight);
       found.sample = sample_loss(row, norm, weight, options_);
       found.gradient = make_logit_gradient(row, found.sample, target, weight, scale, options_);
     }
@@ -85,8 +126,8 @@ class LossSamples {
     set(arguments_.norm_out, i, norm_for_totals);
     if (arguments_.reduction == Reduction::kNone) set(arguments_.loss, i, loss.loss);
     if (arguments_.grad_logits != nullptr) {
-      row_kernels<L>().write_logit_gradient(buffer, class_weight, logits.classes, found.gradient,
-                                            grad_logits(i));
+      row_kernels<L>().write_logit_gradient(e, class_weight, arguments_.logits.classes,
+                                            found.gradient, grad_logits(i));
     }
     return scale * loss.grad_norm;
   }
@@ -129,19 +170,24 @@ void write_totals(const LossArguments& arguments, const std::vector<BatchTotals>
   total.write(arguments.reduction, arguments.batch, static_cast<A*>(arguments.statistics), loss);
 }
 
-// Calls body(i, buffer, totals) for every sample. Threads share the groups.
-template <typename A, typename Body>
-void for_samples(const LossArguments& arguments, int64_t bytes_per_sample, const Parallel& parallel,
-                 const Body& body) {
+// Calls body(i, finish) for every sample; the body calls finish(norm), which returns the scaled
+// dL_i / d||g||. Threads share the groups.
+template <typename L, typename A, typename Body>
+void for_samples(const LossArguments& arguments, const LossSamples<L, A>& samples,
+                 int64_t bytes_per_sample, const Parallel& parallel, const Body& body) {
   const int64_t group = group_size(arguments.batch);
   std::vector<BatchTotals> groups((arguments.batch + group - 1) / group);
   parallel.for_range(static_cast<int64_t>(groups.size()), grain_for(group * bytes_per_sample),
                      [&](int64_t begin, int64_t end) {
-                       std::vector<A> buffer(padded_classes(arguments.logits.classes));
-                       for (int64_t g = begin; g < end; ++g) {
-                         const int64_t last = std::min((g + 1) * group, arguments.batch);
-                         for (int64_t i = g * group; i < last; ++i)
-                           body(i, buffer.data(), groups[g]);
+                       LogitBlock<A> block(arguments.logits.classes);
+                       const int64_t last = std::min(end * group, arguments.batch);
+                       for (int64_t i = begin * group; i < last; ++i) {
+                         const int64_t place = (i - begin * group) % block.size;
+                         if (place == 0) samples.reduce(i, std::min(block.size, last - i), block);
+                         body(i, [&](A norm) {
+                           return samples.finish(i, norm, block.rows[place], block.logits(place),
+                                                 groups[i / group]);
+                         });
                        }
                      });
   write_totals<A>(arguments, groups);
@@ -151,9 +197,8 @@ template <typename L, typename A>
 void gap_loss(const LossArguments& arguments, const Parallel& parallel) {
   const LossSamples<L, A> samples(arguments);
   // One class takes about as long as copying 32 bytes.
-  for_samples<A>(
-      arguments, arguments.logits.classes * 32, parallel,
-      [&](int64_t i, A* buffer, BatchTotals& totals) { samples.run(i, A(0), buffer, totals); });
+  for_samples(arguments, samples, arguments.logits.classes * 32, parallel,
+              [](int64_t, const auto& finish) { finish(A(0)); });
 }
 
 // T: stored type of grad.
@@ -167,14 +212,14 @@ void margin_loss(const LossArguments& arguments, const Parallel& parallel) {
   const int64_t bytes = 2 * reader.size() * sizeof(T) + arguments.logits.classes * 32;
 
   if (!split_rows(arguments.batch, reader.size(), parallel)) {
-    for_samples<A>(arguments, bytes, parallel, [&](int64_t i, A* buffer, BatchTotals& totals) {
+    for_samples(arguments, samples, bytes, parallel, [&](int64_t i, const auto& finish) {
       NormState<A> state;
       A norm = 0;
       if (!samples.ignored(i)) {
         state = reader.state(i);
         norm = reader.norm(state);
       }
-      const A coefficient = samples.run(i, norm, buffer, totals);
+      const A coefficient = finish(norm);
       if (grad_grad == nullptr) return;
       if (coefficient == 0) {
         std::memset(static_cast<void*>(out_of(i)), 0, reader.size() * sizeof(T));
@@ -189,10 +234,10 @@ void margin_loss(const LossArguments& arguments, const Parallel& parallel) {
   const auto states = chunk_states(reader, arguments.batch, parallel);
   std::vector<Direction<A>> directions(arguments.batch);
   std::vector<bool> moving(arguments.batch);
-  for_samples<A>(arguments, 0, Parallel{}, [&](int64_t i, A* buffer, BatchTotals& totals) {
+  for_samples(arguments, samples, 0, Parallel{}, [&](int64_t i, const auto& finish) {
     const NormState<A> state = reader.combine(i, &states[i * chunks]);
     const A norm = reader.norm(state);
-    const A coefficient = samples.run(i, norm, buffer, totals);
+    const A coefficient = finish(norm);
     moving[i] = coefficient != 0;
     directions[i] = reader.direction(state, norm, coefficient);
   });

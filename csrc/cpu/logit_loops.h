@@ -108,6 +108,81 @@ LogitRow<A> reduce_others(A* buffer, int64_t classes, int64_t target, bool smoot
   return row;
 }
 
+// Reduces up to a vector of samples: lane l of every vector belongs to row l. others: as
+// reduce_others does, without the target's class.
+template <bool others, typename A>
+void reduce_lanes(A* buffer, int64_t stride, int64_t classes, int64_t count, const int64_t* target,
+                  const int64_t* nearest, LogitRow<A>* rows) {
+  using V = Vector<A>;
+  const V lowest(minus_infinity<A>());
+  A logits[kFewClasses * V::kLanes], labels[V::kLanes] = {}, label_logits[V::kLanes] = {};
+  for (int64_t l = 0; l < V::kLanes; ++l) {
+    const A* row = buffer + (l < count ? l : 0) * stride;
+    for (int64_t k = 0; k < classes; ++k) logits[k * V::kLanes + l] = row[k];
+    if (l < count) labels[l] = static_cast<A>(target[l]);
+    label_logits[l] = row[static_cast<int64_t>(labels[l])];
+  }
+  const V label = V::load(labels);
+  const auto other = [&](int64_t k) {
+    return select(V(static_cast<A>(k)) == label, lowest, V::load(logits + k * V::kLanes));
+  };
+
+  // The first class of the largest logit; the first NaN wins.
+  V largest = lowest;
+  V index = select(label == V(A(0)), V(A(1)), V(A(0)));
+  for (int64_t k = 0; k < classes; ++k) {
+    const V z = other(k);
+    const auto leads = (z > largest) | (is_nan(z) & (largest == largest));
+    largest = select(leads, z, largest);
+    index = select(leads, V(static_cast<A>(k)), index);
+  }
+  V max = largest;
+  if constexpr (!others) {
+    const V z = V::load(label_logits);
+    max = select((z > max) | is_nan(z), z, max);
+  }
+  // Where all others are masked, -inf less -inf would be NaN.
+  const V shift = others ? select(max == lowest, V(A(0)), max) : max;
+
+  // The order of the sum is that of exponentiate.
+  V sum(A(0));
+  for (int64_t first = 0; first < V::kLanes && first < classes; ++first) {
+    V part(A(0));
+    for (int64_t k = first; k < classes; k += V::kLanes) {
+      const V z = others ? other(k) : V::load(logits + k * V::kLanes);
+      const V e = exponential(z - shift);
+      e.store(logits + k * V::kLanes);
+      part += e;
+    }
+    sum += part;
+  }
+  for (int64_t l = 0; l < count; ++l) {
+    A* const row = buffer + l * stride;
+    LogitRow<A>& found = rows[l];
+    found = {};
+    found.target = label_logits[l];
+    found.runner_up.value = largest[l];
+    found.runner_up.index = static_cast<int64_t>(index[l]);
+    found.log_sum_exp = {max[l], sum[l]};
+    if constexpr (!others) {
+      found.nearest_class = nearest[l] < 0 ? found.runner_up.index : nearest[l];
+      found.nearest = row[found.nearest_class];
+    }
+    for (int64_t k = 0; k < classes; ++k) row[k] = logits[k * V::kLanes + l];
+  }
+}
+
+template <bool others, typename A>
+void reduce_together(A* buffer, int64_t stride, int64_t classes, int64_t count,
+                     const int64_t* target, const int64_t* nearest, LogitRow<A>* rows) {
+  constexpr int64_t kLanes = Vector<A>::kLanes;
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int64_t lanes = first + kLanes < count ? kLanes : count - first;
+    reduce_lanes<others>(buffer + first * stride, stride, classes, lanes, target + first,
+                         nearest + first, rows + first);
+  }
+}
+
 template <typename T>
 void write_logit_gradient(const Acc<T>* e, const Acc<T>* class_weight, int64_t classes,
                           const LogitGradient<Acc<T>>& gradient, T* out) {

@@ -17,7 +17,10 @@ constexpr RowKernels<T> kRowKernels = {
 };
 
 template <typename A>
-constexpr LogitKernels<A> kLogitKernels = {reduce_logits<A>, reduce_others<A>, find_runner_up<A>};
+constexpr LogitKernels<A> kLogitKernels = {
+    reduce_logits<A>,         reduce_others<A>,  reduce_together<false, A>,
+    reduce_together<true, A>, find_runner_up<A>,
+};
 
 #define MARGIN_STRINGIFY_(x) #x
 #define MARGIN_STRINGIFY(x) MARGIN_STRINGIFY_(x)

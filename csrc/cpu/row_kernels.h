@@ -51,6 +51,12 @@ struct LogitKernels {
   // The same of the classes other than the target, whose e is 0, for the additive margin.
   LogitRow<A> (*reduce_others)(A* buffer, int64_t classes, int64_t target, bool smoothing,
                                const A* class_weight);
+  // The same, without label smoothing, for `count` rows that are `stride` apart and have at most
+  // kFewClasses classes: several samples share a vector. The results have the same bits.
+  void (*reduce_together)(A* buffer, int64_t stride, int64_t classes, int64_t count,
+                          const int64_t* target, const int64_t* nearest, LogitRow<A>* rows);
+  void (*reduce_others_together)(A* buffer, int64_t stride, int64_t classes, int64_t count,
+                                 const int64_t* target, const int64_t* nearest, LogitRow<A>* rows);
   // Finds the runner-up and leaves the buffer as it was.
   RunnerUp<A> (*runner_up)(A* buffer, int64_t classes, int64_t target);
 };
@@ -64,6 +70,9 @@ struct KernelSet {
   const LogitKernels<float>& logits32;
   const LogitKernels<double>& logits64;
 };
+
+// Up to this many classes the logits of several samples are reduced together.
+inline constexpr int64_t kFewClasses = 32;
 
 // Rows of logits are padded to a whole number of the widest vectors.
 inline int64_t padded_classes(int64_t classes) { return (classes + 15) / 16 * 16; }

@@ -108,6 +108,10 @@ MARGIN_HD Mask<T> operator|(Mask<T> a, Mask<T> b) {
   return {a.raw | b.raw};
 }
 template <typename T>
+MARGIN_HD Mask<T> operator&(Mask<T> a, Mask<T> b) {
+  return {a.raw & b.raw};
+}
+template <typename T>
 MARGIN_HD Vector<T> select(Mask<T> mask, Vector<T> a, Vector<T> b) {
   return Vector<T>(mask.raw ? a.raw : b.raw);
 }

@@ -11,6 +11,7 @@ from margin_ext.bounds.class_gradients import ClassGradients
 from margin_ext.bounds.nearest_so_far import NearestSoFar
 from margin_ext.checks import check_class_count, check_labels
 from margin_ext.models.checked_logits import checked_logits, class_order
+from margin_ext.models.in_parts import memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +24,10 @@ __all__ = ["ClassSearch"]
 
 # What part of a batch's work the sketch is, for the progress: most of it.
 _SKETCHED = 0.75
-# Ranks from which on several are computed in a backward pass, and inputs that one then has.
-_BATCHED_FROM, _TOGETHER = 64, 64
+# Inputs of a backward pass that takes several ranks: at least so many, and more of small ones.
+_FEWEST, _NUMBERS, _MOST = 64, 2**20, 256
+# Ranks from which on this is done in any case.
+_BATCHED_FROM = 64
 
 
 class ClassSearch:
@@ -103,7 +106,7 @@ class ClassSearch:
         count = self.order.shape[1] if ranks is None else ranks
         check_class_count(count, self.order.shape[1])
         rows = torch.arange(len(self.label), device=self.label.device)
-        together = max(1, _TOGETHER // len(rows)) if count >= _BATCHED_FROM else 1
+        together = self._together(count)
         rank = 0
         while rank < count and not self._bounded_from(rank):
             several = torch.arange(rank, min(rank + together, count), device=rows.device)
@@ -112,6 +115,14 @@ class ClassSearch:
             self._look(gradients, rows, ranks_of_all, last=rank == count)
             together = min(together, gradients.together)
             self._progress(rank / count)
+
+    def _together(self, count: int) -> int:
+        """How many of so many ranks a backward pass takes."""
+        most = _FEWEST if count >= _BATCHED_FROM else 0
+        # A norm bound may end the search after any rank.
+        if self._norm_bound is None and memory_limit(self._model) is None:
+            most = min(max(_NUMBERS // max(self._inputs[0].numel(), 1), _FEWEST), _MOST)
+        return max(1, most // len(self.label))
 
     def _bounded_from(self, rank: int) -> bool:
         """Whether the norm bound shows that no class of this rank or a higher one is nearer."""

@@ -41,6 +41,9 @@ _CHANGE = 0.1
 _LAST = 0.01
 # Steps in l1 for one in other norms.
 _LONGER_IN_L1 = 2
+# Random points that are tried for a start, times the number of coordinates: in few dimensions they
+# find ways that gradients do not, and in many they find nothing.
+_TRIED = 128
 # The first step in units of the radius.
 _STEP = 2.0
 # Searches after the first one leave a sample alone whose point lies farther than the largest radius
@@ -83,7 +86,7 @@ class MinimumDistance:
 
     steps: int = 40
     restarts: int = 2
-    targets: int = 3
+    targets: int = 5
     objective: SearchObjective | None = None
     bisections: int = 16
     in_range: bool = True
@@ -107,7 +110,7 @@ class MinimumDistance:
     @classmethod
     def thorough(cls, seed: int = 0) -> MinimumDistance:
         """About three times the default's time: longer searches, more starts and classes."""
-        return cls(steps=60, restarts=3, targets=6, seed=seed)
+        return cls(steps=60, restarts=3, targets=9, seed=seed)
 
     def check(self, threat: ThreatModel) -> None:
         """Raise ValueError where the search does not exist for this norm."""
@@ -188,9 +191,8 @@ class MinimumDistance:
             left = search.unfinished(radius)
             if not left.numel():
                 continue
-            start = inputs.detach().clone()
             draws = Draws(self.seed, f"{self.name}{restart}", [numbers[i] for i in left.tolist()])
-            start[left] = search.threat.random_point(inputs[left].detach(), radius[left], draws)
+            start = search.random_start(left, radius[left], draws)
             search.run(steps, start=start, radius=radius)
             if self.targets:
                 search.run_toward(search.classes_at_points(self.targets), steps // 2)
@@ -299,6 +301,32 @@ class _Search:
         """One search toward each of the classes [B] in turn, from the best points."""
         for target in targets:
             self.run(steps, target=target, start=self.point)
+
+    def random_start(self, rows: Tensor, radius: Tensor, draws: Draws) -> Tensor:
+        """The samples [B, ...], with some rows at the random point that has the smallest gap.
+
+        Args:
+            rows: Indices of samples.
+            radius: Radius of the ball around each of them.
+            draws: Their random numbers.
+        """
+        start, center, label = self.center.clone(), self.center[rows], self.label[rows]
+        tried = max(1, _TRIED // center[0].numel())
+        if tried == 1:
+            start[rows] = self.threat.random_point(center, radius, draws)
+            return start
+        smallest = torch.full_like(radius, math.inf)
+        for number in range(tried):
+            own = dataclasses.replace(draws, stream=f"{draws.stream}.{number}")
+            # Not uniform in the ball: most of a ball is near its surface.
+            x = self.threat.random_point(center, radius * (number + 1) / tried, own)
+            with torch.no_grad():
+                gap = logit_gap(checked_logits(self.model, x), label).gap
+            self._keep(rows, x, self.threat.distance(x, center), gap <= 0)
+            better = gap < smallest
+            smallest = torch.where(better, gap.to(smallest.dtype), smallest)
+            start[rows[better]] = x[better]
+        return start
 
     def classes_at_points(self, count: int) -> list[Tensor]:
         """The classes [B] other than the label with the largest logits at the best points."""

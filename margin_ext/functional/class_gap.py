@@ -7,8 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_labels, check_nearest, check_same_device
-from margin_ext.functional.dispatch import compiled_for, fallback, labels_readable
+from margin_ext.checks import (
+    check_labels,
+    check_nearest,
+    check_same_device,
+    values_readable,
+)
+from margin_ext.functional.dispatch import compiled_for, fallback
 from margin_ext.op_results import LogitGap
 
 __all__ = ["class_gap", "gap_cotangent"]
@@ -61,11 +66,13 @@ def class_gap(
 ) -> LogitGap:
     """:func:`margin_ext.logit_gap` for logits [B, C] and target int64 [B]."""
     if not compiled_for(logits):
-        validate = validate or labels_readable(logits)
+        validate = validate or values_readable(logits)
         return fallback.logit_gap(
             logits, target, nearest=nearest, ignore_index=ignore_index, validate=validate
         )
-    check_class_labels(logits, target, nearest, ignore_index, validate)
+    check_same_device("logits", logits, target=target, nearest=nearest)
+    if validate:
+        check_class_labels(logits, target, nearest, ignore_index)
     try:
         found = _LogitGap.apply(logits, target, nearest, ignore_index)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError):
@@ -75,13 +82,11 @@ def class_gap(
 
 
 def check_class_labels(
-    logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int, validate: bool
+    logits: Tensor, target: Tensor, nearest: Tensor | None, ignore_index: int
 ) -> None:
-    """Require tensors on one device and, with validate, labels in range (synchronises)."""
-    check_same_device("logits", logits, target=target, nearest=nearest)
-    if validate:
-        check_labels("target", target, logits.shape[1], ignore_index)
-        refuse_nearest(logits, target, nearest, ignore_index)
+    """Require labels in range; synchronises with a GPU."""
+    check_labels("target", target, logits.shape[1], ignore_index)
+    refuse_nearest(logits, target, nearest, ignore_index)
 
 
 def refuse_nearest(

@@ -18,7 +18,6 @@ __all__ = [
     "compiled_for",
     "fallback",
     "flat_channel_scale",
-    "labels_readable",
     "match_accumulation",
 ]
 
@@ -32,15 +31,8 @@ def compiled_for(tensor: Tensor) -> bool:
     They do not under a torch.func transform, whose tensors stand for batches or tangents that a
     compiled kernel cannot see. The reference consists of torch's own functions, which can.
     """
-    return ops_available(tensor.device.type) and not torch._C._are_functorch_transforms_active()
-
-
-def labels_readable(tensor: Tensor) -> bool:
-    """Whether reading labels costs nothing: on CPU, and not under a torch.func transform.
-
-    Under a transform, gather and cross_entropy still refuse a label out of range, in torch's words.
-    """
-    return tensor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+    kind = "cpu" if tensor.is_cpu else tensor.device.type
+    return ops_available(kind) and not torch._C._are_functorch_transforms_active()
 
 
 def flat_channel_scale(input_std: InputStd, grad: Tensor) -> Tensor | None:
@@ -50,7 +42,6 @@ def flat_channel_scale(input_std: InputStd, grad: Tensor) -> Tensor | None:
 
 def match_accumulation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both tensors in float64 if one of them is; otherwise as they are."""
-    dtype = accumulation_dtype(a, b)
-    if dtype == torch.float64:
-        return a.to(dtype), b.to(dtype)
+    if accumulation_dtype(a, b) == torch.float64:
+        return a.to(torch.float64), b.to(torch.float64)
     return a, b

@@ -12,11 +12,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_class_weight, check_logits_and_labels, check_target
+from margin_ext.checks import (
+    check_class_weight,
+    check_logits_and_labels,
+    check_target,
+    values_readable,
+)
 from margin_ext.functional.class_gap import class_gap, gap_cotangent
 from margin_ext.functional.composed_loss import composed_loss
 from margin_ext.functional.dense_labels import DenseLabels, margin_of, per_position
-from margin_ext.functional.dispatch import labels_readable
 from margin_ext.functional.fused_loss import fused_loss
 from margin_ext.functional.soft_gap import largest_other_class, soft_gap, soft_gap_cotangent
 from margin_ext.loss_settings import Aggregation, LossSettings
@@ -56,7 +60,7 @@ class SoftLabels(DenseLabels):
         return rows.reshape(-1, classes), target.reshape(-1, classes)
 
     def _validate(self, logits: Tensor) -> None:
-        if self.validate or labels_readable(logits):
+        if self.validate or values_readable(logits):
             check_target(self.target, logits.shape[1], self.ignore_index)
 
     def logit_gap(self, logits: Tensor, nearest: Tensor | None = None) -> LogitGap:

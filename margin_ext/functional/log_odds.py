@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
-from margin_ext.checks import check_logits_and_labels, check_target
-from margin_ext.functional.dispatch import labels_readable
+from margin_ext.checks import check_logits_and_labels, check_target, values_readable
 
 __all__ = ["check_one_label", "log_odds"]
 
@@ -54,7 +53,7 @@ def log_odds(
         tensor([2.])
     """
     check_one_label(logits, target)
-    if validate or labels_readable(target):
+    if validate or values_readable(target):
         check_target(target, logits.shape[1], ignore_index)
     z = logits.to(accumulation_dtype(logits))
     counted = target != ignore_index

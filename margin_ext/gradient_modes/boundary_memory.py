@@ -60,7 +60,7 @@ class BoundaryMemory:
             more = self.offsets.new_zeros(rows - len(self.offsets), *inputs.shape[1:])
             self.offsets = torch.cat([self.offsets, more])
         self.offsets = self.offsets.to(inputs.device)
-        return self.offsets[indices].to(inputs.dtype)
+        return self.offsets.index_select(0, indices.to(inputs.device)).to(inputs.dtype)
 
     def keep(self, offsets: Tensor) -> None:
         """Remember the offsets [B, ...] of the samples at hand.

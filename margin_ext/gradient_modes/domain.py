@@ -8,8 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from margin_ext.checks import values_readable
-from margin_ext.functional.dispatch import labels_readable
+from margin_ext.checks import values_known, values_readable
 from margin_ext.loss_options import LossOptions
 from margin_ext.threat import DataRange, ThreatModel
 
@@ -26,7 +25,7 @@ _FULL: Final = (torch.float32, torch.float64)
 
 def has_nan(logits: Tensor, *, validate: bool) -> bool:
     """Whether any logit is NaN; False where looking would wait for a device, unless validate."""
-    return (validate or labels_readable(logits)) and bool(logits.detach().isnan().any())
+    return (validate or values_readable(logits)) and bool(logits.detach().isnan().any())
 
 
 def refuse_nan_inputs(inputs: Tensor, loss: Tensor, *, validate: bool) -> None:
@@ -40,7 +39,7 @@ def refuse_nan_inputs(inputs: Tensor, loss: Tensor, *, validate: bool) -> None:
     Raises:
         ValueError: Both hold NaN.
     """
-    if not (validate or values_readable(loss)) or not bool(loss.detach().isnan().any()):
+    if not (validate or values_known(loss)) or not bool(loss.detach().isnan().any()):
         return
     bad = inputs.detach().isnan().flatten(1).any(1).nonzero()
     if bad.numel():
@@ -61,7 +60,7 @@ def threat_in_range(
         ValueError: An input lies outside.
     """
     threat = options.threat(data_range)
-    if options.validate or values_readable(inputs.detach()):
+    if options.validate or values_known(inputs.detach()):
         threat.require_inside(inputs.detach())
     return threat
 
@@ -89,7 +88,7 @@ def refuse_nan_gradients(gradients: Sequence[Tensor | None], upstream: Tensor) -
         RuntimeError: One has NaN.
     """
     found = [gradient for gradient in gradients if gradient is not None]
-    if not labels_readable(upstream) or torch.is_autocast_enabled("cpu"):
+    if not values_readable(upstream) or torch.is_autocast_enabled("cpu"):
         return
     if any(gradient.dtype not in _FULL for gradient in found) or not upstream.isfinite().all():
         return

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from margin_ext.functional.dispatch import labels_readable
+from margin_ext.checks import values_readable
 
 __all__ = ["changes_refused"]
 
@@ -53,6 +53,6 @@ def changes_refused(inputs: Tensor, *, further_passes: bool) -> Iterator[None]:
 
 def _ends(inputs: Tensor) -> Tensor | None:
     """The first and the last sample, where they can be looked at at no cost."""
-    if not labels_readable(inputs) or not inputs.numel():
+    if not values_readable(inputs) or not inputs.numel():
         return None
     return inputs.detach()[:: max(inputs.shape[0] - 1, 1)].nan_to_num(0.0).clone()

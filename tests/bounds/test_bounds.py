@@ -387,3 +387,18 @@ def test_names_of_bounds() -> None:
         resolve_bounds(["certified", Certified(rows=3)])
     with pytest.raises(ValueError, match="must be a sequence"):
         resolve_bounds("certified")
+
+
+def test_in_few_dimensions_random_points_find_what_gradients_do_not() -> None:
+    """The gradient leads to x = 3; a small disc of the other class lies on the other side."""
+
+    def model(x: Tensor) -> Tensor:
+        disc = (x + torch.tensor([1.0, 0.0])).norm(dim=1) < 0.4
+        gap = torch.where(disc, -1.0, 3.0 - x[:, 0])
+        return torch.stack([gap, torch.zeros_like(gap)], dim=1)
+
+    x, label = torch.zeros(20, 2), torch.zeros(20, dtype=torch.int64)
+    found = MinimumDistance()(model, x, label, threat=ThreatModel(p=2))
+    assert ((found.distance > 0.6 - 1e-6) & (found.distance < 1.4)).all()
+    alone = MinimumDistance()(model, x[:1], label[:1], threat=ThreatModel(p=2), indices=[7])
+    torch.testing.assert_close(alone.distance[0], found.distance[7])

@@ -117,6 +117,11 @@ def test_goals_are_marked_with_figures(results):
     accurate["runs"]["secant 0"] = run_with(0.5, 0.991)
     assert goals.judge(rows_of(accurate)).startswith("**reached.**")
     assert goals.judge({}) == "**not measured yet.**"
+    less = json.loads(json.dumps(inaccurate))
+    less["runs"]["adversarial_7_radius 0"] = run_with(0.5, 0.965)
+    told = goals.judge(rows_of(less)).split("Against 7 steps at the radius itself: ")
+    assert told[0].startswith("**not reached.**")
+    assert told[1].startswith("**reached.** Secant margin")
 
 
 def test_pages_are_written_between_their_marks(results, tmp_path):
