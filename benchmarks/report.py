@@ -223,6 +223,8 @@ def _hardware(machine: Machine) -> str:
         commit = (where["commit"] or "unknown")[:12]
         changed = " with uncommitted changes" if where["uncommitted_changes"] else ""
         state = "" if content["finished"] else ", interrupted: not complete"
+        others = sorted({case["commit"][:12] for case in content["cases"] if "commit" in case})
+        state += f", some cases at {', '.join(others)}" if others else ""
         threads = where["torch_threads"]
         lines.append(
             f"- {part}: {content['started'][:10]}, margin_ext {where['margin_ext']}, commit "
