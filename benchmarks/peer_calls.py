@@ -228,6 +228,7 @@ _CNNS = ("mnist_cnn", "tiny_cnn")
 
 # Quickest first. Toward single classes a search needs the first-order margins to all classes.
 CALLS: tuple[Call, ...] = (
+    _distance(steps=5, restarts=0, targets=0, bisections=6),
     _distance(steps=10, restarts=0, targets=0, bisections=8),
     _distance(steps=20, restarts=0, targets=0, bisections=10),
     _distance(steps=40, restarts=0, targets=0),

@@ -16,7 +16,7 @@ from margin_ext.models.small_cnn import small_cnn
 from margin_ext.threat import ThreatModel
 
 THREAT = ThreatModel(p=2, data_range=(0.0, 1.0))
-_LEARNING_RATE, _BATCH = 0.05, 64
+_LEARNING_RATE, _BATCH = 0.05, 32
 
 Pair = tuple[Tensor, Tensor]
 
@@ -68,7 +68,7 @@ class Network:
         torch.manual_seed(0)
         model = self.build()
         if self.epochs:
-            train, test = self._images(mnist if self.mnist else None)
+            train, test = self._images(mnist)
         else:
             train = test = _noise(self.shape, 2 * self.images)
         if kept.exists():
@@ -118,11 +118,13 @@ def _train(model: nn.Module, data: Pair, epochs: int) -> None:
             head.bias.copy_(-head.weight @ body(torch.rand(8, *x.shape[1:])).mean(dim=0))
         return
     optimizer = torch.optim.SGD(model.parameters(), _LEARNING_RATE, momentum=0.9, nesterov=True)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(y)).split(_BATCH):
-            optimizer.zero_grad()
-            cross_entropy(model(x[rows]), y[rows]).backward()
-            optimizer.step()
+    order = torch.cat([torch.randperm(len(y)) for _ in range(epochs)]).split(_BATCH)
+    for step, rows in enumerate(order):
+        for group in optimizer.param_groups:
+            group["lr"] = _LEARNING_RATE * (1 - step / len(order))
+        optimizer.zero_grad()
+        cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
 
 
 NETWORKS = (

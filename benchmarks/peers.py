@@ -121,8 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def cases() -> Iterator[tuple[str, Any]]:
             for network in networks:
-                weights = kept / f"{network.name}{'_mnist' * (given.mnist is not None)}.pt"
-                make = cache(partial(network.problem, given.mnist, weights, given.device))
+                mnist = given.mnist if network.mnist else None
+                weights = kept / f"{network.name}{'_mnist' if mnist else ''}.pt"
+                make = cache(partial(network.problem, mnist, weights, given.device))
                 for name, calls in groups():
                     able = [
                         call

@@ -27,7 +27,7 @@ from benchmarks.step_losses import PLAIN
 from benchmarks.steps import REFERENCE, Precision, Step, names
 from benchmarks.timing import QUICK, Contender, Effort, time_on_cpu
 
-_EFFORT = Effort(least_rounds=5, most_rounds=15, seconds=12.0, block_seconds=0.02)
+_EFFORT = Effort(least_rounds=3, most_rounds=15, seconds=12.0, block_seconds=0.02)
 # Fused and reference differ by rounding, which a network's backward pass amplifies.
 _TOLERANCE = {False: 2e-3, True: 5e-2}  # by whether autocast is on
 

@@ -35,6 +35,7 @@ from benchmarks import (  # noqa: E402
     timing,
     training_step,
 )
+from benchmarks.gpu import every_kernel  # noqa: E402
 from benchmarks.gpu.launches import kernel_launches  # noqa: E402
 from benchmarks.inputs import random_inputs  # noqa: E402
 from margin_ext._extension import cpu_library  # noqa: E402
@@ -271,6 +272,17 @@ def test_our_launches_are_read_from_a_trace_each_configuration_once():
     found = kernel_launches({"traceEvents": [ours, ours, theirs, host, other_grid]})
     assert [launch["grid"] for launch in found] == [[264, 1, 1], [33, 1, 1]]
     assert found[0]["registers"] == 80
+
+
+@pytest.mark.parametrize("q", [1.0, 2.0, float("inf"), 1.5])
+def test_what_the_sanitizers_look_at_is_accepted_by_the_ops(q):
+    """The program for a GPU, on the CPU: it must not end with an argument that is refused."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for size in (1, 17):
+            every_kernel.call_ops(3, size, dtype, q, device="cpu")
+            every_kernel.call_ops(3, size, dtype, q, aligned=False, device="cpu")
+        every_kernel.call_ops(3, 48, dtype, q, channels=3, device="cpu")
+        every_kernel.call_ops(20, 33, dtype, q, device="cpu")
 
 
 def test_without_a_gpu_a_run_on_one_is_refused_in_words():

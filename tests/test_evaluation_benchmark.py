@@ -72,6 +72,13 @@ def test_goals(broken: str, seconds: float, goals: str, tmp_path: Path) -> None:
     assert f"0.200 | {goals} |" in text
 
 
+def test_a_case_without_peers_reaches_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(EMPTY)
+    page.write_tables({"net/plain/l2": entry(nearest=("11000", 1.0))}, None, path)
+    assert "| net/plain, 2 | 0.400 (1 s) | not run | not run | not run |" in path.read_text()
+
+
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text("nothing")
@@ -150,7 +157,6 @@ def test_points_are_judged(run: SimpleNamespace) -> None:
 def test_a_second_run_adds_what_is_missing(run: SimpleNamespace) -> None:
     run.main("--attacks", "nearest", "--distances")
     assert run.calls == [("nearest", 2)]
-    assert "not run" not in run.page.read_text()
     run.main("--attacks", "nearest", "apgd-t", "--distances")  # apgd-t waits for apgd-ce
     assert run.calls == [("nearest", 2)]
     run.main()

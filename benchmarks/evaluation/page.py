@@ -91,17 +91,18 @@ def _radius(cases: dict[str, dict[str, Any]], norm: str) -> list[str]:
         ]
         peers = [one.name for one in columns if one.library != OURS and one.name in found]
         worst = float(_robust(entry, [entry["attacks"][peer]["broken"] for peer in peers]).mean())
-        reached = ["not run"] * 2
-        if "nearest" in found:
+        reached = ["not run"] * 3
+        if "nearest" in found and peers:
             ours, seconds = found["nearest"]
             rivals = [found[peer][1] for peer in peers if found[peer][0] <= ours]
             within = ours <= worst + _POINT + 1e-9
             reached = [
+                f"{worst:.3f}",
                 "yes" if within else f"no: {100 * (ours - worst):.1f}",
                 "yes" if seconds < min(rivals, default=math.inf) else "no",
             ]
         label = f"{name.rpartition('/')[0]}, {entry['eps']:.3g}"
-        lines.append(_row([label, *cells, f"{worst:.3f}", *reached]))
+        lines.append(_row([label, *cells, *reached]))
     return [*lines, ""]
 
 
@@ -110,7 +111,8 @@ def _distances(cases: dict[str, dict[str, Any]], norm: str) -> list[str]:
     columns = [
         one for one in DISTANCES if any(one.name in entry["distances"] for entry in cases.values())
     ]
-    lines = _head([f"{norm}: network", *map(_titled, columns)])
+    head = _head([f"{norm}: network", *map(_titled, columns)])
+    lines = []
     for name, entry in cases.items():
         found = {
             key: np.array([math.inf if d is None else d for d in one["distance"]])
@@ -132,7 +134,7 @@ def _distances(cases: dict[str, dict[str, Any]], norm: str) -> list[str]:
             ratio = (distance[both] / best[both]).mean()
             cells.append(f"{ratio:.3f}, {farther:.0%} ({seconds:.0f} s)")
         lines.append(_row([name.rpartition("/")[0], *cells]))
-    return [*lines, ""]
+    return [*head, *lines, ""] if lines else []
 
 
 def _exact(results: dict[str, Any]) -> list[str]:

@@ -164,7 +164,6 @@ void write_direction_row(const T* x, const Acc<T>* scale, const T* base, int64_t
     }
   }
   if (j < n) write_part(j, n - j);
-  if constexpr (kNonTemporal) non_temporal_fence();
 }
 
 template <typename T>

@@ -76,8 +76,8 @@ template <typename T>
 inline constexpr int64_t kStoredBytes = Vector<Acc<T>>::kLanes * sizeof(T);
 
 // A store that bypasses the caches: memory that is only written need not be fetched first, and
-// takes no cache from other data. target is aligned to kStoredBytes. Only non_temporal_fence orders
-// these stores.
+// takes no cache from other data. target is aligned to kStoredBytes. Parallel::for_range orders
+// these stores before what follows it.
 template <typename T>
 MARGIN_HD void store_non_temporal(T* target, Vector<Acc<T>> v) {
 #if defined(__x86_64__)
@@ -105,12 +105,6 @@ MARGIN_HD void store_non_temporal(T* target, Vector<Acc<T>> v) {
   }
 #endif
   store_lanes(target, v);
-}
-
-MARGIN_HD void non_temporal_fence() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
 }
 
 }  // namespace margin::cpu::MARGIN_ISA

@@ -174,7 +174,10 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "bool": _truth,
     "str": _word,
     "InputStd": _deviation,
+    "DataRange | None": _range,
 }
+# How many values stand on the command line, where it is not one.
+_COUNTS: Final[Mapping[str, str | int]] = {"InputStd": "+", "DataRange | None": 2}
 
 
 def _declared(
@@ -195,7 +198,7 @@ def _declared(
             _reader(found),
             found.help,
             defaults.get(found.name, None if found.default is MISSING else found.default),
-            "+" if found.type == "InputStd" else 1,
+            _COUNTS.get(found.type, 1),
             choices=found.words,
             resumable=resumable(found.name),
         )

@@ -227,6 +227,8 @@ def _margin_loss(settings: Mapping[str, Any]) -> AverageMarginLoss:
         low, high = settings["data_range"]
         options["margin"] = kind(data_range=(low, high), **fields)
     difference = {field: settings[name] for name, field in options_with(DIFFERENCE).items()}
+    if difference["data_range"] is not None:
+        difference["data_range"] = tuple(difference["data_range"])
     if options["gradient"] == "finite_difference":
         options["gradient"] = FiniteDifference(**difference)
     elif options["gradient"] == "auto":

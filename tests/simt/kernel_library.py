@@ -62,17 +62,34 @@ def _compile(source: Path, target: Path, flags: list[str]) -> None:
     mine.replace(target)
 
 
-def build(flags: tuple[str, ...] = PLAIN) -> Path:
-    """The library; what is not there yet of it is compiled."""
+def _flags(flags: tuple[str, ...], csrc: Path) -> list[str]:
+    """How sources are compiled that include headers from ``csrc``."""
     import pybind11
 
-    folder = ROOT / "build" / "simt"
-    folder.mkdir(parents=True, exist_ok=True)
     # 16-byte loads of arrays of smaller numbers are what the kernels are about.
     common = [*flags, "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-DMARGIN_EXT_SIMT"]
-    common.append(f"-I{CSRC}")
+    common.append(f"-I{csrc}")
     for include in (pybind11.get_include(), sysconfig.get_paths()["include"]):
         common += ["-isystem", include]
+    return common
+
+
+def build_changed(source: Path, csrc: Path, folder: Path) -> Path:
+    """The library with a changed version of one source, which includes headers from ``csrc``."""
+    changed = folder / f"{source.name}.o"
+    _compile(source, changed, [*_flags(PLAIN, csrc), "-w"])
+    others = [o for o in _objects(PLAIN) if not o.name.startswith(source.name)]
+    library = folder / "margin_kernels.so"
+    # The changed source comes first: of an inline function the linker takes the first version.
+    _run(toolchain.compile_command("-shared", changed, *others, "-o", library, "-ldl"))
+    return library
+
+
+def _objects(flags: tuple[str, ...]) -> list[Path]:
+    """The compiled sources; what is not there yet of them is compiled."""
+    folder = ROOT / "build" / "simt"
+    folder.mkdir(parents=True, exist_ok=True)
+    common = _flags(flags, CSRC)
     state = _state(flags)
     objects = []
     for source in _sources():
@@ -80,6 +97,12 @@ def build(flags: tuple[str, ...] = PLAIN) -> Path:
         objects.append(folder / f"{source.name}-{content[:16]}.o")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_compile, _sources(), objects, [common] * len(objects)))
+    return objects
+
+
+def build(flags: tuple[str, ...] = PLAIN) -> Path:
+    """The library; what is not there yet of it is compiled."""
+    folder, objects = ROOT / "build" / "simt", _objects(flags)
     whole = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()
     library = folder / f"margin_kernels-{whole[:16]}.so"
     if not library.exists():
@@ -90,8 +113,9 @@ def build(flags: tuple[str, ...] = PLAIN) -> Path:
 
 
 def load(flags: tuple[str, ...] = PLAIN) -> Any:
-    """The extension module."""
-    spec = importlib.util.spec_from_file_location("margin_kernels", build(flags))
+    """The extension module; MARGIN_EXT_SIMT_LIBRARY names another library."""
+    library = os.environ.get("MARGIN_EXT_SIMT_LIBRARY") or build(flags)
+    spec = importlib.util.spec_from_file_location("margin_kernels", library)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

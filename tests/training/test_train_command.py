@@ -306,6 +306,7 @@ MNIST = ("--data", "mnist", "--data-dir")
         (("--data", "imagenet"), "data must be one of cifar10:FOLDER, digits,"),
         (("--model", "small_models:too_few_classes"), "must return logits [B, 3], got [2, 2]"),
         (("--model", "mnist_cnn"), "mnist_cnn gets images [B, 1, 6, 6] and fails"),
+        (("--difference-data-range", "1", "0"), "expected the lowest and the highest value"),
         (("--model", "vgg"), "one of small_cnn, resnet, mnist_linear"),
         (("--model", "no_such_module:f"), "cannot import"),
         (("--p", "0.5"), "p must be"),
@@ -340,6 +341,18 @@ def test_bad_input_gives_one_line_and_no_folder(
     assert captured.err.startswith("margin-ext train: ")
     assert len(captured.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_range_of_the_differences_has_two_ends(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*SMALL, "--gradient", "finite_difference", "--epochs", "1", "--no-report")
+    assert train(tmp_path / "in", *words, "--difference-data-range", "0", "1") == 0
+    kept = ("--config", str(tmp_path / "in" / "settings.toml"))
+    assert train(tmp_path / "again", *kept) == 0
+    capsys.readouterr()
+    assert train(tmp_path / "out", *words, "--difference-data-range", "0.4", "0.6") == 2
+    assert "outside the stated data range (0.4, 0.6)" in capsys.readouterr().err
 
 
 def test_a_network_that_cannot_be_measured_is_trained_all_the_same(
