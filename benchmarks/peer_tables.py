@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.evaluation.instruments import OURS
 from benchmarks.peer_calls import CLEVER, DISTANCE
+from benchmarks.peer_problems import NETWORKS
 from benchmarks.tables import NOTHING, table
 
 _HOW = """\
@@ -20,8 +21,9 @@ the settings that are named) the quickest stands here whose answers are equal or
 distance of at most 1.001 of the peer's, and not more images farther by over 1 % than nearer by over
 1 %. Where none is, the row says so, and the nearest one stands here. Margins are first-order
 margins, a peer's from the gradients of `torch.func.jacrev` (all classes) or captum (the runner-up).
-CLEVER is an estimate from random points, 640 an image for both. The goal is to be ahead of each at
-equal answers.
+CLEVER is an estimate from random points, 640 an image for both. The small networks are trained for
+a minute or two; ResNet-50 has random weights, and its images are noise. The goal is to be ahead of
+each at equal answers.
 """
 _HEAD = ("Peer", "Images/s", "Ours", "Images/s", "Factor", "Answers, ours over theirs", "Goal")
 _COLLAPSED = 0.01
@@ -56,12 +58,17 @@ def peers(content: dict[str, Any]) -> Iterator[str]:
         rows = list(_rows(cases))
         reached += sum(row[-1] == "reached" for row in rows)
         total += len(rows)
-        title = cases[0]["title"]
+        most = max(one["images"] for case in cases for one in case["contenders"])
+        title = f"{cases[0]['title']}, {most} image{'s' * (most > 1)}"
         if network == "mnist_cnn":
             title += ", MNIST" if content["settings"].get("mnist") else ", digits enlarged"
         yield f"**{title}**:"
         yield table(_HEAD, rows)
     yield f"Ahead at equal answers in {reached} of {total} rows."
+    names = {case["network"] for case in content["cases"]}
+    missing = [network.title for network in NETWORKS if network.name not in names]
+    if missing and not content.get("quick"):
+        yield f"Not measured here: {'; '.join(missing)}."
 
 
 def _rows(cases: Sequence[dict[str, Any]]) -> Iterator[list[str]]:

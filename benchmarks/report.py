@@ -38,10 +38,10 @@ they take. Peak memory is what a call held at most beyond its inputs, its result
 _HOW_CPU = """\
 On the CPU all contenders use the same inputs: what fits the caches stays there, as in training,
 where the gradient has just been computed. The process keeps the memory that is freed, as with
-tcmalloc or jemalloc, or glibc with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1`; the copy goes
-into memory that was used before. The last two columns are of the other extreme: all results lie in
-pages that come fresh from the system, those of the clone too. What glibc does by itself lies
-between, and depends on what was allocated before.
+tcmalloc or jemalloc, or glibc with `MALLOC_MMAP_MAX_=0` and `MALLOC_TRIM_THRESHOLD_=4000000000`;
+the copy goes into memory that was used before. The last two columns are of the other extreme: all
+results lie in pages that come fresh from the system, those of the clone too. What glibc does by
+itself lies between, and depends on what was allocated before.
 """
 
 _HOW_CUDA = """\
@@ -223,6 +223,8 @@ def _hardware(machine: Machine) -> str:
         commit = (where["commit"] or "unknown")[:12]
         changed = " with uncommitted changes" if where["uncommitted_changes"] else ""
         state = "" if content["finished"] else ", interrupted: not complete"
+        others = sorted({case["commit"][:12] for case in content["cases"] if "commit" in case})
+        state += f", some cases at {', '.join(others)}" if others else ""
         threads = where["torch_threads"]
         lines.append(
             f"- {part}: {content['started'][:10]}, margin_ext {where['margin_ext']}, commit "

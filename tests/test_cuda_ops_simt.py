@@ -233,9 +233,9 @@ def test_attack_step_of_the_steepest() -> None:
 def test_attack_step_on_a_broken_gradient() -> None:
     x, grad = torch.randn(3, 40), torch.randn(3, 40)
     grad[1, 7] = math.nan
-    for p in (1.0, 2.0, INF):
+    for p, steepest in ((1.0, 1), (1.0, 3), (2.0, 1), (INF, 1)):
         out = Simt().attack_step(
-            x, grad, torch.ones(3), x, torch.ones(3), dual(p), 1, None, None, None
+            x, grad, torch.ones(3), x, torch.ones(3), dual(p), steepest, None, None, None
         )
         assert out.isnan().all(1).tolist() == [False, True, False]
         assert not bool(out[[0, 2]].isnan().any())

@@ -204,11 +204,11 @@ class RowPass {
     output.template store_pack<Path>(i, x, fetched);
   }
 
-  // The thread's packs from `begin` to `end`, kBatch at a time: load(i) for each, then use(i,
-  // pack). Packs past the end are zero, for which visit() is called too.
-  template <int kBatch, typename Pack, typename Path, typename Load, typename Use>
+  // The thread's packs from `begin` to `end`, kBatch at a time: load(i) for each, then visit(i,
+  // pack) for each. Packs past the end are zero, and are visited too: a condition would cost more.
+  template <int kBatch, typename Pack, typename Path, typename Load, typename Visit>
   MARGIN_DEVICE void for_packs(int begin, int end, Path& path, const Load& load,
-                               const Use& visit) const {
+                               const Visit& visit) const {
     const int threads = opaque(threads_);
 #pragma unroll 1
     for (int start = begin; start < end; start += kBatch * threads) {

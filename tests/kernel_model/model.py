@@ -36,6 +36,7 @@ class Count:
         allocations: The tensors that it allocates.
         issued: Instructions a sample, of all warps of its group.
         per_byte: The same, for each byte that is moved at least.
+        once: The bytes that are moved at least, of those that all passes together access.
         registers, spilled: A thread's, and its bytes of local memory.
         resident: Blocks on a multiprocessor.
         in_flight: Bytes that a multiprocessor has requested, at most.
@@ -54,6 +55,7 @@ class Count:
     allocations: int
     issued: float
     per_byte: float
+    once: float
     registers: int
     spilled: int
     resident: int
@@ -62,9 +64,13 @@ class Count:
     trace: Trace
 
     def expected(self, device: Device) -> float:
-        """Return the expected part of a clone's speed: issue slots at 60 %, and 30 % of doubt."""
+        """Return the expected part of a clone's speed: issue slots at 60 %, and 30 % of doubt.
+
+        What is read again comes from the cache, or where that is too small, from memory.
+        """
         slots = 0.6 * 4 * device.clock * device.multiprocessors / self.per_byte
-        return min(1.0, slots / device.clone_bytes_per_second)
+        moved = 1.0 if self.reread <= device.cache_bytes else self.once
+        return min(moved, slots / device.clone_bytes_per_second)
 
 
 @contextmanager
@@ -115,6 +121,8 @@ def count(case: Case, device: Device) -> Count:
     registers, spilled, static = resources(case.source, device.architecture)[kernel.name]
     resident = _resident_blocks(device, report, registers, static)
     loaded = (more[0].bytes_loaded - fewer[0].bytes_loaded) * 32
+    stored = (more[0].bytes_stored - fewer[0].bytes_stored) * 32
+    accessed = (loaded + stored) * warps * report.cluster_size / more_samples
     copied = more[0].issued["LDGSTS"] > 0  # the whole row is requested at once
     at_a_time = loaded if copied else min(loaded, _batch_bytes(kernel))
     samples_at_a_time = resident * (report.threads // 32 // warps) * device.multiprocessors
@@ -129,6 +137,7 @@ def count(case: Case, device: Device) -> Count:
         made.outputs + case.scratch,
         issued,
         issued / case.bytes,
+        min(1.0, case.bytes / accessed) if accessed else 1.0,
         registers,
         spilled,
         resident,

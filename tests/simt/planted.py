@@ -56,11 +56,6 @@ PLANTED = (
         "if (start + u * step >= parts - 1) break;",
     ),
     _attack(
-        "reads past the row",
-        "if (start + u * step < parts) loaded[u] = load(start + u * step);",
-        "loaded[u] = load(start + u * step);",
-    ),
-    _attack(
         "no projection to the ball",
         "channel.factor * project_at<norm>(projection, d[k])",
         "channel.factor * d[k]",
@@ -99,13 +94,17 @@ PLANTED = (
         "return threshold;",
         "core/attack.h",
     ),
-    _attack("a NaN gradient is stepped along", "if (is_nan(value)) {", "if (false) {"),
+    _attack("a search among NaN", "if (is_nan(value)) {", "if (false) {"),
     _classes(
         "no barrier before the nearest class",
         "__syncthreads();  // the sample's margins are stored",
         "",
     ),
-    _classes("every block is the last", "if (is_last[0] == 0) return;", ""),
+    _classes(
+        "the first block takes itself for the last",
+        "atomicInc(&tickets[task.ticket], gridDim.x - 1) == gridDim.x - 1;",
+        "atomicInc(&tickets[task.ticket], gridDim.x - 1) == 0;",
+    ),
     _classes(
         "the last of tied classes",
         "(equal && other.number < nearest.number)",
