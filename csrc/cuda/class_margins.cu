@@ -14,7 +14,7 @@ namespace {
 
 // A row is read with so many packs in flight for each thread.
 template <Variant variant>
-inline constexpr int kPacksInFlight = variant == Variant::kWarp ? 4 : 8;
+inline constexpr int kPacksInFlight = variant == Variant::kWarp ? 4 : 6;
 
 struct ClassMarginTask {
   ClassMarginArguments arguments;
