@@ -150,7 +150,7 @@ def test_a_search_that_overflowed_is_not_remembered():
     criterion = AverageMarginLoss(margin=Distance(memory=True), tau=2.0, mu=0.8)
     indices = torch.arange(30)
     bad = x.clone()
-    bad[3, 0] = math.nan
+    bad[3, 0] = math.inf
     with criterion.margin.samples(indices):
         criterion.run(net, bad, y)
         assert bool(criterion.margin.state_dict()["offsets"].isfinite().all())

@@ -90,4 +90,5 @@ def test_in_place_layers_that_autograd_sees_are_refused_in_words(model, settings
 def test_nan_inputs_are_not_taken_for_changed_ones():
     x, y = data()
     x[0, 0] = float("nan")
-    AverageMarginLoss(gradient="finite_difference").run(nn.Linear(6, CLASSES), x, y)
+    with pytest.raises(ValueError, match="inputs hold NaN, the first at index 0 of the batch"):
+        AverageMarginLoss(gradient="finite_difference").run(nn.Linear(6, CLASSES), x, y)

@@ -6,7 +6,7 @@ Every entry has to be needed: `test_every_change_is_needed` fails for one that n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,12 @@ CHANGES = (
         within_rounding,
     ),
     Change(
+        r"measure/gelu, batches of 3, .*",
+        r"samples/(margin|norm)_l2|norms/l2/margin",
+        "several classes of small inputs share a backward pass, which sums in another order",
+        within_rounding,
+    ),
+    Change(
         r"measure/.*(attack|all bounds).*",
         r"samples/attack_.*",
         "the minimum distance is searched for with restarts and toward more classes",
@@ -145,9 +151,3 @@ def change_of(situation: str, key: str, stored: str, found: str | None) -> Chang
         if named and change.holds(stored, found):
             return change
     return None
-
-
-def unneeded(differences: Mapping[tuple[str, str], Change]) -> list[Change]:
-    """Entries that explain none of the differences."""
-    used = list(differences.values())
-    return [change for change in CHANGES if change not in used]
