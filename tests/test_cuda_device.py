@@ -9,7 +9,7 @@ import torch
 from backends import simt
 from torch import Tensor
 
-from margin_ext import AverageMarginLoss, Regularizer, average_margin_loss, reference
+from margin_ext import AverageMarginLoss, Regularizer, average_margin_loss, functional, reference
 from margin_ext._extension import cuda_library
 
 pytestmark = [
@@ -89,6 +89,50 @@ def test_rows_off_the_16_byte_boundaries_agree(batch, size, offset):
         run(logits, target, moved), judged(*problem(batch, size)), strict=True
     ):
         torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2, "inf"])
+@pytest.mark.parametrize(("batch", "size"), SHAPES)
+def test_the_additive_margin_agrees_with_the_float64_reference(batch, size, p):
+    logits, target, grad = problem(batch, size)
+    tau = 1 / float(reference.dual_norm(grad, p=p).mean())  # Neither term drowns the other.
+    z, g = logits.requires_grad_(), grad.requires_grad_()
+    loss = functional.additive_margin_loss(z, target, g, tau=tau, p=p).loss
+    found = [loss, *torch.autograd.grad(loss, [z, g])]
+    z, g = (t.detach().double().requires_grad_() for t in (z, g))
+    loss = reference.additive_margin_loss(z, target, g, tau=tau, p=p).loss
+    for got, expected in zip(found, [loss, *torch.autograd.grad(loss, [z, g])], strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("p", [1, 2, "inf", 3])
+@pytest.mark.parametrize(("batch", "size"), SHAPES)
+def test_attack_steps_agree_with_the_float64_reference(batch, size, p, in_place):
+    _, _, grad = problem(batch, size)
+    center = grad.sigmoid()
+    x, length, radius = center + 0.1 * grad.flip(1), grad[:, 0].abs(), grad[:, -1].abs()
+    given = (x, grad, length, center, radius)
+    ends = x.new_zeros(1), x.new_full((1,), 0.9)
+    wide = tuple(end.double() for end in ends)
+    expected = reference.attack_step(*(t.double() for t in given), p=p, data_range=wide)
+    found = functional.attack_step(*given, p=p, data_range=ends, in_place=in_place)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-5)
+    assert (found.data_ptr() == x.data_ptr()) is in_place
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "size"), [(64, 784), (16, 3072), (2, 150_528), (30, 17)])
+def test_class_margins_agree_with_the_float64_reference(batch, size, dtype):
+    _, _, rows = problem(batch * 5, size, dtype)
+    grad = rows.view(batch, 5, size)
+    gap = grad[:, :, 0].float()
+    norms = (1, 2, "inf")
+    found = functional.class_margins(gap, grad, p=norms)
+    expected = reference.class_margins(gap.double(), grad.double(), p=norms)
+    for got, right in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(got.double(), right, rtol=2e-5, atol=0)
+    assert torch.equal(found.nearest, expected.nearest)
 
 
 @pytest.mark.parametrize(("batch", "size"), SHAPES)
