@@ -69,8 +69,14 @@ inline void check_device() {
   cudaLaunchConfig_t config{};
   config.attrs = &attribute;
   config.numAttrs = 1;
+  config.blockDim = dim3(256);
+  // Two blocks on each of four multiprocessors: one cluster of eight. Eight blocks each: four.
+  config.dynamicSmemBytes = 100 << 10;
   cudaOccupancyMaxActiveClusters(&value, nothing, &config);
   expect(value == 1, "cudaOccupancyMaxActiveClusters");
+  config.dynamicSmemBytes = 0;
+  cudaOccupancyMaxActiveClusters(&value, nothing, &config);
+  expect(value == 4, "cudaOccupancyMaxActiveClusters of small blocks");
   const simt::Device usual = simt::device();
   simt::device().cluster_limit = 1;
   cudaOccupancyMaxActiveClusters(&value, nothing, &config);
