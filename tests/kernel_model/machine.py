@@ -19,7 +19,7 @@ from kernel_model.warp import PARAMETER_BASE, Launch, Trace, Warp
 
 __all__ = ["PARAMETER_BASE", "Launch", "Trace", "follow"]
 
-_LONGEST = 2_000_000  # instructions, after which something is wrong
+_LONGEST = 200_000  # instructions, after which something is wrong
 
 
 def follow(kernel: Kernel, launch: Launch, shared: dict[int, int] | None = None) -> Trace:

@@ -22,6 +22,8 @@ __all__ = [
 ]
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+# Below lies nothing of a process: an element of an array that starts at a null pointer.
+_NULL = 1 << 22
 # Where a kernel's parameters lie in constant bank 0, by architecture.
 PARAMETER_BASE = {75: 0x160, 80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 100: 0x380, 120: 0x380}
 
@@ -96,7 +98,8 @@ class Warp:
         dims = (launch.threads, 1, 1, launch.blocks, 1, 1)
         struct.pack_into("<6I", self.bank, 0, *dims)
         if launch.architecture >= 100:
-            struct.pack_into("<6I", self.bank, 0x360, *dims)
+            # Between both sizes: whether there are clusters, which sm_90 has at 0x140.
+            struct.pack_into("<7I", self.bank, 0x360, *dims[:3], 1, *dims[3:])
         if launch.architecture == 90:
             struct.pack_into("<I", self.bank, 0x140, 1)
 
@@ -207,7 +210,7 @@ class Warp:
             return None
         memory = self.shared if shared else self.memory
         if not shared and where not in memory:
-            if where < 1 << 16:
+            if where < _NULL:
                 return None
             return int.from_bytes(self._own_memory(where, size), "little")
         return sum(memory.get(where + i, 0) << 8 * i for i in range(size))
