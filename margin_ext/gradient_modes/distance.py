@@ -180,7 +180,9 @@ class _Search:
         if point is self.step.inputs:
             return self._gap_and_gradient(point, self.step.logits)
         point = point.detach().requires_grad_()
-        return self._gap_and_gradient(point, self.logits_at(point))
+        gap, grad = self._gap_and_gradient(point, self.logits_at(point))
+        # The graph of one projection is gone before the next one makes its own.
+        return gap.detach(), grad
 
     def _gap_and_gradient(self, point: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The gap [B] with its graph, and its input gradient without one."""
