@@ -54,22 +54,27 @@ PLANTED = (
         "the last part is left out",
         "if (start + u * step >= parts) break;",
         "if (start + u * step >= parts - 1) break;",
+        "cuda/attack_row.h",
     ),
     _attack(
         "no projection to the ball",
         "channel.factor * project_at<norm>(projection, d[k])",
         "channel.factor * d[k]",
+        "cuda/attack_row.h",
     ),
     _attack(
         "no data range",
         "clamp_to(start[k] + offset, channel.low, channel.high)",
         "start[k] + offset",
+        "cuda/attack_row.h",
     ),
     _attack("the channel of the first part", "        channel.step();\n", ""),
     _attack(
         "the factor of the channel before",
         "if (channel_ != before) load();",
         "if (channel_ != before && within_ != 0) load();",
+        "cuda/attack_row.h",
+        "cuda/attack_row.h",
     ),
     _attack(
         "packs of rows that are not aligned",
