@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "check_class_count",
     "check_class_grad",
     "check_class_weight",
     "check_classes",
@@ -221,15 +220,6 @@ def check_classes(classes: str | int) -> None:
     """Require "runner_up", "all" or a whole number of at least 1."""
     if not (classes in ("runner_up", "all") or (isinstance(classes, int) and classes >= 1)):
         raise ValueError(f'classes must be "runner_up", "all" or a number >= 1, got {classes!r}')
-
-
-def check_class_count(classes: int, others: int) -> None:
-    """Require a number of classes that a label has next to it."""
-    if classes > others:
-        raise ValueError(
-            f"classes must be at most {others}, for the model has {others + 1} classes, "
-            f"got {classes}"
-        )
 
 
 def check_class_weight(weight: Tensor, logits: Tensor) -> None:

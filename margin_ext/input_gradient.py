@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margin_ext.checks import check_class_count, check_classes
+from margin_ext.checks import check_classes
 from margin_ext.functional import first_order_margin, gap_cotangent, logit_gap
 from margin_ext.loss_settings import LossSettings
 from margin_ext.movable_inputs import require_movable, require_same_batch
@@ -109,7 +109,8 @@ def nearest_class(
         inputs: [B, ...].
         target: int64 [B].
         classes: "runner_up" looks only at the class of the largest other logit; k at the k largest
-            others, with k gradient passes; "all" at every other class, with C - 1.
+            others (all, where there are fewer), with k gradient passes; "all" at every other class,
+            with C - 1.
         settings: How margins are measured, and which samples are ignored.
     """
     check_classes(classes)
@@ -118,7 +119,7 @@ def nearest_class(
     others = z.shape[1] - 1
     count = {"runner_up": 1, "all": others}.get(classes) if isinstance(classes, str) else classes
     assert count is not None
-    check_class_count(count, others)
+    count = min(count, others)
     if count == 1:
         return runner_up
     valid = runner_up >= 0

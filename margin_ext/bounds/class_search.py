@@ -9,7 +9,7 @@ from torch import Tensor
 
 from margin_ext.bounds.class_gradients import ClassGradients
 from margin_ext.bounds.nearest_so_far import NearestSoFar
-from margin_ext.checks import check_class_count, check_labels
+from margin_ext.checks import check_labels
 from margin_ext.models.checked_logits import checked_logits, class_order
 from margin_ext.models.in_parts import memory_limit
 
@@ -103,8 +103,7 @@ class ClassSearch:
         """
         gradients = ClassGradients(self._model, self._inputs)
         self._begin(gradients.logits)
-        count = self.order.shape[1] if ranks is None else ranks
-        check_class_count(count, self.order.shape[1])
+        count = self.order.shape[1] if ranks is None else min(ranks, self.order.shape[1])
         rows = torch.arange(len(self.label), device=self.label.device)
         together = self._together(count)
         rank = 0

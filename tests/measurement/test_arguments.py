@@ -59,13 +59,12 @@ def test_radii_are_no_texts(eps: Any) -> None:
 
 
 @pytest.mark.parametrize("classes", [CLASSES, 99])
-def test_no_more_classes_than_there_are(classes: int) -> None:
-    told = f"classes must be at most 2, for the model has 3 classes, got {classes}"
-    with pytest.raises(ValueError, match=told):
-        measure(NET, data(), classes=classes)
+def test_more_classes_than_there_are_mean_all(classes: int) -> None:
+    found, wanted = measure(NET, data(), classes=classes), measure(NET, data(), classes="all")
+    assert found.margin.tolist() == wanted.margin.tolist()
     x, y = data()
-    with pytest.raises(ValueError, match=told):
-        AverageMarginLoss(classes=classes).run(NET, x, y)
+    losses = [AverageMarginLoss(classes=c).run(NET, x, y).loss for c in (classes, "all")]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("number", [np.int64(7), np.int8(7), torch.tensor(7), 7.0, np.float64(7)])
