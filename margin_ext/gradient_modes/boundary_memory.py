@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["NOISE_OF_MEMORY", "BoundaryMemory"]
+__all__ = ["NOISE_OF_MEMORY", "BoundaryMemory", "Remembering"]
 
 # A remembered start needs less noise than the input.
 NOISE_OF_MEMORY = 0.5
@@ -82,3 +82,22 @@ class BoundaryMemory:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from such a state."""
         self.offsets = state.get("offsets")
+
+
+class Remembering:
+    """What keeps a memory of its searches, if its field ``memory`` says so."""
+
+    memory: bool
+    _memory: BoundaryMemory
+
+    def samples(self, indices: Tensor) -> AbstractContextManager[None]:
+        """Say that the batches inside hold the samples with these indices in the data [B]."""
+        return self._memory.samples(indices)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from step to step: the memory."""
+        return self._memory.state_dict() if self.memory else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state."""
+        self._memory.load_state_dict(state)

@@ -8,17 +8,15 @@ the cross-entropy there; DyART (Xu et al., arXiv 2302.03015) differentiates the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from margin_ext.accumulation import accumulation_dtype
 from margin_ext.gradient_mode import GradientMode, register_margin
-from margin_ext.gradient_modes.boundary_memory import NOISE_OF_MEMORY, BoundaryMemory
+from margin_ext.gradient_modes.boundary_memory import NOISE_OF_MEMORY, BoundaryMemory, Remembering
 from margin_ext.gradient_modes.boundary_search import (
     BoundaryPoint,
     find_boundary,
@@ -39,7 +37,7 @@ Misclassified = Literal["toward", "attack"]
 
 
 @dataclass(frozen=True)
-class Distance(GradientMode):
+class Distance(Remembering, GradientMode):
     """The signed distance to the decision boundary, as a few projections find it.
 
     Each projection takes one pass forward and one backward to the inputs. Boundaries beyond the
@@ -106,18 +104,6 @@ class Distance(GradientMode):
     def without_noise(self) -> Distance:
         """See :class:`GradientMode`."""
         return replace(self, noise=0.0, memory=False)
-
-    def samples(self, indices: Tensor) -> AbstractContextManager[None]:
-        """Say that the batches inside hold the samples with these indices in the data [B]."""
-        return self._memory.samples(indices)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What changes from step to step: the memory."""
-        return self._memory.state_dict() if self.memory else {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from such a state."""
-        self._memory.load_state_dict(state)
 
     def check(self, options: LossOptions) -> None:
         """See :class:`GradientMode`."""

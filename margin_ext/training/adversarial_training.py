@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from margin_ext.attacks.pgd import attack_gradient
 from margin_ext.functional import logit_gap
-from margin_ext.gradient_modes.boundary_memory import NOISE_OF_MEMORY, BoundaryMemory
+from margin_ext.gradient_modes.boundary_memory import NOISE_OF_MEMORY, BoundaryMemory, Remembering
 from margin_ext.gradient_modes.boundary_search import (
     BoundaryPoint,
     find_boundary,
@@ -50,7 +49,7 @@ class AdversarialOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AdversarialTraining:
+class AdversarialTraining(Remembering):
     """The cross-entropy at a point near the input that a few gradient steps make worse.
 
     With several steps it is projected gradient descent within the ball (Madry et al., arXiv
@@ -270,15 +269,3 @@ class AdversarialTraining:
         left_out = ("threat", "_memory")
         own = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {"objective": "adversarial training", **own, "threat": self.threat.settings()}
-
-    def samples(self, indices: Tensor) -> AbstractContextManager[None]:
-        """Say that the batches inside hold the samples with these indices in the data [B]."""
-        return self._memory.samples(indices)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What changes from step to step: the memory."""
-        return self._memory.state_dict() if self.memory else {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from such a state."""
-        self._memory.load_state_dict(state)

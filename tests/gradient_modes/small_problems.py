@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
+
+from margin_ext import AverageMarginLoss
 
 
 def linear() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -29,6 +33,19 @@ def data(model: nn.Module, batch: int = 30) -> tuple[torch.Tensor, torch.Tensor]
 def gradients(loss: torch.Tensor, model: nn.Module) -> torch.Tensor:
     found = torch.autograd.grad(loss, list(model.parameters()))
     return torch.cat([g.flatten() for g in found])
+
+
+def require_the_same_compiled(criterion: AverageMarginLoss) -> None:
+    """A compiled model has the loss and the gradients of the model itself."""
+    net = smooth_net()
+    x, y = data(net)
+    compiled = torch.compile(copy.deepcopy(net), backend="aot_eager")
+    wanted, found = criterion.run(net, x, y), criterion.run(compiled, x, y)
+    torch.testing.assert_close(found.loss, wanted.loss)
+    wanted.loss.backward()
+    found.loss.backward()
+    for a, b in zip(net.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 class Recorded(nn.Module):

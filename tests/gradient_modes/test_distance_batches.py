@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradient_modes.small_problems import data, smooth_net
+from gradient_modes.small_problems import data, require_the_same_compiled, smooth_net
 from margin_ext import AverageMarginLoss, Distance
 
 BOX = (-2.0, 2.0)
@@ -137,16 +137,7 @@ def test_margins_are_in_pixel_units():
 
 @pytest.mark.parametrize("form", ["cross_entropy", "envelope"])
 def test_it_runs_under_torch_compile(form):
-    net = smooth_net()
-    x, y = data(net)
-    compiled = torch.compile(copy.deepcopy(net), backend="aot_eager")
-    criterion = AverageMarginLoss(margin=Distance(form=form, noise=0.0), tau=1.0)
-    wanted, found = criterion.run(net, x, y), criterion.run(compiled, x, y)
-    torch.testing.assert_close(found.loss, wanted.loss)
-    wanted.loss.backward()
-    found.loss.backward()
-    for a, b in zip(net.parameters(), compiled.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+    require_the_same_compiled(AverageMarginLoss(margin=Distance(form=form, noise=0.0), tau=1.0))
 
 
 def test_what_it_cannot_do_is_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradient_modes.small_problems import Recorded, data, smooth_net
+from gradient_modes.small_problems import Recorded, data, require_the_same_compiled, smooth_net
 from margin_ext import AverageMarginLoss, Secant, logit_gap
 
 TAU = 1.5
@@ -138,15 +138,7 @@ def test_dense_and_soft_labels():
 
 
 def test_it_runs_under_torch_compile():
-    net = smooth_net()
-    x, y = data(net)
-    compiled = torch.compile(copy.deepcopy(net), backend="aot_eager")
-    wanted, found = criterion().run(net, x, y), criterion().run(compiled, x, y)
-    torch.testing.assert_close(found.loss, wanted.loss)
-    wanted.loss.backward()
-    found.loss.backward()
-    for a, b in zip(net.parameters(), compiled.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+    require_the_same_compiled(criterion())
 
 
 def test_the_model_must_be_known():
