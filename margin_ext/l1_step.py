@@ -57,7 +57,9 @@ def l1_step(
         grad = grad.masked_fill(blocked, 0.0)
     first = max(1, round(_FIRST * offset.shape[1]))
     moved = (size > _NOTHING * size.amax(1, keepdim=True)).sum(1)
-    count = torch.where(moved > 0, (moved * _OF_MOVED).ceil().long(), first).clamp(1, first)
+    # Always fewer, so that a point may end on one coordinate: for a linear model it has to.
+    fewer = (moved * _OF_MOVED).ceil().long().minimum(moved - 1)
+    count = torch.where(moved > 0, fewer, first).clamp(1, first)
     steepest = grad.abs().topk(first, dim=1)
     ranks = torch.arange(first, device=grad.device)
     chosen = (ranks < count.unsqueeze(1)) & (steepest.values > 0)

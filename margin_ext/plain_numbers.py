@@ -49,7 +49,7 @@ def real_numbers(name: str, value: Any, *, texts: bool = False) -> tuple[float, 
     given = value
     if hasattr(value, "tolist"):  # numpy's arrays and scalars, tensors
         value = value.tolist()
-    several = isinstance(value, Iterable) and not isinstance(value, str)
+    several = isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray)
     try:
         found = tuple(_one(item) for item in (value if several else (value,)))
         if texts or not any(isinstance(item, str) for item in found):
@@ -64,6 +64,8 @@ def _one(value: Any) -> float | str:
         return value
     if isinstance(value, bool):
         raise TypeError("True and False are no numbers")
+    if isinstance(value, bytes | bytearray):  # float would read them as a text
+        raise TypeError("bytes are no numbers")
     if isinstance(value, numbers.Integral):
         return int(value)
     if hasattr(value, "item"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from margin_ext.bounds import MinimumDistance
 from margin_ext.l1_step import into_l1_ball, l1_step
 from margin_ext.threat import ThreatModel
 
@@ -58,11 +61,11 @@ def test_steps_become_sparse() -> None:
     one = torch.ones(1)
     offset = torch.zeros(1, 30)
     counts = []
-    for _ in range(4):
+    for _ in range(5):
         step = l1_step(offset, grad, one, 9 * one, None) - offset
         counts.append(int((step > 0).sum()))
         offset = l1_step(offset, grad, one, 9 * one, None) * (step > 0)
-    assert counts == [6, 4, 3, 2]
+    assert counts == [6, 4, 3, 2, 1]
 
 
 def test_coordinates_at_the_end_of_the_range_leave_their_place_to_others() -> None:
@@ -109,3 +112,40 @@ def test_a_broken_gradient_is_not_hidden() -> None:
     )
     assert found[0].isnan().all()
     assert found[1].isfinite().all()
+
+
+def linear_distance(slope: Tensor, need: float, room: Tensor) -> float:
+    """How far a gap with this slope [D] must be moved to lose ``need``: the steepest first."""
+    order = slope.abs().argsort(descending=True)
+    gain = (slope.abs() * room)[order]
+    whole = int((gain.cumsum(0) < need).sum())
+    if whole == len(slope):
+        return math.inf
+    rest = (need - float(gain[:whole].sum())) / float(slope.abs()[order[whole]])
+    return float(room[order[:whole]].sum()) + rest
+
+
+@pytest.mark.parametrize("in_range", [False, True])
+@pytest.mark.parametrize(("size", "classes"), [(8, 3), (50, 10), (784, 10)])
+def test_distances_of_linear_models_are_exact(size: int, classes: int, in_range: bool) -> None:
+    """Without a range the nearest point has moved one coordinate; in a range all but exact."""
+    torch.manual_seed(size)
+    net, x = nn.Linear(size, classes), torch.rand(20, size)
+    label = net(x).argmax(1)
+    logits, weight = net(x).detach(), net.weight.detach()
+    wanted = torch.empty(20)
+    for i, own in enumerate(label.tolist()):
+        distances = []
+        for rival in set(range(classes)) - {own}:
+            slope = weight[rival] - weight[own]
+            room = torch.where(slope > 0, 1 - x[i], x[i]) if in_range else torch.full((size,), 1e6)
+            need = float(logits[i, own] - logits[i, rival])
+            distances.append(linear_distance(slope, need, room))
+        wanted[i] = min(distances)
+    threat = ThreatModel(p=1, data_range=(0, 1) if in_range else None)
+    found = MinimumDistance()(net, x, label, threat=threat).distance
+    reachable = wanted.isfinite()
+    assert torch.equal(found.isfinite(), reachable)
+    ratio = found[reachable] / wanted[reachable]
+    assert float(ratio.min()) > 1 - 1e-4
+    assert float(ratio.max()) < (1.05 if in_range else 1.0005)

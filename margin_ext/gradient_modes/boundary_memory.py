@@ -13,6 +13,7 @@ __all__ = ["NOISE_OF_MEMORY", "BoundaryMemory", "Remembering"]
 
 # A remembered start needs less noise than the input.
 NOISE_OF_MEMORY = 0.5
+_INTEGERS = (torch.int32, torch.int64)
 
 
 class BoundaryMemory:
@@ -39,10 +40,14 @@ class BoundaryMemory:
         """The offsets [B, ...] of the samples at hand; 0 where nothing is known.
 
         Raises:
-            ValueError: Nobody said which samples they are, or as many as there are inputs, or an
-                index is negative.
+            TypeError: The indices are no tensor of whole numbers.
+            ValueError: Nobody said which samples they are, or as many as there are inputs, an index
+                is negative, or the memory is one of other data.
         """
         indices = self._indices
+        if indices is not None and not (isinstance(indices, Tensor) and indices.dtype in _INTEGERS):
+            told = f"{indices.dtype}" if isinstance(indices, Tensor) else type(indices).__name__
+            raise TypeError(f"indices of samples must be an int64 tensor [B], got {told}")
         if indices is None or indices.shape != inputs.shape[:1]:
             told = "none" if indices is None else f"{tuple(indices.shape)}"
             raise ValueError(
@@ -56,6 +61,11 @@ class BoundaryMemory:
         rows = int(indices.max()) + 1 if len(indices) else 0
         if self.offsets is None:
             self.offsets = inputs.new_zeros(rows, *inputs.shape[1:])
+        if self.offsets.shape[1:] != inputs.shape[1:]:
+            raise ValueError(
+                f"the memory is one of samples of shape {list(self.offsets.shape[1:])}, got "
+                f"{list(inputs.shape[1:])}: take a new criterion for other data"
+            )
         if rows > len(self.offsets):
             more = self.offsets.new_zeros(rows - len(self.offsets), *inputs.shape[1:])
             self.offsets = torch.cat([self.offsets, more])

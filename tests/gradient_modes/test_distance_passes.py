@@ -160,3 +160,33 @@ def test_a_search_that_overflowed_is_not_remembered():
         pytest.raises(ValueError, match="indices of samples must be at least 0, got -1"),
     ):
         criterion.run(net, x, y)
+
+
+@pytest.mark.parametrize(
+    ("indices", "told"),
+    [
+        (torch.arange(30.0), "torch.float32"),
+        (torch.ones(30, dtype=torch.bool), "torch.bool"),
+        (list(range(30)), "list"),
+        (torch.arange(30).numpy(), "ndarray"),
+    ],
+)
+def test_indices_of_the_memory_are_whole_numbers(indices, told):
+    net = smooth_net()
+    x, y = data(net)
+    criterion = AverageMarginLoss(margin=Distance(memory=True), tau=2.0, mu=0.8)
+    with (
+        criterion.margin.samples(indices),
+        pytest.raises(TypeError, match=f"must be an int64 tensor .*got {told}"),
+    ):
+        criterion.run(net, x, y)
+
+
+def test_a_memory_of_other_data_is_refused():
+    net, other = smooth_net(), nn.Linear(4, 4).double()
+    x, y = data(net)
+    criterion = AverageMarginLoss(margin=Distance(memory=True), tau=2.0, mu=0.8)
+    with criterion.margin.samples(torch.arange(30)):
+        criterion.run(net, x, y)
+        with pytest.raises(ValueError, match=r"samples of shape \[6\], got \[4\]"):
+            criterion.run(other, x[:, :4], y)

@@ -58,6 +58,12 @@ def test_radii_are_no_texts(eps: Any) -> None:
         robust_accuracy(NET, data(), eps)
 
 
+@pytest.mark.parametrize("eps", [b"0.1", bytearray(b"1"), None, True, {}])
+def test_radii_are_numbers(eps: Any) -> None:
+    with pytest.raises(ValueError, match="eps must"):
+        robust_accuracy(NET, data(), eps)
+
+
 @pytest.mark.parametrize("classes", [CLASSES, 99])
 def test_more_classes_than_there_are_mean_all(classes: int) -> None:
     found, wanted = measure(NET, data(), classes=classes), measure(NET, data(), classes="all")

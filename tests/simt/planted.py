@@ -68,12 +68,11 @@ PLANTED = (
         "start[k] + offset",
         "cuda/attack_row.h",
     ),
-    _attack("the channel of the first part", "        channel.step();\n", ""),
+    _attack("the channel of the first part", "        channel.step();\n", "", "cuda/attack_row.h"),
     _attack(
         "the factor of the channel before",
         "if (channel_ != before) load();",
         "if (channel_ != before && within_ != 0) load();",
-        "cuda/attack_row.h",
         "cuda/attack_row.h",
     ),
     _attack(
