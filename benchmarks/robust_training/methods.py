@@ -159,6 +159,7 @@ METHODS: dict[str, Method] = {
         _own_length(1, memory=True),
         _each("eps"),
         "distance",
+        every_seed=True,
     ),
     "own_length_attack": Method(
         "true margin: own lengths, 2 projections, misclassified images attacked",
