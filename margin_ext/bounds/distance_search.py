@@ -36,7 +36,7 @@ _STEP = 2.0
 # Random points that are tried for a start, times the number of coordinates, and up to how many
 # coordinates: in few dimensions they find ways that gradients do not, in many they find nothing.
 _TRIED = 8192
-_FEW_COORDINATES = 64
+_FEW_COORDINATES = 16
 # Random starts in a round, where coordinates are few.
 _STARTS = 4
 # Of them so many in one batch of the model, or as many as there are samples.
