@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +75,21 @@ def _cost(ax: Axes, results: dict[str, Any]) -> None:
         )
     if REFERENCE in rows:
         ax.axhline(rows[REFERENCE].mean_robust, color=GREY, linewidth=0.8, linestyle=":")
+    if all(row.time is None for row in rows.values()):
+        ax.text(0.5, 0.5, "training times not measured yet", ha="center", transform=ax.transAxes)
+        ax.set_xticks([])
+    ax.margins(x=0.1)
     plain(ax, "training time, plain = 1", f"worst case at l2 radius {aim:g}, test images")
-    ax.set_title(results["problem"]["title"], loc="left", fontsize=10)
+    ax.set_title(textwrap.fill(results["problem"]["title"], 50), loc="left", fontsize=10)
 
 
 def _settings(ax: Axes, results: dict[str, Any]) -> None:
     rows = rows_of(results)
+    known = [one["accuracy"] for tried in results["tuning"].values() for one in tried]
+    # Others would squeeze all that did learn into a corner.
+    learned = max(known, default=0.0) / 2
     for number, (key, method) in enumerate(METHODS.items(), 1):
-        tried = [one for one in results["tuning"].get(key, []) if one["accuracy"] > 0]
+        tried = [one for one in results["tuning"].get(key, []) if one["accuracy"] > learned]
         if not tried:
             continue
         shape, color = _STYLES[method.group]
@@ -111,7 +119,11 @@ def _settings(ax: Axes, results: dict[str, Any]) -> None:
             [], [], linestyle="none", marker=shape, color=color, label=f"{number} {method.title}"
         )
     plain(ax, "clean accuracy, validation images", "robust by a short search")
-    ax.set_title("every setting tried; filled: chosen", loc="left", fontsize=10)
+    ax.locator_params(axis="x", nbins=5)
+    title, left_out = "every setting tried; filled: chosen", sum(one <= learned for one in known)
+    if left_out:
+        title += f"\n({left_out} that did not learn are left out)"
+    ax.set_title(title, loc="left", fontsize=10)
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
