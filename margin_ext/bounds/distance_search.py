@@ -43,9 +43,9 @@ _STARTS = 4
 _AT_ONCE = 1024
 # The first of them in units of the last one, where no length is known.
 _SHORTEST = 1e-5
-# How far beyond the boundary a shortened point lies, in units of the largest logit's rounding: the
-# same point has logits that differ by some units in batches of another size. At most a hundredth of
-# that logit, which 16 bits cannot tell apart.
+# How far beyond the boundary the bisection goes, in units of the largest logit's rounding: the same
+# point has logits that differ by some units in batches of another size. At most a hundredth of that
+# logit, about one unit of bfloat16: more would lengthen distances.
 _BEYOND = 32.0
 _MOST_BEYOND = 0.01
 
@@ -74,7 +74,7 @@ class DistanceSearch:
         wide = torch.promote_types(inputs.dtype, torch.float32)
         self.distance = torch.full(label.shape, math.inf, dtype=wide, device=inputs.device)
         self.point = self.center.clone()
-        self.reach = threat.reach(self.center).to(wide)
+        self.reach = threat.reach(self.center.to(wide)).clamp_max(_largest_radius(inputs, threat))
         few = self.center.shape[1:].numel() <= _FEW_COORDINATES
         self.random_starts = _STARTS if few else 1
 
@@ -85,9 +85,12 @@ class DistanceSearch:
         return left.nonzero().squeeze(1)
 
     def radius(self, times: float = 1.0, largest: float = math.inf) -> Tensor:
-        """So many times the distances found, at most largest [B]; the reach where there is none."""
+        """So many times the distances found, at most largest [B].
+
+        Where nothing is found a part of the reach, another one for other times.
+        """
         known = torch.isfinite(self.distance)
-        return torch.where(known, times * self.distance, self.reach).clamp_max(largest)
+        return torch.where(known, times * self.distance, self.reach / times).clamp_max(largest)
 
     def run(
         self,
@@ -108,7 +111,7 @@ class DistanceSearch:
             radius: Radius of the ball in which to start [B]. None: the distance found so far, or
                 the first-order distance.
             apart: Search beyond the best points too, as if nothing had been found yet.
-            longest: Length of the first step, in units of the usual one.
+            longest: Lengths of steps and changes of the radius, in units of the usual ones.
         """
         active = self.unfinished()
         nearest = torch.full_like(self.distance, math.inf) if apart else self.distance
@@ -197,8 +200,10 @@ class DistanceSearch:
         radii = radius.unsqueeze(1) * torch.where(known, part, _SHORTEST ** (1 - part))
         start, least = center.clone(), torch.full_like(radius, math.inf)
         row = torch.arange(len(rows), device=center.device)
-        for chosen in row.new_tensor(range(tried)).split(max(1, _AT_ONCE // len(rows))):
-            points = self._on_spheres(center, unit[:, chosen], radii[:, chosen])
+        for chosen in torch.arange(tried, device=center.device).split(
+            max(1, _AT_ONCE // len(rows))
+        ):
+            points = self._in_balls(center, unit[:, chosen], radii[:, chosen])
             with torch.no_grad():
                 logits = checked_logits(self.model, points.flatten(0, 1))
             label = self.label[rows].repeat_interleave(len(chosen))
@@ -215,7 +220,7 @@ class DistanceSearch:
             start = torch.where(per_sample(better, start), points[row, lowest], start)
         return start
 
-    def _on_spheres(self, center: Tensor, unit: Tensor, radii: Tensor) -> Tensor:
+    def _in_balls(self, center: Tensor, unit: Tensor, radii: Tensor) -> Tensor:
         """Points [B, n, ...]: around each center the offsets [B, n, D] times the radii [B, n]."""
         around = center.repeat_interleave(radii.shape[1], 0)
         flat = radii.flatten().to(center.dtype)
@@ -254,8 +259,8 @@ class DistanceSearch:
     def shorten(self, bisections: int) -> None:
         """Bisect the line from each sample to its point for the end of the adversarial part.
 
-        A point that is kept lies beyond the boundary by more than rounding, so that it is still
-        adversarial in a batch of another size.
+        A point of the line is kept if it lies beyond the boundary by more than rounding, so that it
+        is still adversarial in a batch of another size.
         """
         active = (torch.isfinite(self.distance) & (self.distance > self.enough)).nonzero()
         active = active.squeeze(1)
@@ -277,3 +282,9 @@ class DistanceSearch:
                 self._keep(active, x, self.threat.distance(x, center), adversarial)
                 high = torch.where(adversarial, middle, high)
                 low = torch.where(adversarial, low, middle)
+
+
+def _largest_radius(inputs: Tensor, threat: ThreatModel) -> float:
+    """Beyond it points, or their squares where there is no data range, leave the inputs' type."""
+    largest = float(torch.finfo(inputs.dtype).max)
+    return largest**0.5 if threat.data_range is None else largest / 4

@@ -53,7 +53,7 @@ class MinimumDistance:
         steps: Gradient steps of the searches that go toward no single class; in l1
             twice as many, because points become sparse step by step.
         restarts: Rounds of searches that begin elsewhere: four from far out, and one from a random
-            point of the ball whose radius was found so far.
+            point of the ball whose radius was found so far (up to 16 coordinates four).
         targets: Searches toward single classes, after the first search and in each round; each
             takes half of the steps. The runner-up, which the other searches follow, is often not
             the nearest class, even for a linear model. The first time the classes are those with

@@ -47,7 +47,7 @@ class BoundaryMemory:
         indices = self._indices
         if indices is not None and not (isinstance(indices, Tensor) and indices.dtype in _INTEGERS):
             told = f"{indices.dtype}" if isinstance(indices, Tensor) else type(indices).__name__
-            raise TypeError(f"indices of samples must be an int64 tensor [B], got {told}")
+            raise TypeError(f"indices of samples must be a tensor [B] of int32 or int64, got {told}")
         if indices is None or indices.shape != inputs.shape[:1]:
             told = "none" if indices is None else f"{tuple(indices.shape)}"
             raise ValueError(
@@ -83,7 +83,7 @@ class BoundaryMemory:
         kept = offsets.to(self.offsets.dtype)
         # A finite sum has finite terms.
         whole = kept.flatten(1).sum(1).isfinite().reshape(-1, *[1] * (kept.dim() - 1))
-        self.offsets[self._indices] = torch.where(whole, kept, 0.0)
+        self.offsets[self._indices.to(self.offsets.device)] = torch.where(whole, kept, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The offsets."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from margin_ext.bounds import MinimumDistance
+from margin_ext.bounds.distance_search import DistanceSearch
 from margin_ext.threat import ThreatModel
 
 
@@ -92,3 +93,47 @@ def test_no_samples(p: float) -> None:
         threat=ThreatModel(p=p),
     )
     assert found.distance.shape == (0,)
+
+
+class Constant(nn.Module):
+    """One class everywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x.flatten(1).sum(1) * 0 + 1, x.flatten(1).sum(1) * 0], dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [1, 2, torch.inf])
+@pytest.mark.parametrize("dims", [4, 100])
+def test_searches_stay_within_the_inputs_type(dims: int, p: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, dims).add(20).to(dtype)
+    label = torch.zeros(3, dtype=torch.long)
+    search = MinimumDistance(steps=6, restarts=2, targets=1)
+    found = search(Constant(), x, label, threat=ThreatModel(p=p))
+    assert found.distance.isinf().all()
+
+
+def test_searches_from_afar_are_not_held_by_what_was_found() -> None:
+    torch.manual_seed(0)
+    linear, seen = nn.Linear(40, 3).requires_grad_(False), []
+    x = torch.randn(5, 40)
+    label = linear(x).argmax(1)
+
+    def model(points: Tensor) -> Tensor:
+        seen.append((points - x).norm(dim=1).detach())
+        return linear(points)
+
+    search = DistanceSearch(model, ThreatModel(p=2), x, label, 0.0)
+    search.run(20)
+    found = search.distance.clone()
+    assert found.isfinite().all()
+    seen.clear()
+    search.run(20)
+    assert (torch.stack(seen).amax(0) <= found * (1 + 1e-5)).all()
+    seen.clear()
+    search.run_from_afar(5.0, 20)
+    farthest = torch.stack(seen).amax(0)
+    assert (farthest > 4 * found).all()
+    assert (farthest < 7 * found).all()
+    assert (search.distance <= found).all()

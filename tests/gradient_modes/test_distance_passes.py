@@ -177,7 +177,7 @@ def test_indices_of_the_memory_are_whole_numbers(indices, told):
     criterion = AverageMarginLoss(margin=Distance(memory=True), tau=2.0, mu=0.8)
     with (
         criterion.margin.samples(indices),
-        pytest.raises(TypeError, match=f"must be an int64 tensor .*got {told}"),
+        pytest.raises(TypeError, match=f"must be a tensor .*got {told}"),
     ):
         criterion.run(net, x, y)
 
