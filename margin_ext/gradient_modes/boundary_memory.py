@@ -45,9 +45,12 @@ class BoundaryMemory:
                 is negative, or the memory is one of other data.
         """
         indices = self._indices
-        if indices is not None and not (isinstance(indices, Tensor) and indices.dtype in _INTEGERS):
+        whole_numbers = isinstance(indices, Tensor) and indices.dtype in _INTEGERS
+        if indices is not None and not whole_numbers:
             told = f"{indices.dtype}" if isinstance(indices, Tensor) else type(indices).__name__
-            raise TypeError(f"indices of samples must be a tensor [B] of int32 or int64, got {told}")
+            raise TypeError(
+                f"indices of samples must be a tensor [B] of int32 or int64, got {told}"
+            )
         if indices is None or indices.shape != inputs.shape[:1]:
             told = "none" if indices is None else f"{tuple(indices.shape)}"
             raise ValueError(
