@@ -38,7 +38,7 @@ def chosen_setting(tuning: Tuning, key: str, problem: Problem) -> Setting | None
 
 
 def _chosen(tuning: Tuning, key: str, problem: Problem) -> Attempt | None:
-    grid = METHODS[key].grid(problem.radii)
+    grid = METHODS[key].grid(problem)
     tried = [attempt for attempt in tuning.get(key, ()) if attempt["setting"] in grid]
     if len(tried) < len(grid):
         return None

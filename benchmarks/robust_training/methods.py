@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.robust_training.objectives import InputGradientPenalty
+from benchmarks.robust_training.problems import Problem
 from margin_ext import Additive, AverageMarginLoss, Distance, FiniteDifference, Secant
 from margin_ext.training import AdversarialTraining, Objective
 
@@ -30,29 +31,38 @@ class Method:
     Attributes:
         title: For tables.
         objective: Built from the problem's aim and a setting.
-        grid: The settings to choose from, by the radii that the problem offers.
+        grid: The settings to choose from, for a problem.
         group: "peer" (no margin), "tangent" (a margin by one gradient), "secant" or "distance".
         every_seed: Trained with every seed, because a claim rests on it; others with the first.
     """
 
     title: str
     objective: Callable[[float, Setting], Any]
-    grid: Callable[[tuple[float, ...]], Settings]
+    grid: Callable[[Problem], Settings]
     group: str
     every_seed: bool = False
 
 
-def _no_choice(radii: tuple[float, ...]) -> Settings:
+def _no_choice(problem: Problem) -> Settings:
     return ({},)
 
 
-def _each(name: str) -> Callable[[tuple[float, ...]], Settings]:
+def _each(name: str) -> Callable[[Problem], Settings]:
     """One setting a radius."""
-    return lambda radii: tuple({name: radius} for radius in radii)
+    return lambda problem: tuple({name: radius} for radius in problem.radii)
 
 
-def _fixed(*settings: Setting) -> Callable[[tuple[float, ...]], Settings]:
-    return lambda radii: settings
+def _each_adversarial(problem: Problem) -> Settings:
+    return tuple(_radius(radius, problem) for radius in problem.radii)
+
+
+def _radius(radius: float, problem: Problem) -> Setting:
+    """A radius of adversarial training, which grows over the first steps where it has to."""
+    return {"eps": radius} | ({"warmup": problem.warmup} if problem.warmup else {})
+
+
+def _fixed(*settings: Setting) -> Callable[[Problem], Settings]:
+    return lambda problem: settings
 
 
 def _margin(*, mu: float = 2.0, **options: Any) -> Callable[[float, Setting], Objective]:
@@ -71,7 +81,7 @@ def _authors(aim: float, setting: Setting) -> Objective:
 
 def _adversarial(steps: int, **options: Any) -> Callable[[float, Setting], AdversarialTraining]:
     return lambda aim, setting: AdversarialTraining(
-        setting["eps"] * aim, steps, noise=1.0, **options
+        setting["eps"] * aim, steps, noise=1.0, warmup=int(setting.get("warmup", 0)), **options
     )
 
 
@@ -98,36 +108,36 @@ METHODS: dict[str, Method] = {
         every_seed=True,
     ),
     "adversarial_7": Method(
-        "adversarial training, 7 steps", _adversarial(7), _each("eps"), "peer", every_seed=True
+        "adversarial training, 7 steps", _adversarial(7), _each_adversarial, "peer", every_seed=True
     ),
     "adversarial_7_radius": Method(
         "adversarial training, 7 steps, at the radius itself",
         _adversarial(7),
-        _fixed({"eps": 1.0}),
+        lambda problem: (_radius(1.0, problem),),
         "peer",
         every_seed=True,
     ),
     "adversarial_2": Method(
-        "adversarial training, 2 steps", _adversarial(2), _each("eps"), "peer", every_seed=True
+        "adversarial training, 2 steps", _adversarial(2), _each_adversarial, "peer", every_seed=True
     ),
     "adversarial_2_memory": Method(
         "adversarial training, 2 steps with a memory",
         _adversarial(2, memory=True),
-        _each("eps"),
+        _each_adversarial,
         "peer",
         every_seed=True,
     ),
     "adversarial_1": Method(
         "adversarial training, 1 step from noise",
         _adversarial(1),
-        _each("eps"),
+        _each_adversarial,
         "peer",
         every_seed=True,
     ),
     "adversarial_1_memory": Method(
         "adversarial training, 1 step with a memory",
         _adversarial(1, memory=True),
-        _each("eps"),
+        _each_adversarial,
         "peer",
     ),
     "own_length": Method(

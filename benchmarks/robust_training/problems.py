@@ -18,6 +18,7 @@ from margin_ext.training import Recipe
 __all__ = ["PROBLEMS", "Problem"]
 
 _USUAL_RADII = (1.0, 1.25, 1.5)
+_STEPS_OF_AN_EPOCH = 235  # of 30,000 images, 128 a step
 _NONE = Augmentation()
 
 
@@ -36,6 +37,8 @@ class Problem:
             adversarial training.
         targets: Classes toward which the search for the nearest adversarial example goes.
         radii: What methods with a radius may choose from, in units of the aim.
+        warmup: Steps in which adversarial training's radius rises, where a network does not begin
+            to learn at the whole radius.
         augmentation: Of the training images.
     """
 
@@ -48,6 +51,7 @@ class Problem:
     allowed_loss: float
     targets: int
     radii: tuple[float, ...] = _USUAL_RADII
+    warmup: int = 0
     augmentation: Augmentation = _NONE
 
     @property
@@ -99,7 +103,11 @@ _CIFAR = Problem(
 PROBLEMS: dict[str, Problem] = {
     "mnist_cnn": _MNIST,
     "mnist_relu_cnn": replace(
-        _WITH_RELU, title="MNIST, the same CNN with ReLU", network=_relu_cnn, targets=3
+        _WITH_RELU,
+        title="MNIST, the same CNN with ReLU",
+        network=_relu_cnn,
+        targets=3,
+        warmup=_STEPS_OF_AN_EPOCH,
     ),
     "cifar_cnn": _CIFAR,
     "cifar_cnn_augmented": replace(

@@ -89,13 +89,14 @@ def rows_of(results: Mapping[str, Any]) -> dict[str, Row]:
 
 
 def _runs(results: Mapping[str, Any], key: str) -> dict[int, Any]:
-    """By seed."""
+    """By seed; those with the setting of the first, because a setting may be chosen anew."""
     named = {}
     for name, run in results.get("runs", {}).items():
         word, seed = name.rsplit(" ", 1)
         if word == key:
             named[int(seed)] = run
-    return dict(sorted(named.items()))
+    first = named[min(named)]["setting"] if named else None
+    return {seed: named[seed] for seed in sorted(named) if named[seed]["setting"] == first}
 
 
 def _row(key: str, runs: Mapping[int, Any], timing: Sequence[Mapping[str, Any]]) -> Row:

@@ -105,7 +105,7 @@ class Comparison:
 
     def _missing_trials(self, key: str) -> Iterator[Piece]:
         tried = self.results["tuning"].setdefault(key, [])
-        for setting in METHODS[key].grid(self.problem.radii):
+        for setting in METHODS[key].grid(self.problem):
             if not any(attempt["setting"] == setting for attempt in tried):
                 yield partial(self._tune, key, setting)
 

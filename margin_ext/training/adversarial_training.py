@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from margin_ext.gradient_modes.parallel import without_ddp
 from margin_ext.target_kinds import target_tensor
 from margin_ext.threat import ThreatModel
 from margin_ext.training.words import check_words
+from margin_ext.training_steps import StepCounter
 
 __all__ = ["AdversarialOutput", "AdversarialTraining"]
 
@@ -79,6 +80,9 @@ class AdversarialTraining(Remembering):
             ball too. Call :meth:`run` inside ``with objective.samples(indices):``, which says which
             samples of the data the batch holds; a `TrainingLoop` does. Not for inputs that
             augmentation changes.
+        warmup: Training steps in which the radius rises evenly from near 0. Some networks, such as
+            small ReLU ones, do not begin to learn at the whole radius. All calls up to the step of
+            an optimizer count as one.
         clean: Weight of the cross-entropy at the input itself, from 0 to 1; the point's
             cross-entropy has the rest.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
@@ -103,11 +107,15 @@ class AdversarialTraining(Remembering):
     length: Literal["radius", "own"] = "radius"
     misclassified: Literal["toward", "attack"] = "toward"
     memory: bool = False
+    warmup: int = 0
     clean: float = 0.0
     label_smoothing: float = 0.0
     threat: ThreatModel = field(default_factory=lambda: ThreatModel(p=2, data_range=(0.0, 1.0)))
     _memory: BoundaryMemory = field(
         default_factory=BoundaryMemory, init=False, repr=False, compare=False
+    )
+    _counter: StepCounter = field(
+        default_factory=StepCounter, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
@@ -120,6 +128,8 @@ class AdversarialTraining(Remembering):
             raise ValueError(f"noise must be at least 0, got {self.noise}")
         if self.step is not None and not self.step > 0:
             raise ValueError(f"step must be above 0, got {self.step}")
+        if not (isinstance(self.warmup, int) and self.warmup >= 0):
+            raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
         if not 0 <= self.clean <= 1:
             raise ValueError(f"clean must lie in [0, 1], got {self.clean}")
         if self.length == "own" and self.step is not None:
@@ -150,7 +160,7 @@ class AdversarialTraining(Remembering):
             call: Maps the model and inputs to what the model returns, for models that take more
                 than the inputs.
             logits_fn: Takes the logits out of what the model returns.
-            radius: A radius for each sample [B], in place of eps.
+            radius: A radius for each sample [B], in place of eps; ``warmup`` holds for it too.
 
         Raises:
             TypeError: The target is no tensor.
@@ -161,6 +171,8 @@ class AdversarialTraining(Remembering):
             >>> AdversarialTraining(eps=0.5, clean=0.2).run(model, x, y).loss.backward()
         """
         target_tensor(target)
+        if self.warmup and torch.is_grad_enabled():
+            self._counter.next_call()
         passes = ModelCall(call, logits_fn)
         if not self.clean:
             points = self._points(model, passes, inputs, target, radius)
@@ -199,7 +211,7 @@ class AdversarialTraining(Remembering):
         logits: Tensor | None = None,
     ) -> Tensor:
         # No gradient of a parameter is asked for, so a wrapper has nothing to average.
-        inner = without_ddp(model)
+        inner, rise = without_ddp(model), self._rise()
 
         def run(x: Tensor) -> Tensor:
             return passes(inner, x)
@@ -216,6 +228,7 @@ class AdversarialTraining(Remembering):
             self.threat.require_inside(center)
             if radius is None:
                 radius = center.new_full(center.shape[:1], self.eps)
+            radius = radius * rise if rise < 1 else radius
             if self.length == "radius":
                 return self._in_ball(run, center, target, radius)
             attacked = None
@@ -261,11 +274,27 @@ class AdversarialTraining(Remembering):
             start = center + self._memory.recall(center)
         return self.threat.noisy(start, radius * noise) if noise else self.threat.clamp(start)
 
+    def _rise(self) -> float:
+        """The part of the radius that the step at hand has; under no_grad the whole."""
+        if not torch.is_grad_enabled():
+            return 1.0
+        return min(max(self._counter.steps, 1) / (self.warmup + 1), 1.0)
+
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from step to step: the memory, and the number of steps of a warmup."""
+        steps = {"steps": self._counter.steps} if self.warmup else {}
+        return {**super().state_dict(), **steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state."""
+        super().load_state_dict(state)
+        self._counter.steps = state.get("steps", 0)
+
     def settings(self) -> dict[str, Any]:
         """Words and numbers for a report, by which a checkpoint is recognised too."""
-        left_out = ("threat", "_memory")
-        own = {name: value for name, value in asdict(self).items() if name not in left_out}
+        names = [f.name for f in fields(self) if f.init and f.name != "threat"]
+        own = {name: getattr(self, name) for name in names}
         return {"objective": "adversarial training", **own, "threat": self.threat.settings()}

@@ -38,7 +38,7 @@ class DeclaredField:
 
 
 def declared_fields(module: str, name: str) -> dict[str, DeclaredField]:
-    """The fields of a class, those of its bases first.
+    """The public fields of a class, those of its bases first.
 
     Words must be a `Literal` in the annotation or under a name of its own.
 
@@ -59,7 +59,7 @@ def declared_fields(module: str, name: str) -> dict[str, DeclaredField]:
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
         kind = ast.unparse(item.annotation)
-        if item.target.id == "_" or kind.startswith("ClassVar"):
+        if item.target.id.startswith("_") or kind.startswith("ClassVar"):
             continue
         found[item.target.id] = DeclaredField(
             item.target.id,

@@ -255,17 +255,11 @@ _ALL: Final = (
     *_declared("margin_ext.loss_options", "LossOptions", "loss", without=_NOT_HERE),
     *_declared(f"{_MODES}.finite_difference", "FiniteDifference", "loss", prefix=DIFFERENCE),
     *_declared(f"{_MODES}.secant", "Secant", "loss", prefix=SECANT, without=("data_range",)),
-    *_declared(
-        f"{_MODES}.distance", "Distance", "loss", prefix=DISTANCE,
-        without=("data_range", "_memory"),
-    ),
-    *_declared(
-        f"{_MODES}.additive", "Additive", "loss", prefix=ADDITIVE,
-        without=("data_range", "_exact"),
-    ),
+    *_declared(f"{_MODES}.distance", "Distance", "loss", prefix=DISTANCE, without=("data_range",)),
+    *_declared(f"{_MODES}.additive", "Additive", "loss", prefix=ADDITIVE, without=("data_range",)),
     *_declared(
         "margin_ext.training.adversarial_training", "AdversarialTraining", "loss",
-        prefix=ADVERSARIAL, without=("label_smoothing", "threat", "_memory"),
+        prefix=ADVERSARIAL, without=("label_smoothing", "threat"),
     ),
     Option("beta", "loss", _number, "weight of the orthogonality penalty, of either loss", 0.0),
     *_declared(

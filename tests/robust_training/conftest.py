@@ -16,14 +16,12 @@ from benchmarks.robust_training.problems import PROBLEMS, Problem
 from margin_ext.bounds import MinimumDistance
 from margin_ext.data import DataSource, data_source, register_data_source
 from margin_ext.data.image_data import ImageData
-from margin_ext.training import Recipe
-from robust_training.tiny_problem import CLASSES, images, network
+from robust_training.tiny_problem import CLASSES, TINY, images
 
 
 @pytest.fixture
 def problem() -> Problem:
-    recipe = Recipe(2, 20, 0.1)
-    return Problem("tiny", "tiny", network, recipe, None, 0.4, allowed_loss=0.002, targets=2)
+    return TINY
 
 
 @pytest.fixture

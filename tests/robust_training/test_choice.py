@@ -23,7 +23,7 @@ from benchmarks.robust_training.samples import (
 from benchmarks.robust_training.strong_attacks import DecayingPGD
 from margin_ext.functional import linear_margin
 from margin_ext.measurement import robust_accuracy
-from robust_training.tiny_problem import CLASSES, RADII, SIDE
+from robust_training.tiny_problem import CLASSES, SIDE, TINY
 
 
 def tried(**attempts: list[tuple[float, float]]) -> dict:
@@ -31,7 +31,7 @@ def tried(**attempts: list[tuple[float, float]]) -> dict:
     return {
         key: [
             {"setting": setting, "accuracy": accuracy, "robust": robust}
-            for setting, (accuracy, robust) in zip(METHODS[key].grid(RADII), rows, strict=False)
+            for setting, (accuracy, robust) in zip(METHODS[key].grid(TINY), rows, strict=False)
         ]
         for key, rows in attempts.items()
     }

@@ -13,7 +13,7 @@ from benchmarks.robust_training.methods import METHODS
 from benchmarks.robust_training.objectives import InputGradientPenalty
 from benchmarks.robust_training.problems import PROBLEMS
 from margin_ext.training import AdversarialTraining
-from robust_training.tiny_problem import RADII, images, network
+from robust_training.tiny_problem import TINY, images, network
 
 
 def batch() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -52,7 +52,7 @@ def test_the_penalty_is_the_norm_of_the_gradient():
 @pytest.mark.parametrize("key", sorted(METHODS))
 def test_every_method_has_a_loss_and_gradients_with_every_setting(key):
     method = METHODS[key]
-    for setting in method.grid(RADII):
+    for setting in method.grid(TINY):
         model, x, y = batch()
         objective = method.objective(0.5, setting)
         # Methods with a memory ask which samples they are.
@@ -68,12 +68,21 @@ def test_every_method_has_a_loss_and_gradients_with_every_setting(key):
 def test_peers_are_tuned_as_much_as_margins():
     chosen = ["adversarial_1", "adversarial_2", "adversarial_2_memory", "adversarial_7"]
     for problem in PROBLEMS.values():
-        sizes = {key: len(method.grid(problem.radii)) for key, method in METHODS.items()}
+        sizes = {key: len(method.grid(problem)) for key, method in METHODS.items()}
         most = max(size for key, size in sizes.items() if METHODS[key].group != "peer")
         for key in chosen:
             assert sizes[key] == most
-            tried = {setting["eps"] for setting in METHODS[key].grid(problem.radii)}
+            tried = {setting["eps"] for setting in METHODS[key].grid(problem)}
             assert {1.0, 1.25, 1.5} <= tried
+
+
+def test_the_radius_grows_where_a_network_does_not_begin_to_learn():
+    relu, gelu = PROBLEMS["mnist_relu_cnn"], PROBLEMS["mnist_cnn"]
+    for key in ("adversarial_1", "adversarial_2", "adversarial_7_radius"):
+        for setting in METHODS[key].grid(relu):
+            assert METHODS[key].objective(relu.aim, setting).warmup == 235
+        for setting in METHODS[key].grid(gelu):
+            assert METHODS[key].objective(gelu.aim, setting).warmup == 0
 
 
 # The rule of choice.

@@ -17,7 +17,7 @@ from benchmarks.robust_training.samples import (
     read_numbers,
 )
 from margin_ext.training import AdversarialTraining
-from robust_training.tiny_problem import RADII
+from robust_training.tiny_problem import TINY
 
 
 class KilledError(Exception):
@@ -45,7 +45,7 @@ def outcomes(folder: Path) -> dict:
 def test_a_comparison_from_end_to_end(tiny, tmp_path):
     told: list[str] = []
     assert comparison(tmp_path, tiny).run(METHODS_RUN, [0, 1], told.append)
-    trials = sum(len(METHODS[key].grid(RADII)) for key in METHODS_RUN)
+    trials = sum(len(METHODS[key].grid(TINY)) for key in METHODS_RUN)
     # The first seed of all four, the second of the three that have every seed, and the timing.
     assert len(told) == trials + 4 + 3 + 1
     content = json.loads((tmp_path / "out" / "tiny.json").read_text())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from benchmarks.robust_training.problems import Problem
+from margin_ext.training import Recipe
+
 SIDE, CLASSES = 4, 3
-RADII = (1.0, 1.25, 1.5)
 
 
 def network() -> nn.Module:
@@ -19,3 +21,8 @@ def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     x = 0.3 * torch.rand(count, 1, SIDE, SIDE, generator=generator)
     x[torch.arange(count), 0, labels] += 0.6
     return x, labels
+
+
+TINY = Problem(
+    "tiny", "tiny", network, Recipe(2, 20, 0.1), None, 0.4, allowed_loss=0.002, targets=2
+)

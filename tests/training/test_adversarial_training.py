@@ -70,6 +70,50 @@ def test_every_sample_can_have_a_radius_of_its_own() -> None:
     torch.testing.assert_close(BOX.distance(point, inside), radius, rtol=1e-4, atol=1e-6)
 
 
+def lengths_of_steps(objective: AdversarialTraining, steps: int) -> list[float]:
+    """The longest way from the input in each step of a training."""
+    model, x, y = problem()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    found = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        out = objective.run(model, x, y)
+        out.loss.backward()
+        optimizer.step()
+        found.append(float(objective.threat.distance(out.points, x).max()))
+    return found
+
+
+@pytest.mark.parametrize("length", ["radius", "own"])
+def test_the_radius_rises_over_the_warmup(length: Any) -> None:
+    free = ThreatModel(p=2)
+
+    def objective() -> AdversarialTraining:
+        # So far out that own lengths end at the radius too.
+        return AdversarialTraining(0.01, 2, noise=0.0, length=length, warmup=4, threat=free)
+
+    rising = [0.002, 0.004, 0.006, 0.008, 0.01, 0.01]
+    first = objective()
+    found = lengths_of_steps(first, 3)
+    assert found == pytest.approx(rising[:3], rel=1e-3)
+    # What is measured in between is no step, and has the whole radius.
+    model, x, y = problem()
+    with torch.no_grad():
+        out = first.run(model, x, y)
+    assert float(free.distance(out.points, x).max()) == pytest.approx(0.01, rel=1e-3)
+    again = objective()
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert lengths_of_steps(again, 3) == pytest.approx(rising[3:], rel=1e-3)
+
+
+def test_own_radii_rise_too() -> None:
+    model, x, y = problem()
+    free, radius = ThreatModel(p=2), torch.linspace(0.01, 0.2, 20)
+    objective = AdversarialTraining(9.0, 1, warmup=1, threat=free)
+    out = objective.run(model, x, y, radius=radius)
+    torch.testing.assert_close(free.distance(out.points, x), radius / 2, rtol=1e-3, atol=1e-6)
+
+
 def test_the_attack_leaves_running_statistics_alone() -> None:
     model, x, y = problem()
     before = copy.deepcopy(model.state_dict())
@@ -222,6 +266,8 @@ def test_inputs_outside_of_the_range_are_refused() -> None:
         ({"steps": 0}, "steps must be at least 1"),
         ({"noise": -1.0}, "noise must be at least 0"),
         ({"step": 0.0}, "step must be above 0"),
+        ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
+        ({"warmup": 0.5}, "warmup must be a whole number of at least 0, got 0.5"),
         ({"clean": 1.5}, r"clean must lie in \[0, 1\]"),
         ({"length": "own", "step": 1.0}, 'step=1.0 has no effect with length="own"'),
         ({"misclassified": "attack"}, 'misclassified="attack" has no effect with length="radius"'),
@@ -249,6 +295,9 @@ def test_the_command_trains_and_goes_on(
     assert not torch.equal(
         weights(tmp_path / "other")["1.weight"], weights(tmp_path / "whole")["1.weight"]
     )
+    rising = (*words, "--adversarial-warmup", "3")
+    assert train(tmp_path / "rising", *rising) == 0
+    assert not same_weights(tmp_path / "rising", tmp_path / "whole")
     own = ("--adversarial-length", "own", "--adversarial-misclassified", "attack")
     assert train(tmp_path / "own", *words, *own) == 0
     assert not same_weights(tmp_path / "own", tmp_path / "whole")
