@@ -46,6 +46,7 @@ RECIPES: Final[Mapping[str, Callable[[float], dict[str, Any]]]] = {
         "loss": "adversarial",
         "adversarial_eps": 1.25 * radius,
         "adversarial_steps": 2,
+        "adversarial_warmup": 100,
         "eps_attack": [radius / 2, radius],
     }
 }

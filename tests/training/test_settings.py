@@ -131,6 +131,7 @@ def test_a_recipe_gives_what_is_not_given() -> None:
     assert full["loss"] == "adversarial"
     assert full["adversarial_eps"] == 2.5
     assert full["adversarial_steps"] == 7
+    assert full["adversarial_warmup"] == 100
     assert full["eps_attack"] == [1.0, 2.0]
     for alone in ({"recipe": "robust"}, {"radius": 1.0}):
         with pytest.raises(SettingsError, match="recipe and radius need each other"):
