@@ -59,8 +59,13 @@ def time_epochs(
 
 
 def over_plain(sessions: Sequence[Mapping[str, Any]], key: str, setting: Setting) -> float | None:
-    """A method's time over plain training's in the last session with this setting; None: none."""
-    for session in reversed(sessions):
-        if session["settings"].get(key) == setting:
-            return float(session["median"][key] / session["median"]["plain"])
-    return None
+    """A method's time over plain training's: the median of the sessions with this setting.
+
+    None where there is no such session.
+    """
+    ratios = [
+        session["median"][key] / session["median"]["plain"]
+        for session in sessions
+        if session["settings"].get(key) == setting
+    ]
+    return statistics.median(ratios) if ratios else None

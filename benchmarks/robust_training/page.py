@@ -67,8 +67,6 @@ def _made(name: str, folder: Path) -> str:
         return _headline(folder)
     if name == "attacks":
         return _attacks(folder)
-    if name == "sentences":
-        return _sentences(folder)
     if name == "earlier":
         return _earlier(folder)
     raise ValueError(f"there is nothing named {name!r} to be made from the results")
@@ -87,15 +85,18 @@ def _goals(folder: Path) -> str:
 
 
 def _headline(folder: Path) -> str:
-    lines = [
-        "| problem | training | accuracy | worst case at the radius | time over plain |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for problem, known in PROBLEMS.items():
-        rows = rows_of(_results(folder, problem))
-        lines += [_headline_row(row, known.title, known.aim) for row in _told(rows)]
-    if len(lines) == 2:
+    """A row a training and a column a problem."""
+    found = {name: rows_of(_results(folder, name)) for name in PROBLEMS}
+    found = {name: rows for name, rows in found.items() if REFERENCE in rows and best_margin(rows)}
+    if not found:
         return "Not run yet."
+    told = {row.key for rows in found.values() for row in _told(rows)}
+    titles = [PROBLEMS[name].short for name in found]
+    lines = ["| | " + " | ".join(titles) + " |", "|" + " --- |" * (len(titles) + 1)]
+    for key, method in METHODS.items():
+        if key in told:
+            cells = [_cell(rows.get(key)) for rows in found.values()]
+            lines.append("| " + " | ".join([method.title, *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -105,14 +106,11 @@ def _told(rows: Mapping[str, Row]) -> list[Row]:
     return [rows[key] for key in dict.fromkeys((*_PEERS, *margins)) if key in rows]
 
 
-def _headline_row(row: Row, title: str, aim: float) -> str:
-    time = "-" if row.time is None else f"{row.time:.1f}"
-    name = METHODS[row.key].title
-    return (
-        f"| {title}, l2 {aim:g} | {name} | {fraction(row.mean_accuracy)} | "
-        f"{fraction(row.mean_robust)} | "
-        f"{time} |"
-    )
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    time = "" if row.time is None else f" · {row.time:.1f}"
+    return f"**{fraction(row.mean_robust)}** · {fraction(row.mean_accuracy)}{time}"
 
 
 _ATTACKS = {
@@ -140,23 +138,6 @@ def _attacks(folder: Path) -> str:
             cells = [known.title, method.title, *left, f"**{worst}**", signs]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else "Not run yet."
-
-
-def _sentences(folder: Path) -> str:
-    """The headline as a list, for the README."""
-    lines = []
-    for problem, known in PROBLEMS.items():
-        rows = rows_of(_results(folder, problem))
-        if REFERENCE not in rows or best_margin(rows) is None:
-            continue
-        parts = [
-            f"{METHODS[row.key].title} {fraction(row.mean_robust)} at accuracy "
-            f"{fraction(row.mean_accuracy)}"
-            + ("" if row.time is None else f" in {row.time:.1f} times plain training's time")
-            for row in _told(rows)
-        ]
-        lines.append(f"- {known.title}, worst case at l2 radius {known.aim:g}: {'; '.join(parts)}.")
-    return "\n".join(lines) or "Not run yet."
 
 
 def _earlier(folder: Path) -> str:

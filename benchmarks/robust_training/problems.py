@@ -28,6 +28,7 @@ class Problem:
 
     Attributes:
         title: For tables.
+        short: For columns of tables.
         data: A data source, by name.
         network: With initial weights drawn from torch's generator.
         recipe: How all methods are trained; the seed is set for each run.
@@ -43,6 +44,7 @@ class Problem:
     """
 
     title: str
+    short: str
     data: str
     network: Callable[[], nn.Module]
     recipe: Recipe
@@ -80,6 +82,7 @@ def _relu_cnn() -> nn.Module:
 
 _MNIST = Problem(
     "MNIST, CNN of two strided convolutions with GELU",
+    "MNIST CNN, GELU",
     "mnist",
     lambda: small_cnn((1, 28, 28)),
     Recipe(epochs=4, batch_size=128, learning_rate=0.1),
@@ -91,6 +94,7 @@ _MNIST = Problem(
 _WITH_RELU = replace(_MNIST, radii=(0.75, *_USUAL_RADII))
 _CIFAR = Problem(
     "CIFAR-10 (9,000 images), CNN of two strided convolutions with GELU",
+    "CIFAR-10 subset, CNN",
     "cifar10",
     lambda: small_cnn((3, 32, 32)),
     Recipe(epochs=15, batch_size=64, learning_rate=0.05),
@@ -105,6 +109,7 @@ PROBLEMS: dict[str, Problem] = {
     "mnist_relu_cnn": replace(
         _WITH_RELU,
         title="MNIST, the same CNN with ReLU",
+        short="MNIST CNN, ReLU",
         network=_relu_cnn,
         targets=3,
         warmup=_STEPS_OF_AN_EPOCH,
@@ -113,7 +118,10 @@ PROBLEMS: dict[str, Problem] = {
     "cifar_cnn_augmented": replace(
         _CIFAR,
         title=_CIFAR.title.replace("images", "images, shifted and mirrored"),
+        short="CIFAR-10 subset augmented, CNN",
         augmentation=Augmentation(crop=4, flip=True),
     ),
-    "mnist_mlp": replace(_WITH_RELU, title="MNIST, MLP 784-1024-10 with ReLU", network=_mlp),
+    "mnist_mlp": replace(
+        _WITH_RELU, title="MNIST, MLP 784-1024-10 with ReLU", short="MNIST MLP", network=_mlp
+    ),
 }

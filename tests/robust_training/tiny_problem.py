@@ -24,5 +24,5 @@ def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 TINY = Problem(
-    "tiny", "tiny", network, Recipe(2, 20, 0.1), None, 0.4, allowed_loss=0.002, targets=2
+    "tiny", "tiny", "tiny", network, Recipe(2, 20, 0.1), None, 0.4, allowed_loss=0.002, targets=2
 )
