@@ -1,4 +1,4 @@
-"""Write the tables, the goals and the headline into docs/results.md and README.md.
+"""Write the tables, the goals and the headline into README.md and the pages of docs.
 
     python -m benchmarks.robust_training.page
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
+from benchmarks.robust_training.cheaper_steps import cheaper_steps_table
 from benchmarks.robust_training.goals import GOAL, best_margin, judge, most_robust_margin
 from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.problems import PROBLEMS
@@ -27,7 +28,9 @@ from margin_ext.output.atomic_write import write_text
 __all__ = ["made_anew"]
 
 RESULTS = environment.ROOT / "docs" / "results"
-PAGES = (environment.ROOT / "docs" / "results.md", environment.ROOT / "README.md")
+PAGES = tuple(
+    environment.ROOT / page for page in ("docs/results.md", "docs/gradient-modes.md", "README.md")
+)
 _PLACE = re.compile(
     r"(<!-- made from docs/results: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL
 )
@@ -69,6 +72,8 @@ def _made(name: str, folder: Path) -> str:
         return _attacks(folder)
     if name == "earlier":
         return _earlier(folder)
+    if name == "cheaper steps":
+        return cheaper_steps_table(folder / "cheaper_steps.json")
     raise ValueError(f"there is nothing named {name!r} to be made from the results")
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.robust_training import figures, goals, page
+from benchmarks.robust_training import cheaper_steps, figures, goals, page
 from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.rows import rows_of
 from benchmarks.robust_training.samples import (
@@ -147,6 +147,21 @@ def test_pages_are_written_between_their_marks(results, tmp_path):
     assert page.made_anew(made, tmp_path) == made
     with pytest.raises(ValueError, match="'nothing'"):
         page.made_anew("<!-- made from docs/results: nothing -->\n<!-- end -->", tmp_path)
+
+
+def test_what_cheaper_steps_cost(tmp_path):
+    path = tmp_path / "cheaper_steps.json"
+    assert cheaper_steps.cheaper_steps_table(path) == "Not run yet."
+    runs = {
+        "distance, all samples in every step": {"held": "1111011111", "cpu_seconds": 20.0},
+        "distance, `every=2`": {"held": "1111011110", "cpu_seconds": 15.0},
+    }
+    for run in runs.values():
+        run["accuracy"] = 0.98
+    path.write_text(json.dumps({"runs": runs}))
+    made = cheaper_steps.cheaper_steps_table(path)
+    assert "| distance | all samples in every step | .9800 | .900 | - | 1.00 |" in made
+    assert "| distance | `every=2` | .9800 | .800 | -.100 ± .100 | 0.75 |" in made
 
 
 def test_the_pages_agree_with_the_results():
