@@ -398,7 +398,8 @@ class AverageMarginLoss(nn.Module):
         o = self._options
         reduction = o.reduction if normalizer is None else "sum"
         if self.weight is not None or (mu, reduction) != (o.mu, o.reduction):
-            o = replace(o, mu=mu, weight=self.weight, reduction=reduction)
+            # This step's mu has the weight of all the steps of `every`.
+            o = replace(o, mu=mu, every=1, weight=self.weight, reduction=reduction)
         return Objective(o, normalizer)
 
     def _next_step(self) -> tuple[bool, float]:

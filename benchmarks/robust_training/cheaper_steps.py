@@ -115,7 +115,10 @@ def main() -> None:
             name = f"{margin}, {option}"
             if name in results["runs"]:
                 continue
-            results["runs"][name] = trained_and_judged(problem, data, suite, {**own, **more})
+            # The distance's weight, mu times every, is at most 1.
+            most = 1 / more.get("every", 1) if "margin" in own else own["mu"]
+            options = {**own, **more, "mu": min(own["mu"], most)}
+            results["runs"][name] = trained_and_judged(problem, data, suite, options)
             results["environment"] = environment.describe("cpu")
             write_text(RESULTS, json.dumps(results, indent=1) + "\n")
             print(name, results["runs"][name]["accuracy"], flush=True)

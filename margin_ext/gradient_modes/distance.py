@@ -55,7 +55,9 @@ class Distance(Remembering, GradientMode):
             the input and saves a pass.
         misclassified: Where "cross_entropy" takes misclassified samples: "toward" their class, to
             their own distance; "attack": away from it, by the whole radius. With "envelope" the
-            regularizer decides what they contribute.
+            regularizer decides what they contribute: the ramp nothing. With three classes or more
+            their gradient is that of the last plane, even where the sample lies on its class's
+            side of it and another class is in the way.
         data_range: Lowest and highest input, as the model gets it: the search stays inside. Inputs
             outside are an error on CPU, and on CUDA with ``validate``.
         memory: Start each sample's search, with half of the noise, where its last one ended.

@@ -162,6 +162,24 @@ def test_what_it_cannot_do_is_refused():
     AverageMarginLoss(margin=Distance(form="envelope"), mu=2.0, regularizer="softplus")
 
 
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_one_step_of_several_has_their_weight(warmup):
+    """With every=2 and mu 1/2 the moved points have all of the weight in every second step."""
+    net = smooth_net()
+    x, y = data(net)
+    mode = Distance(noise=0.0)
+    every = AverageMarginLoss(margin=mode, mu=0.5, every=2, warmup=warmup)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    for step in range(4):
+        rise = min((step + 1) / (warmup + 1), 1.0)
+        mu = 0.0 if step % 2 else rise
+        loss = every.run(net, x, y).loss
+        loss.backward()
+        optimizer.step()
+        expected = AverageMarginLoss(margin=mode, mu=mu).run(net, x, y).loss
+        torch.testing.assert_close(loss, expected)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
