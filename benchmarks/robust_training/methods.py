@@ -140,6 +140,18 @@ METHODS: dict[str, Method] = {
         _each_adversarial,
         "peer",
     ),
+    "adversarial_3_alternating": Method(
+        "adversarial training, 3 steps with a memory, every second step",
+        _adversarial(3, memory=True, every=2),
+        _each_adversarial,
+        "peer",
+    ),
+    "adversarial_7_alternating": Method(
+        "adversarial training, 7 steps, every second step",
+        _adversarial(7, every=2),
+        _each_adversarial,
+        "peer",
+    ),
     "own_length": Method(
         "true margin: own lengths, 2 projections",
         _own_length(2),
@@ -167,6 +179,13 @@ METHODS: dict[str, Method] = {
     "own_length_1_memory": Method(
         "true margin: own lengths, 1 projection with a memory",
         _own_length(1, memory=True),
+        _each("eps"),
+        "distance",
+        every_seed=True,
+    ),
+    "own_length_3_alternating": Method(
+        "true margin: own lengths, 3 projections with a memory, every second step",
+        _own_length(3, memory=True, every=2),
         _each("eps"),
         "distance",
         every_seed=True,

@@ -43,6 +43,8 @@ _PEERS = (
     "adversarial_1_memory",
     "adversarial_2",
     "adversarial_2_memory",
+    "adversarial_3_alternating",
+    "adversarial_7_alternating",
     "adversarial_7_radius",
     "adversarial_7",
 )

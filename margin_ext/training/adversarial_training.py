@@ -39,7 +39,8 @@ class AdversarialOutput(NamedTuple):
         loss: Scalar; call ``backward()`` on it.
         logits: [B, C], those at the inputs; with ``clean=0``, where the model does not run there,
             those at the points.
-        points: Where the cross-entropy was taken [B, ...], without a graph.
+        points: Where the cross-entropy was taken [B, ...], without a graph; in a step without a
+            search the inputs.
         output: All that the model returned with these logits.
     """
 
@@ -80,9 +81,10 @@ class AdversarialTraining(Remembering):
             ball too. Call :meth:`run` inside ``with objective.samples(indices):``, which says which
             samples of the data the batch holds; a `TrainingLoop` does. Not for inputs that
             augmentation changes.
+        every: Search for points only in one of so many training steps; the others take the
+            cross-entropy at the inputs. All calls up to the step of an optimizer count as one.
         warmup: Training steps in which the radius rises evenly from near 0. Some networks, such as
-            small ReLU ones, do not begin to learn at the whole radius. All calls up to the step of
-            an optimizer count as one.
+            small ReLU ones, do not begin to learn at the whole radius.
         clean: Weight of the cross-entropy at the input itself, from 0 to 1; the point's
             cross-entropy has the rest.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
@@ -107,6 +109,7 @@ class AdversarialTraining(Remembering):
     length: Literal["radius", "own"] = "radius"
     misclassified: Literal["toward", "attack"] = "toward"
     memory: bool = False
+    every: int = 1
     warmup: int = 0
     clean: float = 0.0
     label_smoothing: float = 0.0
@@ -128,6 +131,8 @@ class AdversarialTraining(Remembering):
             raise ValueError(f"noise must be at least 0, got {self.noise}")
         if self.step is not None and not self.step > 0:
             raise ValueError(f"step must be above 0, got {self.step}")
+        if not (isinstance(self.every, int) and self.every >= 1):
+            raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}")
         if not (isinstance(self.warmup, int) and self.warmup >= 0):
             raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
         if not 0 <= self.clean <= 1:
@@ -171,10 +176,8 @@ class AdversarialTraining(Remembering):
             >>> AdversarialTraining(eps=0.5, clean=0.2).run(model, x, y).loss.backward()
         """
         target_tensor(target)
-        if self.warmup and torch.is_grad_enabled():
-            self._counter.next_call()
-        passes = ModelCall(call, logits_fn)
-        if not self.clean:
+        turn, passes = self._next_step(), ModelCall(call, logits_fn)
+        if turn and not self.clean:
             points = self._points(model, passes, inputs, target, radius)
             moved = passes.output(model, points)
             loss = self._cross_entropy(moved.class_logits, target)
@@ -182,7 +185,7 @@ class AdversarialTraining(Remembering):
         first = passes.output(model, inputs)
         logits = first.class_logits
         loss, points = self._cross_entropy(logits, target), inputs.detach()
-        if self.clean < 1:
+        if turn and self.clean < 1:
             points = self._points(model, passes, inputs, target, radius, logits)
             # The wrapper prepares its reducer once in a step.
             there = passes(without_ddp(model), points)
@@ -274,6 +277,16 @@ class AdversarialTraining(Remembering):
             start = center + self._memory.recall(center)
         return self.threat.noisy(start, radius * noise) if noise else self.threat.clamp(start)
 
+    def _next_step(self) -> bool:
+        """Whether this training step searches for points; under no_grad every call does."""
+        if not (self._counts and torch.is_grad_enabled()):
+            return True
+        return self._counter.has_turn(self._counter.next_call(), self.every)
+
+    @property
+    def _counts(self) -> bool:
+        return self.every > 1 or self.warmup > 0
+
     def _rise(self) -> float:
         """The part of the radius that the step at hand has; under no_grad the whole."""
         if not torch.is_grad_enabled():
@@ -284,8 +297,8 @@ class AdversarialTraining(Remembering):
         return cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes from step to step: the memory, and the number of steps of a warmup."""
-        steps = {"steps": self._counter.steps} if self.warmup else {}
+        """What changes from step to step: the memory, and the number of steps where it counts."""
+        steps = {"steps": self._counter.steps} if self._counts else {}
         return {**super().state_dict(), **steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -106,6 +106,25 @@ def test_the_radius_rises_over_the_warmup(length: Any) -> None:
     assert lengths_of_steps(again, 3) == pytest.approx(rising[3:], rel=1e-3)
 
 
+@pytest.mark.parametrize("clean", [0.0, 0.3])
+def test_points_in_every_second_step(clean: float) -> None:
+    def objective() -> AdversarialTraining:
+        return AdversarialTraining(0.1, 2, noise=0.0, clean=clean, every=2, threat=ThreatModel(p=2))
+
+    first, whole = objective(), pytest.approx(0.1, rel=1e-3)
+    assert lengths_of_steps(first, 3) == [whole, 0.0, whole]
+    again = objective()
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert lengths_of_steps(again, 3) == [0.0, whole, 0.0]
+    # Without points the loss is that at the inputs, and what is measured in between is no step.
+    model, x, y = problem()
+    torch.optim.SGD(model.parameters(), lr=0.0).step()
+    assert float(first.threat.distance(first.run(model, x, y).points, x).max()) == 0
+    with torch.no_grad():
+        assert float(first.threat.distance(first.run(model, x, y).points, x).max()) == whole
+    torch.testing.assert_close(first.loss(model, x, y), cross_entropy(model(x), y))
+
+
 def test_own_radii_rise_too() -> None:
     model, x, y = problem()
     free, radius = ThreatModel(p=2), torch.linspace(0.01, 0.2, 20)
@@ -266,6 +285,7 @@ def test_inputs_outside_of_the_range_are_refused() -> None:
         ({"steps": 0}, "steps must be at least 1"),
         ({"noise": -1.0}, "noise must be at least 0"),
         ({"step": 0.0}, "step must be above 0"),
+        ({"every": 0}, "every must be a whole number of at least 1, got 0"),
         ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
         ({"warmup": 0.5}, "warmup must be a whole number of at least 0, got 0.5"),
         ({"clean": 1.5}, r"clean must lie in \[0, 1\]"),
