@@ -31,9 +31,11 @@ from margin_ext.data import load_data
 from margin_ext.data.image_data import ImageData
 from margin_ext.measurement import measure
 from margin_ext.models.authors_models import linear_classifier
+from margin_ext.models.evaluation_mode import evaluation_mode
 from margin_ext.output.atomic_write import write_atomically
 from margin_ext.output.figure_style import COLORS, MARKERS, plain
 from margin_ext.output.finite_json import finite_json
+from margin_ext.threat import ThreatModel
 from margin_ext.training import AdversarialTraining, Objective, Recipe, TrainingLoop
 from margin_ext.training.training_objective import TrainingObjective
 
@@ -106,34 +108,30 @@ def measured(model: nn.Module, data: ImageData, certified: bool) -> dict[str, di
             "first_order minimum": margin.minimum,
             "first_order average": margin.average,
         }
-        distance = _bounded(model, part, MinimumDistance(), SEARCHED)
-        values["distance average"] = float(distance.mean())
+        distance = _distances(model, part, MinimumDistance(), SEARCHED)
+        known = np.isfinite(distance)
+        values["distance average"] = float(distance[known].mean())
+        values["distance not found"] = int((~known).sum())
         values["distance 5 %"] = float(np.quantile(distance, 0.05, method="lower"))
-        values["distance minimum"] = float(
-            _bounded(model, _nearest(model, part), MinimumDistance(), NEAREST).min()
-        )
+        nearest = _distances(model, _nearest(model, part), MinimumDistance(), NEAREST)
+        values["distance minimum"] = float(nearest.min())
         if certified:
-            bound = _bounded(model, part, Certified(), BOUNDED)
+            bound = _distances(model, part, Certified(), BOUNDED)
             values["certified minimum"] = float(bound.min())
             values["certified average"] = float(bound.mean())
         found[split] = values
     return found
 
 
-def _bounded(
+def _distances(
     model: nn.Module, part: tuple[Tensor, Tensor], bound: Bound, count: int
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """A bound on the first images' distances; 0 for misclassified ones."""
-    report = measure(
-        model,
-        part,
-        bounds=[bound],
-        data_range=BOX,
-        progress=False,
-        limit=count,
-        batch_size=min(count, 100),
-    )
-    return np.where(report.correct, report.first[bound.name].astype("float64"), 0.0)
+    threat = ThreatModel(p=2, data_range=BOX)
+    with evaluation_mode(model):
+        inputs, target = part[0][:count], part[1][:count]
+        found = bound(model, inputs, target, threat=threat, indices=range(len(target)))
+    return found.distance.double().numpy()
 
 
 def _nearest(model: nn.Module, part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
