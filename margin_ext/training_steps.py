@@ -75,13 +75,17 @@ class StepCounter:
         steps: How many have begun.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 0) -> None:
         _OPTIMIZERS.watch()
-        self.steps = 0
+        self.steps = steps
         self._ended: int | None = None  # what the optimizers had done at the last call
         self._guessed = 0  # calls that count as steps because no optimizer was seen
         self._known = False
         self._said = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy goes on from the same step, with the optimizers of its own process."""
+        return type(self), (self.steps,)
 
     @contextmanager
     def one_step(self) -> Iterator[None]:

@@ -82,9 +82,12 @@ class AdversarialTraining(Remembering):
             samples of the data the batch holds; a `TrainingLoop` does. Not for inputs that
             augmentation changes.
         every: Search for points only in one of so many training steps; the others take the
-            cross-entropy at the inputs. All calls up to the step of an optimizer count as one.
-        warmup: Training steps in which the radius rises evenly from near 0. Some networks, such as
-            small ReLU ones, do not begin to learn at the whole radius.
+            cross-entropy at the inputs. All calls up to the step of an optimizer count as one;
+            under no_grad every call searches, and counts as none. Take a new objective for
+            another training.
+        warmup: Training steps in which the radius rises evenly from near 0; under no_grad it is
+            whole. Some networks, such as small ReLU ones, do not begin to learn at the whole
+            radius.
         clean: Weight of the cross-entropy at the input itself, from 0 to 1; the point's
             cross-entropy has the rest.
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
@@ -201,7 +204,10 @@ class AdversarialTraining(Remembering):
     def points(
         self, model: nn.Module, inputs: Tensor, target: Tensor, *, radius: Tensor | None = None
     ) -> Tensor:
-        """The points [B, ...] at which the cross-entropy is taken; arguments as in :meth:`run`."""
+        """The points [B, ...] of a step with a search; arguments as in :meth:`run`.
+
+        They count as no step; the radius is that of the step at hand, and under no_grad whole.
+        """
         return self._points(model, ModelCall(), inputs, target, radius)
 
     def _points(

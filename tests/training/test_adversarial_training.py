@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,32 @@ def test_points_in_every_second_step(clean: float) -> None:
     with torch.no_grad():
         assert float(first.threat.distance(first.run(model, x, y).points, x).max()) == whole
     torch.testing.assert_close(first.loss(model, x, y), cross_entropy(model(x), y))
+
+
+@pytest.mark.parametrize("options", [{"warmup": 4}, {"every": 2}], ids=str)
+def test_a_copy_goes_on_in_another_process(options: dict[str, Any], tmp_path: Path) -> None:
+    """There no optimizer has been counted yet."""
+    objective = AdversarialTraining(0.01, 2, noise=0.0, threat=ThreatModel(p=2), **options)
+    lengths_of_steps(objective, 2)
+    kept = tmp_path / "objective.pickle"
+    kept.write_bytes(pickle.dumps(objective))
+    program = (
+        "import pickle, sys; from pathlib import Path; "
+        "from training.test_adversarial_training import lengths_of_steps; "
+        "print(lengths_of_steps(pickle.loads(Path(sys.argv[1]).read_bytes()), 4))"
+    )
+    tests = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(kept)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tests,
+    )
+    found = [float(word) for word in done.stdout.strip().strip("[]").split(", ")]
+    wanted = [0.006, 0.008, 0.01, 0.01] if "warmup" in options else [0.01, 0.0, 0.01, 0.0]
+    assert found == pytest.approx(wanted, rel=1e-3)
+    assert lengths_of_steps(copy.deepcopy(objective), 4) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_own_radii_rise_too() -> None:
