@@ -31,7 +31,8 @@ MEMBERS = {
     "Add an attack": (r"^class Nearest\b|import Nearest\b", ("margin_ext/attacks",)),
     "Add a bound": (r"^class Sampled\b|import Sampled\b", ("margin_ext/bounds",)),
     "Add a data source": (r"\bDigits\b|sources import digits", ("margin_ext",)),
-    "Add an option of the loss": (r"\bwarmup\b", ("margin_ext",)),
+    # AdversarialTraining has a field of the same name.
+    "Add an option of the loss": (r"(?<!self)\.warmup\b", ("margin_ext",)),
 }
 
 
