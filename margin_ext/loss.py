@@ -32,7 +32,7 @@ from margin_ext.run_output import RunOutput
 from margin_ext.statistics import BatchStatistics, without_margins
 from margin_ext.suggestion import suggestion
 from margin_ext.target_kinds import two_class_logits
-from margin_ext.training_steps import StepCounter
+from margin_ext.training_steps import StepCounter, rise
 
 __all__ = ["AverageMarginLoss", "RunOutput"]
 
@@ -408,8 +408,7 @@ class AverageMarginLoss(nn.Module):
         if not self.training or not torch.is_grad_enabled():
             return True, o.mu
         step = self._counter.next_call()
-        rise = 1.0 if step >= o.warmup else (step + 1) / (o.warmup + 1)
-        return self._counter.has_turn(step, o.every), o.mu * rise
+        return self._counter.has_turn(step, o.every), o.mu * rise(step, o.warmup)
 
     def extra_repr(self) -> str:
         """The options, as they would be written."""

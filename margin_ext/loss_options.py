@@ -13,6 +13,7 @@ from margin_ext.gradient_mode import GradientMode, gradient_mode, margin
 from margin_ext.loss_settings import LossSettings, check_word
 from margin_ext.regularizers import Regularizer, resolve_regularizer
 from margin_ext.threat import DataRange, ThreatModel
+from margin_ext.training_steps import check_step_options
 
 __all__ = ["BatchNormPolicy", "LossOptions"]
 
@@ -99,10 +100,7 @@ class LossOptions(LossSettings):
         check_word("batchnorm", self.batchnorm, BatchNormPolicy)
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
-        if not (isinstance(self.every, int) and self.every >= 1):
-            raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}")
-        if not (isinstance(self.warmup, int) and self.warmup >= 0):
-            raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
+        check_step_options(self.every, self.warmup)
         check_classes(self.classes)
         resolve_regularizer(self.regularizer, self.tau)
         # A word becomes its mode once, so that a mode can remember what it found.

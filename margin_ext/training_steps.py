@@ -20,10 +20,26 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-__all__ = ["StepCounter"]
+__all__ = ["StepCounter", "check_step_options", "rise"]
 
 _CODE_OF_OPTIMIZERS: Final = Optimizer.__init__.__code__.co_filename
 _GOLDEN: Final = 0.6180339887498949
+
+
+def check_step_options(every: int, warmup: int) -> None:
+    """Require whole numbers, at least 1 and 0."""
+    for name, value, least in (("every", every, 1), ("warmup", warmup, 0)):
+        if not (isinstance(value, int) and value >= least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def rise(step: int, warmup: int) -> float:
+    """The part of its final size that something has in a step, counted from 0.
+
+    >>> [rise(step, warmup=1) for step in range(3)]
+    [0.5, 1.0, 1.0]
+    """
+    return min((step + 1) / (warmup + 1), 1.0)
 
 
 @dataclass

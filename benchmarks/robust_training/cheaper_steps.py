@@ -24,7 +24,7 @@ from benchmarks import environment
 from benchmarks.robust_training.evaluate_network import BOX, Suite, accuracy
 from benchmarks.robust_training.problems import PROBLEMS, Problem
 from benchmarks.robust_training.samples import bits, read_bits
-from benchmarks.robust_training.tables import fraction
+from benchmarks.robust_training.tables import fraction, with_error
 from margin_ext import AverageMarginLoss, Distance, FiniteDifference
 from margin_ext.data.image_data import ImageData
 from margin_ext.output.atomic_write import write_text
@@ -88,13 +88,12 @@ def cheaper_steps_table(path: Path = RESULTS) -> str:
             held, of_all = (read_bits(one["held"]).astype(float) for one in (run, whole))
             difference = held - of_all
             error = difference.std(ddof=1) / np.sqrt(len(difference))
-            minus = f"{difference.mean():+.3f} ± {error:.3f}".replace("0.", ".")
             cells = [
                 margin,
                 option,
                 fraction(run["accuracy"], 4),
                 fraction(float(held.mean())),
-                "-" if run is whole else minus,
+                "-" if run is whole else with_error(float(difference.mean()), float(error)),
                 f"{run['cpu_seconds'] / whole['cpu_seconds']:.2f}",
             ]
             lines.append("| " + " | ".join(cells) + " |")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.rows import Row
-from benchmarks.robust_training.tables import fraction
+from benchmarks.robust_training.tables import fraction, with_error
 
 __all__ = ["GOAL", "best_margin", "judge", "most_robust_margin"]
 
@@ -80,7 +80,6 @@ def _judged(rows: Mapping[str, Row], timed: Row, reference: str) -> str:
 
 
 def _figures(row: Row, reference: Row, timed: Row) -> str:
-    difference, error = row.minus(reference)
     if row.time is None or timed.time is None:
         time = "not measured yet"
     else:
@@ -90,7 +89,7 @@ def _figures(row: Row, reference: Row, timed: Row) -> str:
             f"{_capital(METHODS[row.key].title)} ({_counted(len(row.seeds), 'seed')}):",
             f"worst case {fraction(row.mean_robust)} against",
             f"{fraction(reference.mean_robust)} of 7 steps",
-            f"(on the same seeds and images {difference:+.3f} ± {error:.3f}),",
+            f"(on the same seeds and images {with_error(*row.minus(reference))}),",
             f"accuracy {fraction(row.mean_accuracy, 4)} against "
             f"{fraction(reference.mean_accuracy, 4)}",
             f"(on the same seeds {row.more_accurate_than(reference):+.4f}),",

@@ -249,6 +249,31 @@ def _panel(ax: Axes, results: dict[str, Any], network: str, quantity: str) -> No
         ax.set_ylim(least - room, most + room)
 
 
+def over_training_table(path: Path = RESULTS) -> str:
+    """Both parts after the last epoch."""
+    if not path.exists():
+        return "Not run yet."
+    runs = json.loads(path.read_text())["runs"]
+    columns = ("accuracy", *dict(ROWS))
+    heads = ("accuracy", *dict(ROWS).values())
+    lines = [
+        "| images trained on / test images | " + " | ".join(heads) + " |",
+        "|" + " --- |" * (len(heads) + 1),
+    ]
+    for network, (title, _, _) in NETWORKS.items():
+        for method, (name, _) in objectives().items():
+            if f"{network} {method}" not in runs:
+                continue
+            last = runs[f"{network} {method}"]["history"][-1]
+            cells = [_both(last, "accuracy", 3), *(_both(last, word, 2) for word in columns[1:])]
+            lines.append("| " + " | ".join([f"{title}: {name}", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _both(record: dict[str, Any], quantity: str, digits: int) -> str:
+    return " / ".join(f"{float(record[split][quantity]):.{digits}f}" for split in ("train", "test"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data-dir", type=Path, help="MNIST's idx files")

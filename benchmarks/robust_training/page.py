@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from benchmarks import environment
 from benchmarks.robust_training.cheaper_steps import cheaper_steps_table
 from benchmarks.robust_training.goals import GOAL, best_margin, judge, most_robust_margin
 from benchmarks.robust_training.methods import METHODS, REFERENCE
+from benchmarks.robust_training.over_training import over_training_table
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
 from benchmarks.robust_training.samples import read_bits
@@ -66,17 +67,9 @@ def made_anew(text: str, folder: Path = RESULTS) -> str:
 def _made(name: str, folder: Path) -> str:
     if name in PROBLEMS:
         return table(folder / f"{name}.json")
-    if name == "goals":
-        return _goals(folder)
-    if name == "headline":
-        return _headline(folder)
-    if name == "attacks":
-        return _attacks(folder)
-    if name == "earlier":
-        return _earlier(folder)
-    if name == "cheaper steps":
-        return cheaper_steps_table(folder / "cheaper_steps.json")
-    raise ValueError(f"there is nothing named {name!r} to be made from the results")
+    if name not in _MAKERS:
+        raise ValueError(f"there is nothing named {name!r} to be made from the results")
+    return _MAKERS[name](folder)
 
 
 def _results(folder: Path, problem: str) -> dict[str, Any]:
@@ -181,6 +174,16 @@ def _said(results: Mapping[str, Any], key: str) -> float | None:
 
 def _setting(setting: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in setting.items())
+
+
+_MAKERS: dict[str, Callable[[Path], str]] = {
+    "goals": _goals,
+    "headline": _headline,
+    "attacks": _attacks,
+    "earlier": _earlier,
+    "over training": lambda folder: over_training_table(folder / "margins_over_training.json"),
+    "cheaper steps": lambda folder: cheaper_steps_table(folder / "cheaper_steps.json"),
+}
 
 
 def main() -> None:

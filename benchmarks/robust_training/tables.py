@@ -9,7 +9,7 @@ from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
 
-__all__ = ["fraction", "table"]
+__all__ = ["fraction", "table", "with_error"]
 
 _HEADER = (
     "training",
@@ -50,8 +50,7 @@ def _cells(row: Row, reference: Row | None) -> list[str]:
     if reference is None or row.key == REFERENCE:
         difference = "-"
     else:
-        mean, error = row.minus(reference)
-        difference = f"{_signed(mean)} ± {fraction(error)}"
+        difference = with_error(*row.minus(reference))
     time = "-" if row.time is None else f"{row.time:.1f}"
     return [
         METHODS[row.key].title,
@@ -74,6 +73,15 @@ def fraction(value: float, digits: int = 3) -> str:
     ('.500', '1.000')
     """
     return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.{digits}f}"
+
+
+def with_error(difference: float, error: float) -> str:
+    """A difference with its standard error.
+
+    >>> with_error(-0.02, 0.009)
+    '-.020 ± .009'
+    """
+    return f"{_signed(difference)} ± {fraction(error)}"
 
 
 def _signed(value: float) -> str:

@@ -24,7 +24,7 @@ from margin_ext.gradient_modes.parallel import without_ddp
 from margin_ext.target_kinds import target_tensor
 from margin_ext.threat import ThreatModel
 from margin_ext.training.words import check_words
-from margin_ext.training_steps import StepCounter
+from margin_ext.training_steps import StepCounter, check_step_options, rise
 
 __all__ = ["AdversarialOutput", "AdversarialTraining"]
 
@@ -134,10 +134,7 @@ class AdversarialTraining(Remembering):
             raise ValueError(f"noise must be at least 0, got {self.noise}")
         if self.step is not None and not self.step > 0:
             raise ValueError(f"step must be above 0, got {self.step}")
-        if not (isinstance(self.every, int) and self.every >= 1):
-            raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}")
-        if not (isinstance(self.warmup, int) and self.warmup >= 0):
-            raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
+        check_step_options(self.every, self.warmup)
         if not 0 <= self.clean <= 1:
             raise ValueError(f"clean must lie in [0, 1], got {self.clean}")
         if self.length == "own" and self.step is not None:
@@ -220,7 +217,7 @@ class AdversarialTraining(Remembering):
         logits: Tensor | None = None,
     ) -> Tensor:
         # No gradient of a parameter is asked for, so a wrapper has nothing to average.
-        inner, rise = without_ddp(model), self._rise()
+        inner, part = without_ddp(model), self._rise()
 
         def run(x: Tensor) -> Tensor:
             return passes(inner, x)
@@ -237,7 +234,7 @@ class AdversarialTraining(Remembering):
             self.threat.require_inside(center)
             if radius is None:
                 radius = center.new_full(center.shape[:1], self.eps)
-            radius = radius * rise if rise < 1 else radius
+            radius = radius * part if part < 1 else radius
             if self.length == "radius":
                 return self._in_ball(run, center, target, radius)
             attacked = None
@@ -297,7 +294,7 @@ class AdversarialTraining(Remembering):
         """The part of the radius that the step at hand has; under no_grad the whole."""
         if not torch.is_grad_enabled():
             return 1.0
-        return min(max(self._counter.steps, 1) / (self.warmup + 1), 1.0)
+        return rise(max(self._counter.steps - 1, 0), self.warmup)
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self.label_smoothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,11 +101,12 @@ def trial_from_settings(
     _prepare_torch(full)
     device = _usable(ranks.device(full["device"]))
     recipe = Recipe(**{name: full[name] for name in Recipe.__dataclass_fields__})
-    objective = _objective(full, device)
     evaluation = _evaluation(full)
     low, high = full["data_range"]
     data = load_data(full["data"], full["data_dir"], (low, high))
     data = data.limited(train=full["limit"], held_out=None)
+    full = _with_a_rise_that_ends(full, settings, len(data.train[1]))
+    objective = _objective(full, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(full["seed"])
         model = image_model(full["model"], data)
@@ -143,6 +145,25 @@ def trial_from_settings(
         run_settings=full,
         device=device,
         fresh=fresh,
+    )
+
+
+def _with_a_rise_that_ends(
+    full: dict[str, Any], given: Mapping[str, Any], samples: int
+) -> dict[str, Any]:
+    """Half of the training for a recipe's rise that is longer than it; a given one is refused.
+
+    Otherwise the loss that was asked for would never be trained.
+    """
+    name = f"{ADVERSARIAL}warmup" if full["loss"] == "adversarial" else "warmup"
+    steps = full["epochs"] * math.ceil(samples / full["batch_size"])
+    if full["loss"] == "cross_entropy" or full[name] < steps:
+        return full
+    if name not in given:
+        return {**full, name: steps // 2}
+    raise SettingsError(
+        f"{name} must be less than the {steps} steps of the training ({full['epochs']} epochs of "
+        f"{samples} samples), got {full[name]}"
     )
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.robust_training import cheaper_steps, figures, goals, page
+from benchmarks.robust_training import cheaper_steps, figures, goals, over_training, page
 from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.rows import rows_of
 from benchmarks.robust_training.samples import (
@@ -97,6 +97,13 @@ def test_time_of_another_setting_is_not_shown(results):
     assert rows_of(results)["secant"].time == 4.0
 
 
+def test_seeds_of_another_setting_are_no_seeds_of_a_row(results):
+    results["runs"]["secant 1"] = {**results["runs"]["secant 0"], "setting": {"tau": 9.0}}
+    assert rows_of(results)["secant"].seeds == [0]
+    results["runs"]["secant 1"]["setting"] = results["runs"]["secant 0"]["setting"]
+    assert rows_of(results)["secant"].seeds == [0, 1]
+
+
 def test_the_table_names_what_was_not_run(results, tmp_path):
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(results))
@@ -162,6 +169,19 @@ def test_what_cheaper_steps_cost(tmp_path):
     made = cheaper_steps.cheaper_steps_table(path)
     assert "| distance | all samples in every step | .9800 | .900 | - | 1.00 |" in made
     assert "| distance | `every=2` | .9800 | .800 | -.100 ± .100 | 0.75 |" in made
+
+
+def test_margins_over_training_are_told_for_both_parts(tmp_path):
+    path = tmp_path / "margins_over_training.json"
+    assert over_training.over_training_table(path) == "Not run yet."
+    words = ["accuracy", *dict(over_training.ROWS)]
+    first, last = ({split: dict.fromkeys(words, n) for split in ("train", "test")} for n in (0, 1))
+    last["test"] = dict.fromkeys(words, 0.5)
+    path.write_text(json.dumps({"runs": {"mlp plain": {"history": [first, last]}}}))
+    made = over_training.over_training_table(path)
+    row = "| MLP 784-1024-10, ReLU: cross-entropy | 1.000 / 0.500 | 1.00 / 0.50 |"
+    assert row in made
+    assert made.count("\n") == 2
 
 
 def test_the_pages_agree_with_the_results():

@@ -335,8 +335,8 @@ def test_the_command_trains_and_goes_on(
     words = (*SMALL, "--loss", "adversarial", "--adversarial-eps", "0.5", "--no-report")
     assert train(tmp_path / "whole", *words) == 0
     assert "adversarial, eps 0.5, steps 2" in capsys.readouterr().out
-    rising = (*words, "--adversarial-warmup", "100")
-    constant = (*rising, "--schedule", "constant")
+    # Four steps an epoch: the first two epochs end within the rise.
+    constant = (*words, "--schedule", "constant", "--adversarial-warmup", "7")
     assert train(tmp_path / "longer", *constant, "--epochs", "2") == 0
     assert train(tmp_path / "longer", "--resume", "--epochs", "4") == 0
     assert train(tmp_path / "constant", *constant) == 0
@@ -346,7 +346,8 @@ def test_the_command_trains_and_goes_on(
     assert not torch.equal(
         weights(tmp_path / "other")["1.weight"], weights(tmp_path / "whole")["1.weight"]
     )
-    assert train(tmp_path / "rising", *rising) == 0
+    rising = (*words, "--adversarial-warmup")
+    assert train(tmp_path / "rising", *rising, "8") == 0
     assert not same_weights(tmp_path / "rising", tmp_path / "whole")
     own = ("--adversarial-length", "own", "--adversarial-misclassified", "attack")
     assert train(tmp_path / "own", *words, *own) == 0
@@ -359,7 +360,14 @@ def test_the_command_trains_and_goes_on(
     assert "adversarial_memory is for images that stay as they are" in capsys.readouterr().err
     recipe = ("--recipe", "robust", "--radius", "0.4", "--no-report")
     assert train(tmp_path / "recipe", *SMALL, *recipe) == 0
+    # Its 100 steps would be longer than the training.
     assert same_weights(tmp_path / "recipe", tmp_path / "rising")
+    assert train(tmp_path / "recipe", "--resume", "--epochs", "8") == 0
+    capsys.readouterr()
+    assert train(tmp_path / "long", *rising, "16") == 2
+    assert "must be less than the 16 steps of the training" in capsys.readouterr().err
+    assert train(tmp_path / "long", *SMALL, "--warmup", "16") == 2
+    assert "warmup must be less than the 16 steps" in capsys.readouterr().err
     assert train(tmp_path / "none", *SMALL, "--loss", "adversarial") == 2
     assert "needs adversarial_eps" in capsys.readouterr().err
 
