@@ -35,7 +35,7 @@ from benchmarks import (  # noqa: E402
     timing,
     training_step,
 )
-from benchmarks.gpu import every_kernel  # noqa: E402
+from benchmarks.gpu import every_kernel, full_sizes  # noqa: E402
 from benchmarks.gpu.launches import kernel_launches  # noqa: E402
 from benchmarks.inputs import random_inputs  # noqa: E402
 from margin_ext._extension import cpu_library  # noqa: E402
@@ -283,6 +283,13 @@ def test_what_the_sanitizers_look_at_is_accepted_by_the_ops(q):
             every_kernel.call_ops(3, size, dtype, q, aligned=False, device="cpu")
         every_kernel.call_ops(3, 48, dtype, q, channels=3, device="cpu")
         every_kernel.call_ops(20, 33, dtype, q, device="cpu")
+
+
+def test_what_is_profiled_is_accepted_by_the_ops():
+    for dtype in (torch.float32, torch.bfloat16):
+        shape = shapes.Shape(5, (3, 4, 4), 10, "test", dtype)
+        full_sizes.call(shape, device="cpu")
+        full_sizes.call_others(shape, device="cpu")
 
 
 def test_without_a_gpu_a_run_on_one_is_refused_in_words():

@@ -1,4 +1,4 @@
-"""The loss and its backward pass at six full sizes, three times each: what ncu profiles.
+"""Every op at six full sizes, the loss and its backward pass three times: what ncu profiles.
 
 ncu --kernel-name-base demangled --kernel-name regex:margin::cuda \\
     python -m benchmarks.gpu.full_sizes
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.inputs import random_inputs, regularizer
+from benchmarks.inputs import TAU, random_inputs, regularizer
 from benchmarks.shapes import CIFAR, IMAGENET, MIDDLE, MNIST, Shape
 from margin_ext import average_margin_loss
 from margin_ext._extension import require_ops
+from margin_ext.functional import additive_margin_loss
 
 SHAPES = (
     Shape(100_000, MNIST, 10, "a warp a row"),
@@ -24,9 +25,9 @@ SHAPES = (
 REPEATS = 3
 
 
-def call(shape: Shape, repeats: int = REPEATS) -> None:
+def call(shape: Shape, repeats: int = REPEATS, device: str = "cuda") -> None:
     """Forward and backward."""
-    inputs = random_inputs(shape, "cuda", 0)
+    inputs = random_inputs(shape, device, 0)
     for _ in range(repeats):
         out = average_margin_loss(
             inputs.logits,
@@ -39,11 +40,23 @@ def call(shape: Shape, repeats: int = REPEATS) -> None:
         torch.autograd.grad(out.loss, (inputs.logits, inputs.grad), inputs.minus_one)
 
 
+def call_others(shape: Shape, device: str = "cuda") -> None:
+    """An attack's step, the margins to one class in all norms, and the additive margin, once."""
+    inputs = random_inputs(shape, device, 0)
+    grad, ops = inputs.grad.detach(), torch.ops.margin_ext
+    ends = [inputs.factor.new_full((1,), end) for end in (-TAU, TAU)]
+    step = (inputs.base, grad, inputs.factor, inputs.center, inputs.factor)
+    ops.attack_step(*step, 2.0, 1, *ends, None)
+    ops.class_margins(inputs.gap.detach().unsqueeze(1), grad.unsqueeze(1), [1.0, 2.0, 3.0], None)
+    additive_margin_loss(inputs.logits.detach(), inputs.target, grad, tau=TAU)
+
+
 def main() -> None:
     """One shape after the other; memory is given back in between."""
     require_ops("cuda")
     for shape in SHAPES:
         call(shape)
+        call_others(shape)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
