@@ -58,14 +58,12 @@ def time_epochs(
     }
 
 
-def over_plain(sessions: Sequence[Mapping[str, Any]], key: str, setting: Setting) -> float | None:
-    """A method's time over plain training's: the median of the sessions with this setting.
-
-    None where there is no such session.
-    """
-    ratios = [
-        session["median"][key] / session["median"]["plain"]
-        for session in sessions
+def over_plain(
+    sessions: Sequence[Mapping[str, Any]], key: str, setting: Setting
+) -> dict[int, float]:
+    """A method's time over plain training's in each session with this setting, by its number."""
+    return {
+        number: session["median"][key] / session["median"]["plain"]
+        for number, session in enumerate(sessions)
         if session["settings"].get(key) == setting
-    ]
-    return statistics.median(ratios) if ratios else None
+    }

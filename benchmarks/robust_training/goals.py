@@ -80,10 +80,8 @@ def _judged(rows: Mapping[str, Row], timed: Row, reference: str) -> str:
 
 
 def _figures(row: Row, reference: Row, timed: Row) -> str:
-    if row.time is None or timed.time is None:
-        time = "not measured yet"
-    else:
-        time = f"{row.time:.1f} against {timed.time:.1f} of 2 steps"
+    share = row.time_over(timed)
+    time = "not measured yet" if share is None else f"{share:.2f} times that of 2 steps"
     return " ".join(
         [
             f"{_capital(METHODS[row.key].title)} ({_counted(len(row.seeds), 'seed')}):",
@@ -100,9 +98,8 @@ def _figures(row: Row, reference: Row, timed: Row) -> str:
 
 def _in_time(row: Row, rows: Mapping[str, Row]) -> bool:
     timed = rows.get(_TIMED_BY)
-    if timed is None or row.time is None or timed.time is None:
-        return False
-    return row.time <= timed.time * _SAME_TIME
+    share = None if timed is None else row.time_over(timed)
+    return share is not None and share <= _SAME_TIME
 
 
 def _reached(row: Row, rows: Mapping[str, Row], reference: str) -> bool:

@@ -33,7 +33,7 @@ class Row:
         median_distance: Of all images, infinite where there is none.
         not_found: Images without an adversarial example, over all seeds.
         tangent_over_distance: Median over the correct images with an adversarial example.
-        time: Training time over plain training's; None: not measured.
+        times: Training time over plain training's, by the number of the session.
     """
 
     key: str
@@ -46,7 +46,19 @@ class Row:
     median_distance: float
     not_found: int
     tangent_over_distance: float
-    time: float | None
+    times: Mapping[int, float]
+
+    @property
+    def time(self) -> float | None:
+        """Training time over plain training's, the median of the sessions; None: not measured."""
+        return statistics.median(self.times.values()) if self.times else None
+
+    def time_over(self, other: Row) -> float | None:
+        """Training time over another method's, the median of the sessions that both are in."""
+        both = [
+            self.times[number] / other.times[number] for number in self.times.keys() & other.times
+        ]
+        return statistics.median(both) if both else None
 
     @property
     def mean_accuracy(self) -> float:
@@ -122,5 +134,5 @@ def _row(key: str, runs: Mapping[int, Any], timing: Sequence[Mapping[str, Any]])
         median_distance=float(np.quantile(distance, 0.5, method="lower")),
         not_found=int((~known).sum()),
         tangent_over_distance=float(np.median(margin[both] / distance[both])),
-        time=over_plain(timing, key, setting),
+        times=over_plain(timing, key, setting),
     )

@@ -98,7 +98,7 @@ class Comparison:
             attacked = [key for key in METHODS if f"{key} {seeds[0]}" in self.results["runs"]]
             wanted = {key: self.results["runs"][f"{key} {seeds[0]}"]["setting"] for key in attacked}
             sessions = self.results["timing"]
-            new = [key for key in attacked if over_plain(sessions, key, wanted[key]) is None]
+            new = [key for key in attacked if not over_plain(sessions, key, wanted[key])]
             if "plain" in wanted and new:
                 together = [key for key in attacked if key in (*new, *TIMED_AGAIN)]
                 yield partial(self._time, {key: wanted[key] for key in together})

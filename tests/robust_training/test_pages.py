@@ -71,6 +71,7 @@ def test_rows_of_a_file(results):
     assert secant.average_distance == 2.0
     assert secant.tangent_over_distance == pytest.approx(1.5)
     assert secant.time == 2.5
+    assert secant.time_over(seven) == 2.5 / 8
     # On the seed that both have: one image of ten more, paired.
     difference, error = secant.minus(seven)
     assert difference == pytest.approx(0.1)
@@ -95,6 +96,8 @@ def test_time_of_another_setting_is_not_shown(results):
         }
         results["timing"].append(more)
     assert rows_of(results)["secant"].time == 4.0
+    # Against another method only sessions with both count: here none.
+    assert rows_of(results)["secant"].time_over(rows[REFERENCE]) is None
 
 
 def test_seeds_of_another_setting_are_no_seeds_of_a_row(results):
@@ -126,7 +129,7 @@ def test_goals_are_marked_with_figures(results):
     assert goals.judge(rows_of(slow)).startswith("**not reached.**")
     inaccurate = json.loads(json.dumps(results))
     inaccurate["runs"]["secant 0"]["accuracy"] = 0.97
-    assert "time 2.5 against 3.0" in goals.judge(rows_of(inaccurate))
+    assert "time 0.83 times that of 2 steps" in goals.judge(rows_of(inaccurate))
     assert goals.judge(rows_of(inaccurate)).startswith("**not reached.**")
     accurate = json.loads(json.dumps(results))
     accurate["runs"]["secant 0"] = run_with(0.5, 0.991)
