@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.robust_training.samples import bits, numbers
+from benchmarks.robust_training.shrinking_pgd import ShrinkingPGD
 from benchmarks.robust_training.strong_attacks import DecayingPGD
 from margin_ext.attacks import Attack, AutoAttack, Nearest
 from margin_ext.bounds import MinimumDistance
@@ -40,7 +41,7 @@ class Suite:
     Attributes:
         targets: Classes toward which the search for the nearest adversarial example goes.
         count: Images attacked, the first so many.
-        last: Attacks at the largest radius on the images that all others left robust.
+        last: Attacks at the largest radius, each on the images that all before it left robust.
         steps: Of PGD with decaying steps.
         choice_steps: Of the search by which settings are chosen.
         distance: Finds the distances; None: ``MinimumDistance.thorough()`` with these targets.
@@ -48,7 +49,7 @@ class Suite:
 
     targets: int
     count: int = 500
-    last: tuple[Attack, ...] = (AutoAttack(parts=("apgd-ce", "apgd-t")),)
+    last: tuple[Attack, ...] = (AutoAttack(parts=("apgd-ce", "apgd-t")), ShrinkingPGD())
     steps: int = 100
     choice_steps: int = 60
     distance: MinimumDistance | None = field(default=None)
@@ -82,7 +83,7 @@ class Suite:
             batch_size=500,
         )
         before = result.robust()
-        worst = self._after_the_last(model, few, eps[-1], before)
+        worst, left = self.after_the_last(model, part, eps[-1], before)
         distance = report.first[search.name]
         diagnosis = result.diagnosis
         return {
@@ -97,10 +98,38 @@ class Suite:
                 search.name: [float((distance > radius).mean()) for radius in eps],
                 **{name: list(result.curve(name)) for name in result.distance},
                 "all before AutoAttack": [float(x) for x in before.mean(axis=0)],
+                **left,
             },
             "signs_of_masking": [] if diagnosis is None else list(diagnosis.findings),
-            "settings": {search.name: search.settings(), **result.settings},
+            "settings": {
+                search.name: search.settings(),
+                **result.settings,
+                **{attack.name: attack.settings() for attack in self.last},
+            },
         }
+
+    def after_the_last(
+        self, model: nn.Module, part: Part, eps: float, robust: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], dict[str, list[float]]]:
+        """The outcomes [N, R] after the last attacks, and what is left after each of them.
+
+        Args:
+            model: In eval mode.
+            part: Images and labels.
+            eps: The largest radius.
+            robust: The outcomes [N, R] before.
+        """
+        few = self._few(part)
+        worst, left = robust.copy(), {}
+        for attack in self.last:
+            held = np.flatnonzero(worst[:, -1])
+            if len(held):
+                chosen = torch.from_numpy(held)
+                rest = few[0][chosen], few[1][chosen]
+                found = self._attacked(model, rest, (eps,), [attack])
+                worst[held, -1] = found.robust()[:, -1]
+            left[attack.name] = [float(worst[:, -1].mean())]
+        return worst, left
 
     def _few(self, part: Part) -> Part:
         return part[0][: self.count], part[1][: self.count]
@@ -118,16 +147,3 @@ class Suite:
             progress=False,
             batch_size=500,
         )
-
-    def _after_the_last(
-        self, model: nn.Module, part: Part, eps: float, robust: NDArray[np.bool_]
-    ) -> NDArray[np.bool_]:
-        """The outcomes [N, R] after the last attacks at the largest radius."""
-        worst = robust.copy()
-        held = np.flatnonzero(robust[:, -1])
-        if len(held) and self.last:
-            chosen = torch.from_numpy(held)
-            rest = part[0][chosen], part[1][chosen]
-            found = self._attacked(model, rest, (eps,), list(self.last))
-            worst[held, -1] = found.robust()[:, -1]
-        return worst

@@ -119,12 +119,14 @@ _ATTACKS = {
     "decaying_gap": "PGD, gap",
     "decaying_cross_entropy": "PGD, cross-entropy",
     "all before AutoAttack": "all of these",
+    "autoattack": "and APGD",
 }
+_LAST = "and PGD in a shrinking ball: worst case"
 
 
 def _attacks(folder: Path) -> str:
     """What each attack alone leaves at the aim, of the first seed's networks."""
-    head = ["problem", "training", *_ATTACKS.values(), "and APGD: worst case", "signs of masking"]
+    head = ["problem", "training", *_ATTACKS.values(), _LAST, "signs of masking"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for problem, known in PROBLEMS.items():
         runs = _results(folder, problem).get("runs", {})
