@@ -188,6 +188,13 @@ METHODS: dict[str, Method] = {
         "distance",
         every_seed=True,
     ),
+    "own_length_memory_quiet": Method(
+        "true margin: own lengths, 2 projections with a memory, without noise",
+        _own_length(2, memory=True, noise=0.0),
+        _each("eps"),
+        "distance",
+        every_seed=True,
+    ),
     "own_length_1_memory": Method(
         "true margin: own lengths, 1 projection with a memory",
         _own_length(1, memory=True),

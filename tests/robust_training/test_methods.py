@@ -66,9 +66,8 @@ def test_every_method_has_a_loss_and_gradients_with_every_setting(key):
 
 
 def test_peers_are_tuned_as_much_as_margins():
-    chosen = [
-        key for key in METHODS if key.startswith("adversarial") and key != "adversarial_7_radius"
-    ]
+    fixed = {"adversarial_7_radius", "adversarial_3_alternating_accurate"}
+    chosen = [key for key in METHODS if key.startswith("adversarial") and key not in fixed]
     assert len(chosen) == 7
     for problem in PROBLEMS.values():
         sizes = {key: len(method.grid(problem)) for key, method in METHODS.items()}
