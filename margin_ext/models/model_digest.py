@@ -47,8 +47,8 @@ def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     return own.items()
 
 
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """The values' bytes in order."""
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The values' bytes in order, without a copy where the tensor is on the CPU."""
     flat = tensor.detach().cpu().contiguous().flatten()
     # Through uint8, because numpy has no bfloat16.
-    return flat.view(dtype=torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return memoryview(flat.view(dtype=torch.uint8).numpy() if flat.numel() else b"")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class _Hash(Protocol):
-        def update(self, data: bytes, /) -> None: ...
+        def update(self, data: bytes | memoryview, /) -> None: ...
 
 
 _IN_WORDS = "criterion"

@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks.robust_training import page
 from benchmarks.robust_training.choice import chosen_setting
+from benchmarks.robust_training.evaluate_network import Suite
 from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.samples import (
@@ -20,9 +21,11 @@ from benchmarks.robust_training.samples import (
     read_bits,
     read_numbers,
 )
+from benchmarks.robust_training.shrinking_pgd import ShrinkingPGD, into_ball
 from benchmarks.robust_training.strong_attacks import DecayingPGD
 from margin_ext.functional import linear_margin
 from margin_ext.measurement import robust_accuracy
+from margin_ext.threat import ThreatModel
 from robust_training.tiny_problem import CLASSES, SIDE, TINY
 
 
@@ -85,8 +88,16 @@ def test_outcomes_are_written_and_read_back():
     assert (read_numbers(numbers(distance)) == distance).all()
 
 
-@pytest.mark.parametrize("loss", ["gap", "cross_entropy"])
-def test_decaying_steps_break_what_the_exact_distance_says(loss):
+@pytest.mark.parametrize(
+    "attack",
+    [
+        DecayingPGD(steps=60),
+        DecayingPGD(loss="cross_entropy", steps=60),
+        ShrinkingPGD(restarts=3, targets=1, near=1.0),
+    ],
+    ids=["gap", "cross_entropy", "shrinking"],
+)
+def test_attacks_break_what_the_exact_distance_says(attack):
     torch.manual_seed(0)
     linear = nn.Linear(SIDE**2, CLASSES)
     model = nn.Sequential(nn.Flatten(), linear)
@@ -95,15 +106,49 @@ def test_decaying_steps_break_what_the_exact_distance_says(loss):
     y = model(x).argmax(1)
     margin = linear_margin(linear.weight, linear.bias, x.flatten(1), y, p=2).detach()
     eps = float(margin.median())
-    attack = DecayingPGD(loss=loss, steps=60)
     found = robust_accuracy(
         model, (x, y), eps, attacks=[attack], data_range=(0.0, 1.0), diagnose_masking=False
     )
     broken = np.isfinite(found.distance[attack.name])
     # The cross-entropy does not lead to the nearest class, the gap does.
     within = broken[(margin < 0.97 * eps).numpy()]
-    assert within.all() if loss == "gap" else within.mean() > 0.5
+    assert within.mean() > 0.5 if "cross_entropy" in attack.name else within.all()
     assert not broken[(margin > eps * (1 + 1e-4)).numpy()].any()
+
+
+def test_points_of_a_ball_in_a_range_are_the_nearest_ones():
+    """Against a bisection for the factor of the offset, whose clipped length is the radius."""
+    torch.manual_seed(1)
+    center = torch.rand(50, 20, dtype=torch.float64)
+    x = center + 2 * torch.randn_like(center)
+    bounds = center.new_zeros(()), center.new_ones(())
+    found = into_ball(x, center, 0.8, bounds)
+    low, high = torch.zeros(50, 1, dtype=torch.float64), torch.ones(50, 1, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        inside = ((center + middle * (x - center)).clamp(0, 1) - center).norm(dim=1) < 0.8
+        low, high = (
+            torch.where(inside.unsqueeze(1), middle, low),
+            torch.where(inside.unsqueeze(1), high, middle),
+        )
+    torch.testing.assert_close(found, (center + low * (x - center)).clamp(0, 1))
+    torch.testing.assert_close(into_ball(found, center, 0.8, bounds), found)
+    assert torch.equal(into_ball(center, center, 0.8, bounds), center)
+
+
+def test_the_shrinking_ball_is_refused_in_other_norms():
+    with pytest.raises(ValueError, match="p = 2"):
+        ShrinkingPGD().check(ThreatModel(p=float("inf")))
+
+
+def test_stored_results_come_from_one_suite():
+    """Every network met every attack with the settings of now."""
+    for name in PROBLEMS:
+        path = page.RESULTS / f"{name}.json"
+        for run, found in json.loads(path.read_text())["runs"].items() if path.exists() else ():
+            for attack in Suite(targets=0).last:
+                settings = json.loads(json.dumps(attack.settings()))
+                assert found["settings"].get(attack.name) == settings, f"{name}: {run}"
 
 
 def test_stored_settings_follow_the_rule():
