@@ -51,4 +51,4 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """The values' bytes in order, without a copy where the tensor is on the CPU."""
     flat = tensor.detach().cpu().contiguous().flatten()
     # Through uint8, because numpy has no bfloat16.
-    return memoryview(flat.view(dtype=torch.uint8).numpy() if flat.numel() else b"")
+    return memoryview(flat.view(dtype=torch.uint8).numpy().data if flat.numel() else b"")
