@@ -199,4 +199,4 @@ def test_the_figure_is_drawn_from_what_is_there(results, tmp_path):
     (tmp_path / "mnist_cnn.json").write_text(json.dumps(results))
     drawn = figures.figure(tmp_path)
     assert len(drawn.axes) == 2
-    assert drawn.axes[0].get_title(loc="left") == "tiny"
+    assert drawn.axes[0].get_title(loc="left").startswith("tiny: test images")
