@@ -83,7 +83,7 @@ class Suite:
             batch_size=500,
         )
         before = result.robust()
-        worst, left = self.after_the_last(model, part, eps[-1], before)
+        worst, left = self._after_the_last(model, few, eps[-1], before)
         distance = report.first[search.name]
         diagnosis = result.diagnosis
         return {
@@ -108,29 +108,6 @@ class Suite:
             },
         }
 
-    def after_the_last(
-        self, model: nn.Module, part: Part, eps: float, robust: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.bool_], dict[str, list[float]]]:
-        """The outcomes [N, R] after the last attacks, and what is left after each of them.
-
-        Args:
-            model: In eval mode.
-            part: Images and labels.
-            eps: The largest radius.
-            robust: The outcomes [N, R] before.
-        """
-        few = self._few(part)
-        worst, left = robust.copy(), {}
-        for attack in self.last:
-            held = np.flatnonzero(worst[:, -1])
-            if len(held):
-                chosen = torch.from_numpy(held)
-                rest = few[0][chosen], few[1][chosen]
-                found = self._attacked(model, rest, (eps,), [attack])
-                worst[held, -1] = found.robust()[:, -1]
-            left[attack.name] = [float(worst[:, -1].mean())]
-        return worst, left
-
     def _few(self, part: Part) -> Part:
         return part[0][: self.count], part[1][: self.count]
 
@@ -147,3 +124,18 @@ class Suite:
             progress=False,
             batch_size=500,
         )
+
+    def _after_the_last(
+        self, model: nn.Module, part: Part, eps: float, robust: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], dict[str, list[float]]]:
+        """The outcomes [N, R] after the last attacks, and what is left after each of them."""
+        worst, left = robust.copy(), {}
+        for attack in self.last:
+            held = np.flatnonzero(worst[:, -1])
+            if len(held):
+                chosen = torch.from_numpy(held)
+                rest = part[0][chosen], part[1][chosen]
+                found = self._attacked(model, rest, (eps,), [attack])
+                worst[held, -1] = found.robust()[:, -1]
+            left[attack.name] = [float(worst[:, -1].mean())]
+        return worst, left
