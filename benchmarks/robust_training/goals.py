@@ -12,12 +12,13 @@ from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.rows import Row
 from benchmarks.robust_training.tables import fraction, with_error
 
-__all__ = ["GOAL", "best_margin", "judge", "most_robust_margin"]
+__all__ = ["GOAL", "judge", "most_robust_margin", "named_margin"]
 
 GOAL = (
     "At the time of 2-step adversarial training or less: a worst case of at least 7-step "
     "adversarial training's at no lower clean accuracy, or an equal worst case at one point more "
-    "of clean accuracy. (Times within 5 % count as the same.)"
+    "of clean accuracy. (Times within 5 % count as the same. Named is the margin in time that is "
+    "most robust on validation images.)"
 )
 _TIMED_BY = "adversarial_2"
 _AT_THE_AIM = "adversarial_7_radius"
@@ -26,31 +27,21 @@ _MORE_ACCURATE = 0.01
 _SAME_TIME = 1.05
 
 
-def best_margin(rows: Mapping[str, Row], reference: str = REFERENCE) -> Row | None:
-    """The method with a margin that reaches the goal, or else the most robust one in time.
+def named_margin(rows: Mapping[str, Row]) -> Row | None:
+    """The margin in time that is most robust on validation images: test images choose nothing.
 
-    Where none is in time the most robust one; None as long as none was run.
-
-    Args:
-        rows: By the keys of the methods.
-        reference: The 7-step adversarial training that it is compared with.
+    Where none is in time, of all; None as long as none was run.
     """
-    margins = [row for key, row in rows.items() if METHODS[key].group != "peer"]
-    return max(
-        margins,
-        key=lambda row: (
-            _reached(row, rows, reference),
-            _in_time(row, rows),
-            row.mean_robust,
-        ),
-        default=None,
-    )
+    return max(_margins(rows), key=lambda row: (_in_time(row, rows), row.validated), default=None)
 
 
 def most_robust_margin(rows: Mapping[str, Row]) -> Row | None:
     """The margin with the highest worst case, however long it takes; None: none was run."""
-    margins = [row for key, row in rows.items() if METHODS[key].group != "peer"]
-    return max(margins, key=lambda row: row.mean_robust, default=None)
+    return max(_margins(rows), key=lambda row: row.mean_robust, default=None)
+
+
+def _margins(rows: Mapping[str, Row]) -> list[Row]:
+    return [row for key, row in rows.items() if METHODS[key].group != "peer"]
 
 
 def judge(rows: Mapping[str, Row]) -> str:
@@ -60,7 +51,7 @@ def judge(rows: Mapping[str, Row]) -> str:
     where it was run. A method that takes longer and is more robust is told too.
     """
     timed = rows.get(_TIMED_BY)
-    if REFERENCE not in rows or timed is None or best_margin(rows) is None:
+    if REFERENCE not in rows or timed is None or named_margin(rows) is None:
         return "**not measured yet.**"
     told = [_judged(rows, timed, REFERENCE)]
     if _AT_THE_AIM in rows:
@@ -69,12 +60,16 @@ def judge(rows: Mapping[str, Row]) -> str:
 
 
 def _judged(rows: Mapping[str, Row], timed: Row, reference: str) -> str:
-    best, seven = best_margin(rows, reference), rows[reference]
-    assert best is not None
-    told = [f"**{'reached' if _reached(best, rows, reference) else 'not reached'}.**"]
-    told.append(_figures(best, seven, timed))
+    named, seven = named_margin(rows), rows[reference]
+    assert named is not None
+    told = [f"**{'reached' if _reached(named, rows, reference) else 'not reached'}.**"]
+    told.append(_figures(named, seven, timed))
+    for row in _margins(rows):
+        if row is not named and _reached(row, rows, reference):
+            told.append("Seen on the test images alone, this reaches it:")
+            told.append(_figures(row, seven, timed))
     robust = most_robust_margin(rows)
-    if robust is not None and robust.mean_robust > best.mean_robust:
+    if robust is not None and not _in_time(robust, rows):
         told.append("At more time: " + _figures(robust, seven, timed))
     return " ".join(told)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.robust_training.cheaper_steps import cheaper_steps_table
-from benchmarks.robust_training.goals import GOAL, best_margin, judge, most_robust_margin
+from benchmarks.robust_training.goals import GOAL, judge, most_robust_margin, named_margin
 from benchmarks.robust_training.methods import METHODS, REFERENCE
 from benchmarks.robust_training.over_training import over_training_table
 from benchmarks.robust_training.problems import PROBLEMS
@@ -87,7 +87,7 @@ def _goals(folder: Path) -> str:
 def _headline(folder: Path) -> str:
     """A row a training and a column a problem."""
     found = {name: rows_of(_results(folder, name)) for name in PROBLEMS}
-    found = {name: rows for name, rows in found.items() if REFERENCE in rows and best_margin(rows)}
+    found = {name: rows for name, rows in found.items() if REFERENCE in rows and named_margin(rows)}
     if not found:
         return "Not run yet."
     told = {row.key for rows in found.values() for row in _told(rows)}
@@ -101,8 +101,8 @@ def _headline(folder: Path) -> str:
 
 
 def _told(rows: Mapping[str, Row]) -> list[Row]:
-    """The peers, the best margin in time, and the most robust one."""
-    margins = [row.key for row in (best_margin(rows), most_robust_margin(rows)) if row is not None]
+    """The peers, the margin in time that the goals name, and the most robust one."""
+    margins = [row.key for row in (named_margin(rows), most_robust_margin(rows)) if row is not None]
     return [rows[key] for key in dict.fromkeys((*_PEERS, *margins)) if key in rows]
 
 

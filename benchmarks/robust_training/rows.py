@@ -33,6 +33,7 @@ class Row:
         median_distance: Of all images, infinite where there is none.
         not_found: Images without an adversarial example, over all seeds.
         tangent_over_distance: Median over the correct images with an adversarial example.
+        validated: Robustness on validation images, by which the setting was chosen.
         times: Training time over plain training's, by the number of the session.
     """
 
@@ -46,6 +47,7 @@ class Row:
     median_distance: float
     not_found: int
     tangent_over_distance: float
+    validated: float
     times: Mapping[int, float]
 
     @property
@@ -96,7 +98,7 @@ def rows_of(results: Mapping[str, Any]) -> dict[str, Row]:
     for key in METHODS:
         runs = _runs(results, key)
         if runs:
-            found[key] = _row(key, runs, results.get("timing", []))
+            found[key] = _row(key, runs, results["tuning"][key], results.get("timing", []))
     return found
 
 
@@ -111,7 +113,12 @@ def _runs(results: Mapping[str, Any], key: str) -> dict[int, Any]:
     return {seed: named[seed] for seed in sorted(named) if named[seed]["setting"] == first}
 
 
-def _row(key: str, runs: Mapping[int, Any], timing: Sequence[Mapping[str, Any]]) -> Row:
+def _row(
+    key: str,
+    runs: Mapping[int, Any],
+    tried: Sequence[Mapping[str, Any]],
+    timing: Sequence[Mapping[str, Any]],
+) -> Row:
     samples = [run["samples"] for run in runs.values()]
     worst = [[read_bits(text) for text in one["worst"]] for one in samples]
     correct = np.concatenate([read_bits(one["correct"]) for one in samples])
@@ -134,5 +141,6 @@ def _row(key: str, runs: Mapping[int, Any], timing: Sequence[Mapping[str, Any]])
         median_distance=float(np.quantile(distance, 0.5, method="lower")),
         not_found=int((~known).sum()),
         tangent_over_distance=float(np.median(margin[both] / distance[both])),
+        validated=next(one["robust"] for one in tried if one["setting"] == setting),
         times=over_plain(timing, key, setting),
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from margin_ext.attacks import AttackResult
 from margin_ext.models.evaluation_mode import Model
+from margin_ext.per_sample import per_sample
 from margin_ext.random_points import Draws
 from margin_ext.threat import ThreatModel
 
@@ -130,8 +131,8 @@ class _Search:
     def __init__(
         self, model: Model, inputs: Tensor, label: Tensor, eps: float, threat: ThreatModel
     ) -> None:
-        self.model, self.inputs, self.label, self.eps = model, inputs, label, eps
-        self.bounds = threat.bounds(inputs)
+        self.model, self.inputs, self.label = model, inputs, label
+        self.eps, self.threat, self.bounds = eps, threat, threat.bounds(inputs)
         with torch.no_grad():
             differences = _differences(model(inputs), label)
         self.best = differences
@@ -183,10 +184,7 @@ class _Search:
             if count >= steps - _LAST_STEPS:  # the best point of the tangent within the ball
                 x = center + 100 * self.eps * _unit(grad)
                 continue
-            if self.bounds is not None:
-                low, high = self.bounds
-                grad = grad.masked_fill(((x <= low) & (grad < 0)) | ((x >= high) & (grad > 0)), 0.0)
-            velocity = _MOMENTUM * velocity + _unit(grad)
+            velocity = _MOMENTUM * velocity + _unit(self.threat.inward(grad, x))
             length = self.eps * _FIRST_LENGTH * _SHORTER ** (count / (steps - _LAST_STEPS))
             x = x + length * _unit(velocity)
 
@@ -236,4 +234,4 @@ def _norm(x: Tensor) -> Tensor:
 
 def _sum(x: Tensor) -> Tensor:
     """Over each sample's elements, in a shape that broadcasts over them."""
-    return x.flatten(1).sum(1).reshape(-1, *[1] * (x.dim() - 1))
+    return per_sample(x.flatten(1).sum(1), x)
