@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# What only a GPU can tell, in four parts that each end inside 10 minutes. The first one answers the
-# most:
+# What only a GPU can tell, in parts that each end inside 10 minutes. The first one answers the most:
 #
-#   benchmarks/gpu_check.sh OUT first       the library loads; values; launches; speed of the kernels
-#   benchmarks/gpu_check.sh OUT sanitizers  every op, and NVIDIA's four sanitizers
-#   benchmarks/gpu_check.sh OUT profile     ncu on full sizes; kernels beside torch.compile
-#   benchmarks/gpu_check.sh OUT training    whole training steps in every gradient mode
+#   benchmarks/gpu_check.sh OUT values    the library loads; every op's values; NVIDIA's sanitizers
+#   benchmarks/gpu_check.sh OUT speed     launches; speed of the kernels; cost of a call; ncu
+#   benchmarks/gpu_check.sh OUT compiled  kernels beside torch.compile
+#   benchmarks/gpu_check.sh OUT training  whole training steps in every gradient mode
 #
 # Logs, results and summary.json go to OUT/PART; the last line is the verdict, also when the run is
 # stopped early. The CUDA library is built for this machine's devices, unless one that serves them is
@@ -14,9 +13,9 @@
 # smoke test on the CPU. Variables: PYTHON, the interpreter with torch; STEPS, a regular expression
 # of the steps to run.
 set -uo pipefail
-usage='usage: benchmarks/gpu_check.sh OUT first|sanitizers|profile|training'
+usage='usage: benchmarks/gpu_check.sh OUT values|speed|compiled|training'
 part=${2:?$usage}
-case $part in first | sanitizers | profile | training) ;; *) echo "$usage" >&2 && exit 2 ;; esac
+case $part in values | speed | compiled | training) ;; *) echo "$usage" >&2 && exit 2 ;; esac
 out=$(mkdir -p "${1:?$usage}/$part" && cd "$1/$part" && pwd)
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -24,7 +23,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 : >"$out/steps.tsv"
 
 verdict() { "$python" -m benchmarks.gpu.verdict "$out"; }
-trap 'verdict; exit 1' TERM INT
+trap 'kill $(jobs -p) 2>/dev/null; verdict; exit 1' TERM INT
 
 have_gpu() { "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
 
@@ -55,14 +54,21 @@ gpu_step() {
   fi
 }
 
-# A tool of NVIDIA's on the program that calls every kernel; any finding fails the step. Every tensor
-# is an allocation of its own, so that an access past its end is seen.
+# One of NVIDIA's tools on the program that calls every kernel, for rows of two types each, side by
+# side; any finding fails the step. Every tensor is an allocation of its own, so that an access past
+# its end is seen.
 sanitize() {
-  gpu_step "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" \
-    --error-exitcode 9 "$python" -m benchmarks.gpu.every_kernel
+  local types
+  for types in "float32 float64" "bfloat16 float16"; do
+    # shellcheck disable=SC2086
+    gpu_step "$1_${types%% *}" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer \
+      --tool "$1" --error-exitcode 9 "$python" -m benchmarks.gpu.every_kernel $types &
+  done
 }
 
-pytest() { "$python" -m pytest -q -p no:cacheprovider -o addopts= "$@"; }
+pytest() { "$python" -m pytest -q -p no:cacheprovider -p no:benchmark -o addopts= "$@"; }
+export -f pytest
+export python
 
 gpu=false
 have_gpu && gpu=true
@@ -77,38 +83,39 @@ if $gpu && ! library_serves; then
 fi
 
 case $part in
-  first)
-    step doctor 40 "$python" -m margin_ext doctor
-    gpu_step launches 40 "$python" -m benchmarks.gpu.launches --out "$out/launches.json"
-    gpu_step device_tests 90 pytest tests/test_cuda_device.py tests/test_no_synchronisation.py \
-      --junitxml "$out/device_tests.xml"
-    gpu_step kernels 150 "$python" -m benchmarks.kernels --device cuda --no-compile \
+  values) # Nothing is timed, so all steps run side by side.
+    parallel=()
+    "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8)
+    step doctor 60 "$python" -m margin_ext doctor
+    gpu_step device_tests 150 bash -c 'pytest "$@"' - "${parallel[@]}" tests/test_cuda_device.py \
+      tests/test_no_synchronisation.py --junitxml "$out/device_tests.xml" &
+    gpu_step op_tests 150 bash -c 'pytest "$@"' - "${parallel[@]}" -m cuda tests/reference \
+      tests/functional --junitxml "$out/op_tests.xml" &
+    sanitize memcheck 150
+    sanitize racecheck 240
+    sanitize initcheck 150
+    sanitize synccheck 150
+    wait
+    ;;
+  speed)
+    gpu_step launches 60 "$python" -m benchmarks.gpu.launches --out "$out/launches.json"
+    gpu_step kernels 200 "$python" -m benchmarks.kernels --device cuda --no-compile \
       --out "$out/kernels.json"
     gpu_step call_overhead 40 "$python" -m benchmarks.call_overhead --device cuda \
       --out "$out/call_overhead.json"
-    $gpu || step smoke 120 "$python" -m benchmarks.kernels --quick --no-compile --only loss \
-      --out "$out/smoke.json"
-    ;;
-  sanitizers)
-    parallel=()
-    "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8)
-    gpu_step op_tests 120 pytest "${parallel[@]}" -m cuda tests/reference tests/functional \
-      --junitxml "$out/op_tests.xml"
-    sanitize memcheck 90
-    sanitize racecheck 110
-    sanitize initcheck 70
-    sanitize synccheck 70
-    ;;
-  profile)
-    gpu_step ncu 200 ncu --clock-control none --section SpeedOfLight --section LaunchStats \
+    gpu_step ncu 120 ncu --clock-control none --section SpeedOfLight --section LaunchStats \
       --section Occupancy --section WarpStateStats --section MemoryWorkloadAnalysis --csv --page raw \
       --kernel-name-base demangled --kernel-name 'regex:margin::cuda' --log-file "$out/ncu.csv" \
       "$python" -m benchmarks.gpu.full_sizes
-    gpu_step kernels_compiled 220 "$python" -m benchmarks.kernels --device cuda --only loss \
-      --out "$out/kernels_compiled.json"
+    $gpu || step smoke 120 "$python" -m benchmarks.kernels --quick --no-compile --only loss \
+      --out "$out/smoke.json"
+    ;;
+  compiled)
+    gpu_step kernels 400 "$python" -m benchmarks.kernels --device cuda \
+      --only 'margin_loss, forward and backward' --out "$out/kernels.json"
     ;;
   training)
-    gpu_step training_step 400 "$python" -m benchmarks.training_step --device cuda \
+    gpu_step training_step 500 "$python" -m benchmarks.training_step --device cuda \
       --out "$out/training_step.json"
     ;;
 esac

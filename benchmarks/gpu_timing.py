@@ -22,7 +22,7 @@ from benchmarks.timing import Contender, Effort, collector_off, rotations
 _REPLAY_SECONDS = 4e-3  # long against the resolution of events, 0.5 us, and against launch jitter
 _L2_TIMES = 3  # buffers that together take this many times the L2 find nothing of theirs in it
 _MOST_BUFFERS = 256
-_MOST_ISSUED = 200
+_MOST_ISSUED = 50
 
 
 def buffers_past_l2(bytes_moved: int) -> int:

@@ -29,6 +29,8 @@ class Inputs:
         upstream: Of the loss: 1, or a loss scaler's factor for fp16.
         minus_one: An upstream that is not 1, under which scaling in place does not run away.
         statistics: As the loss op gives them; all 1.
+        std: A standard deviation for each channel, on the device, as a module keeps them; unused
+            where the shape has none.
         moved: A tensor whose copy moves as many bytes as the op must.
         old: Its shape; memory that has been written to before.
     """
@@ -43,6 +45,7 @@ class Inputs:
     upstream: Tensor
     minus_one: Tensor
     statistics: Tensor
+    std: Tensor
     moved: Tensor
     old: Tensor
 
@@ -55,11 +58,15 @@ class Inputs:
         return Inputs(**copied)
 
     def widened(self, dtype: torch.dtype) -> Inputs:
-        """The same values in a wider type."""
+        """The same values in a wider type; what is there only to be copied is left out."""
         copied = {}
         for field in fields(self):
             tensor: Tensor = getattr(self, field.name)
-            wide = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+            if field.name in ("moved", "old"):
+                tensor = tensor[:0]
+            wide = tensor.detach()
+            # A copy in any case: some jobs write to their inputs.
+            wide = wide.to(dtype, copy=True) if wide.is_floating_point() else wide.clone()
             copied[field.name] = wide.requires_grad_(tensor.requires_grad)
         return Inputs(**copied)
 
@@ -102,6 +109,7 @@ def random_inputs(shape: Shape, device: str, moved_bytes: int, seed: int = 0) ->
         upstream=torch.full((), scaler, device=device),
         minus_one=torch.full((), -1.0, device=device),
         statistics=torch.ones(len(STATISTIC_NAMES), device=device),
+        std=torch.tensor(shape.channel_std or [1.0], device=device),
         moved=normal(elements),
         old=normal(elements),
     )

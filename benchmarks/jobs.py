@@ -19,6 +19,7 @@ from margin_ext.statistics import STATISTIC_NAMES
 # The yardsticks, as names of contenders.
 CLONE = "clone"
 COPY = "copy"
+NEGATION = "negation"
 
 STEEPEST = 0.04  # of the coordinates share a step under p = 1
 
@@ -77,6 +78,10 @@ class Job:
         return Contender(lambda x: gradients(graph(x)))
 
 
+def _std(shape: Shape, std: Tensor) -> Tensor | None:
+    return std if shape.input_std else None
+
+
 def _gap(api: ModuleType, shape: Shape) -> Forward:
     def run(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         return tuple(api.logit_gap(logits, target, validate=False))
@@ -85,10 +90,8 @@ def _gap(api: ModuleType, shape: Shape) -> Forward:
 
 
 def _margin(api: ModuleType, shape: Shape) -> Forward:
-    std = shape.channel_std
-
-    def run(gap: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(api.first_order_margin(gap, grad, p=shape.p, input_std=std))
+    def run(gap: Tensor, grad: Tensor, std: Tensor) -> tuple[Tensor, ...]:
+        return tuple(api.first_order_margin(gap, grad, p=shape.p, input_std=_std(shape, std)))
 
     return run
 
@@ -107,7 +110,9 @@ def _attack(api: ModuleType, shape: Shape) -> Forward:
     """
     steepest = max(1, round(STEEPEST * shape.size)) if shape.p == 1 else 1
 
-    def run(base: Tensor, grad: Tensor, factor: Tensor, center: Tensor) -> tuple[Tensor, ...]:
+    def run(
+        base: Tensor, grad: Tensor, factor: Tensor, center: Tensor, std: Tensor
+    ) -> tuple[Tensor, ...]:
         ends = grad.new_full((1,), -1.0), grad.new_full((1,), 1.0)
         return (
             api.attack_step(
@@ -119,7 +124,7 @@ def _attack(api: ModuleType, shape: Shape) -> Forward:
                 p=shape.p,
                 steepest=steepest,
                 data_range=ends,
-                input_std=shape.channel_std,
+                input_std=_std(shape, std),
             ),
         )
 
@@ -127,11 +132,10 @@ def _attack(api: ModuleType, shape: Shape) -> Forward:
 
 
 def _additive(api: ModuleType, shape: Shape) -> Forward:
-    std = shape.channel_std
-
-    def run(logits: Tensor, target: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    def run(logits: Tensor, target: Tensor, grad: Tensor, std: Tensor) -> tuple[Tensor, ...]:
+        given = _std(shape, std)
         out = api.additive_margin_loss(
-            logits, target, grad, tau=1.0, p=shape.p, input_std=std, validate=False
+            logits, target, grad, tau=1.0, p=shape.p, input_std=given, validate=False
         )
         return out.loss, out.margin, out.gap, out.norm, out.statistics.values_tensor
 
@@ -139,11 +143,12 @@ def _additive(api: ModuleType, shape: Shape) -> Forward:
 
 
 def _loss(api: ModuleType, shape: Shape) -> Forward:
-    phi, std = regularizer(shape), shape.channel_std
+    phi = regularizer(shape)
 
-    def run(logits: Tensor, target: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    def run(logits: Tensor, target: Tensor, grad: Tensor, std: Tensor) -> tuple[Tensor, ...]:
+        given = _std(shape, std)
         out = api.average_margin_loss(
-            logits, target, grad, regularizer=phi, p=shape.p, input_std=std, validate=False
+            logits, target, grad, regularizer=phi, p=shape.p, input_std=given, validate=False
         )
         return out.loss, out.margin, out.gap, out.norm, out.statistics.values_tensor
 
@@ -171,13 +176,13 @@ def _grad_and_logits(times: int) -> Callable[[Shape], int]:
 
 
 _LOSS: dict[str, Any] = {
-    "takes": ("logits", "target", "grad"),
+    "takes": ("logits", "target", "grad", "std"),
     "seeds": "upstream",
     "wanted": ("logits", "grad"),
     "forward": _loss,
 }
 _MARGIN: dict[str, Any] = {
-    "takes": ("gap", "grad"),
+    "takes": ("gap", "grad", "std"),
     "seeds": "factor",
     "wanted": ("gap", "grad"),
     "forward": _margin,
@@ -194,7 +199,7 @@ TRAINING_JOB = Job(
 ATTACK_JOB = Job(
     "attack_step",
     "forward",
-    ("base", "grad", "factor", "center"),
+    ("base", "grad", "factor", "center", "std"),
     _attack,
     _grad(4),
     limit="point, grad and center read, next point written",
@@ -275,6 +280,14 @@ def contenders(job: Job, shape: Shape, compiled: bool) -> dict[str, Contender]:
         forward = torch.compile(job.forward(reference, shape), dynamic=False, fullgraph=True)
         found["compiled"] = job.contender(forward)
     return found
+
+
+def negation() -> Contender:
+    """One of torch's own elementwise kernels over as many bytes as the op must move.
+
+    A clone is the driver's copy on CUDA. On an H200 that took 1.5 times as long for some sizes.
+    """
+    return Contender(lambda x: -x.moved)
 
 
 def copy_into_old() -> Contender:

@@ -3,9 +3,9 @@
     python -m benchmarks.kernels [--device cuda] [--only REGEX] [--no-compile] [--out FILE]
 
 All contenders take turns in one process; results are compared with the reference before any clock
-is started. On the CPU the process keeps the memory that is freed, and the copy goes into memory
-that was used before. In rounds of their own the fused kernels and a clone have all their results in
-fresh memory (benchmarks/memory.py).
+is started. On CUDA the copy is one of torch's elementwise kernels. On the CPU the process keeps the
+memory that is freed, and the copy goes into memory that was used before; in rounds of their own the
+fused kernels and a clone have all their results in fresh memory (benchmarks/memory.py).
 """
 
 from __future__ import annotations
@@ -26,17 +26,22 @@ from benchmarks.jobs import (
     CLONE,
     COPY,
     LOGITS_JOB,
+    NEGATION,
     PART_JOBS,
     TRAINING_JOB,
     Job,
     contenders,
     copy_into_old,
+    negation,
 )
 from benchmarks.load import Load
 from benchmarks.memory import fresh_each_call, keep_freed_memory
 from benchmarks.samples import Measured, ratios_to
 from benchmarks.shapes import Shape
 from benchmarks.timing import QUICK, Contender, Effort, time_on_cpu
+
+# A GPU's times hardly scatter, and it is lent by the minute.
+_EFFORT = {"cpu": Effort(seconds=1.0), "cuda": Effort(seconds=0.3)}
 
 
 def jobs(device: str, quick: bool) -> Iterator[tuple[Job, Shape]]:
@@ -61,8 +66,8 @@ def measure(
     failures = {} if not compiled else _drop_uncompilable(rivals, inputs)
     errors = assert_agreement(job, shape, rivals, inputs)
     on_cpu = device == "cpu"
-    yardstick = COPY if on_cpu else CLONE
-    in_turn = {COPY: copy_into_old(), **rivals} if on_cpu else rivals
+    yardstick = COPY if on_cpu else NEGATION
+    in_turn = {yardstick: copy_into_old() if on_cpu else negation(), **rivals}
     with Load() as load:
         measured = _time(in_turn, shape, device, moved, effort)
         fresh = _time_in_fresh_memory(rivals, inputs, effort) if kept else {}
@@ -150,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compiled = not given.no_compile
         kept = given.device == "cpu" and keep_freed_memory()
         results = arguments.results("kernels", given, compiled=compiled, keeps_freed_memory=kept)
-        settings = given.device, compiled, kept, QUICK if given.quick else Effort(seconds=1.0)
+        settings = given.device, compiled, kept, QUICK if given.quick else _EFFORT[given.device]
         measure_all(
             results,
             given,

@@ -29,10 +29,11 @@ _HEAD = """\
 `make bench` measures everything on the machine at hand and renders this page. All contenders of a
 case take turns in one process, results are compared with the reference before any clock is started,
 data are random, and figures are medians (quartiles are in the JSON files). "Copy" and "clone" are
-`copy_` and `torch.clone` of a tensor that move as many bytes as the op must read and write: the
-practical limit of the memory. "Eager" and "torch.compile" run `margin_ext.reference`, the latter
-compiled for each shape by itself; their columns tell how many times as long as the fused kernels
-they take. Peak memory is what a call held at most beyond its inputs, its results included.
+`copy_` and `torch.clone` of a tensor that move as many bytes as the op must read and write, and
+"negation", on a GPU, is torch's elementwise `-x` of it: the practical limit of the memory. "Eager"
+and "torch.compile" run `margin_ext.reference`, the latter compiled for each shape by itself; their
+columns tell how many times as long as the fused kernels they take. Peak memory is what a call held
+at most beyond its inputs, its results included.
 """
 
 _HOW_CPU = """\
@@ -47,8 +48,8 @@ itself lies between, and depends on what was allocated before.
 _HOW_CUDA = """\
 On the GPU the calls rotate over buffers that together take three times the L2, captured into one
 CUDA graph: times are the device's own. Where a contender synchronises it cannot be captured, and
-its ratio is between events around calls issued one by one. "Host time" is what issuing a call
-takes.
+its ratio is between events around calls issued one by one ("host too"). "Host time" is what issuing
+a call takes.
 """
 
 _HOW_STEP = """\

@@ -118,7 +118,10 @@ CUDA_TRAINING = (
     Shape(256, IMAGENET, 1000, "an ImageNet training batch, 154 MB"),
     _GPU_WIDE,
     Shape(7168, IMAGENET, 1000, "4.3 GB and more than 2^30 elements: 64-bit offsets"),
+    Shape(100_000, MNIST, 10, "bf16, rows of 1.5 KB", _HALF),
     Shape(32_768, CIFAR, 10, "bf16, rows of 6 KB", _HALF),
+    Shape(32_768, CIFAR, 10, "fp16, rows of 6 KB (loss scaler)", torch.float16),
+    Shape(8192, MIDDLE, 200, "bf16, rows of 24 KB", _HALF),
     replace(_GPU_WIDE, dtype=_HALF, reason="bf16, long rows"),
     replace(_GPU_WIDE, dtype=torch.float16, reason="fp16: the backward recomputes (loss scaler)"),
     replace(_GPU_WIDE, p=1.0, reason="p = 1: no row need stay on chip"),
@@ -131,7 +134,7 @@ CUDA_TRAINING = (
     Shape(4096, CIFAR, 21841, "ImageNet-21k classes: the logits are the larger part"),
     Shape(2048, (150_529,), 1000, "odd row length: no row but the first is aligned"),
 )
-CUDA_PARTS = (CUDA_TRAINING[3], CUDA_TRAINING[5], CUDA_TRAINING[12], _GPU_WIDE)
+CUDA_PARTS = (CUDA_TRAINING[3], CUDA_TRAINING[5], _GPU_WIDE)
 CUDA_LOGITS = (
     Shape(128, NO_SAMPLE, 10, "a CIFAR batch: the launch floor"),
     Shape(8192, NO_SAMPLE, 1000, "ImageNet classes"),

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import torch
 from _pytest.mark import ParameterSet
-from backends import BACKENDS, REFERENCE, Backend
+from backends import BACKENDS, EMULATOR, REFERENCE, Backend
 
 # Examples are bounded, so the suite's time is; a machine that is shared makes deadlines flaky.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
@@ -29,22 +29,29 @@ def _parameters(backends: tuple[Backend, ...]) -> list[ParameterSet]:
     ]
 
 
-@pytest.fixture(params=_parameters(BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each implementation of the ops that this machine can run."""
+def _chosen(request: pytest.FixtureRequest) -> Backend:
     chosen: Backend = request.param
     if (reason := chosen.missing()) is not None:
         pytest.skip(reason)
     return chosen
+
+
+@pytest.fixture(params=_parameters(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each implementation of the ops that this machine can run."""
+    return _chosen(request)
 
 
 @pytest.fixture(params=_parameters(tuple(b for b in BACKENDS if b is not REFERENCE)))
 def compiled(request: pytest.FixtureRequest) -> Backend:
     """The backends that are judged by the reference."""
-    chosen: Backend = request.param
-    if (reason := chosen.missing()) is not None:
-        pytest.skip(reason)
-    return chosen
+    return _chosen(request)
+
+
+@pytest.fixture(params=_parameters((*BACKENDS, EMULATOR)))
+def backend_or_emulator(request: pytest.FixtureRequest) -> Backend:
+    """For values that no random problem reaches: the CUDA kernels too, where there is no GPU."""
+    return _chosen(request)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -79,6 +79,19 @@ def test_channels_agree_with_the_float64_reference(shape):
         torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("p", "dtype"), [(1, torch.float32), (2, torch.float32), (2, torch.bfloat16)]
+)
+def test_channels_of_rows_beyond_the_shared_memory_agree(p, dtype):
+    """3 x 600 x 600: 4.3 MB, of which eight blocks keep 1.8 MB."""
+    grad = torch.randn(3, 3, 600, 600, generator=torch.Generator().manual_seed(1)).to(dtype).cuda()
+    factor, std = torch.ones(3, device="cuda"), [0.2, 0.25, 0.3]
+    found = functional.dual_direction(grad, factor, p=p, input_std=std)
+    right = reference.dual_direction(grad.double(), factor.double(), p=p, input_std=std)
+    unit = max(torch.finfo(dtype).eps, 2e-5)
+    torch.testing.assert_close(found.double(), right, rtol=unit, atol=1e-6)
+
+
 @pytest.mark.parametrize("offset", [1, 2, 3])
 @pytest.mark.parametrize(("batch", "size"), [(64, 783), (64, 3071), (4, 150_529)])
 def test_rows_off_the_16_byte_boundaries_agree(batch, size, offset):
@@ -189,6 +202,8 @@ def test_streams_do_not_disturb_each_other(count):
             assert torch.equal(a, b)
 
 
+# Torch's own, of what it says when it is asked to watch.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_a_step_does_not_synchronise():
     criterion = AverageMarginLoss().cuda()
     model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.GELU(), torch.nn.Linear(32, 10))

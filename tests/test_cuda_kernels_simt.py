@@ -94,6 +94,12 @@ def test_rows_beyond_a_block() -> None:
             assert (simt.report.cluster_size > 1) == (cluster > 1)
 
 
+@pytest.mark.parametrize("p", NORMS)
+def test_channel_factors_of_rows_beyond_a_block(p: float) -> None:
+    variant = REREAD if p in SCALAR_NORMS else BLOCK
+    Loss(1, 3, p=p, shape=(3, 30_000), scaled=True).check(Simt(variant, 1))
+
+
 def test_signs_beyond_a_block() -> None:
     """q = 1 keeps two bits an element, and reads again what has no room."""
     Loss(1, 3, 4 * 223 * 1024 + 5003, INF, F32).check(Simt(BLOCK, 1))
@@ -229,6 +235,7 @@ def test_infinite_and_nan_rows(p: float) -> None:
         for out, right in zip(ours[:4], exact[:4], strict=True):
             assert torch.equal(out.isnan(), right.isnan())
             assert torch.equal(out.isinf(), right.isinf())
+        assert bool(ours[6][1].isnan().all())
         assert not bool(ours[6][0].any())
         assert bool(ours[5][4].isfinite().all())
         assert bool(ours[6][4].isfinite().all())

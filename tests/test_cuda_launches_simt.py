@@ -54,7 +54,7 @@ H200: dict[str, Any] = {
         (3072 * 4, 128, BLOCK, 1, 256),  # CIFAR
         (3072 * 4, 1024, WARP, 1, 128),
         (3072 * 2, 128, BLOCK, 1, 128),
-        (12_288 * 4, 512, BLOCK, 1, 256),
+        (12_288 * 4, 200, BLOCK, 1, 256),
         (12_288 * 4, 1024, BLOCK, 1, 128),
         (150_528 * 4, 128, BLOCK, 8, 256),  # ImageNet
         (150_528 * 4, 1, BLOCK, 8, 256),
@@ -66,6 +66,19 @@ def test_policy_on_an_h200(
 ) -> None:
     plan = kernels().plan(**H200, batch=batch, row_bytes=row_bytes, classes=10)
     assert (plan.variant, plan.cluster_size, plan.threads) == (variant, cluster, threads)
+
+
+def test_policy_for_sixteen_bits_and_rows_that_are_read_again() -> None:
+    plan = kernels().plan
+    rows = {"row_bytes": 12_288 * 2, "batch": 8192, "classes": 10}
+    assert plan(**H200, **rows, element_bytes=2).threads == 64
+    # Three rows of 48 KB a sample: those of 396 do not fit half of the cache, of 198 they do.
+    rows = {"row_bytes": 3 * 12_288 * 4, "batch": 8192, "classes": 0, "pack_bytes": 0}
+    assert plan(**H200, **rows).cluster_size == 1
+    assert plan(**H200, **rows, rereads=True).cluster_size == 2
+    # No cluster is large enough.
+    rows["row_bytes"] = 3 * 150_528 * 4
+    assert plan(**H200, **rows, rereads=True).cluster_size == 1
 
 
 @given(

@@ -230,6 +230,46 @@ def test_attack_step_of_the_steepest() -> None:
             torch.testing.assert_close(out, right)
 
 
+@pytest.mark.parametrize("p", NORMS)
+def test_dual_direction_of_rows_of_any_size(p: float) -> None:
+    """Their squares leave the range of float32; a NaN makes all of its row NaN."""
+    grad = torch.randn(5, 2, 152) * torch.tensor([1e-30, 1e-15, 1.0, 1e15, 1e30])[:, None, None]
+    grad[2, 1, 7] = math.nan
+    for scale in (None, torch.tensor([0.5, 3.0])):
+        wide = grad.double() if scale is None else grad.double() * scale.double()[:, None]
+        right = reference.dual_direction(wide.flatten(1), torch.ones(5, dtype=F64), p=p)
+        right = right.view_as(grad) if scale is None else right.view_as(grad) * scale[:, None]
+        ways = [(AUTO, 0)] if p == 3 else [(WARP, 0), (BLOCK, 1), (BLOCK, 3)]
+        for variant, cluster in ways:
+            out = Simt(variant, cluster).dual_direction(grad, torch.ones(5), None, dual(p), scale)
+            assert_close("direction", out, right, right.float())
+
+
+@pytest.mark.parametrize("pixels", [30_000, 30_001])
+def test_dual_direction_beyond_a_block(pixels: int) -> None:
+    """What is kept ends within a channel, after an odd number of rounds of the threads."""
+    grad, scale = torch.randn(1, 3, pixels), torch.tensor([0.5, 1.0, 2.0])
+    factor = torch.ones(1)
+    out = Simt(BLOCK, 1).dual_direction(grad, factor, None, 2.0, scale)
+    exact, same = (
+        reference.dual_direction(g, f, input_std=1 / scale.to(f.dtype))
+        for g, f in ((grad.double(), factor.double()), (grad, factor))
+    )
+    assert_close("direction", out, exact, same)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_attack_step_along_gradients_of_any_size(p: float) -> None:
+    """Their squares leave the range of float32, and the step has its length all the same."""
+    grad = torch.randn(4, 300) * torch.tensor([[1e-30], [1e-15], [1e15], [1e30]])
+    x, length = torch.zeros(4, 300), torch.ones(4)
+    right = attack_step(x.double(), grad.double(), length.double(), p=p)
+    for variant, cluster in ((WARP, 0), (BLOCK, 1), (BLOCK, 3)):
+        simt = Simt(variant, cluster)
+        out = simt.attack_step(x, grad, length, None, None, dual(p), 1, None, None, None)
+        torch.testing.assert_close(out.double(), right, rtol=1e-4, atol=1e-6)
+
+
 def test_attack_step_on_a_broken_gradient() -> None:
     x, grad = torch.randn(3, 40), torch.randn(3, 40)
     grad[1, 7] = math.nan

@@ -1,4 +1,4 @@
-"""Bugs planted in the kernels of attack_step, class_margins and the additive margin are caught."""
+"""Bugs planted in the kernels of the other ops, and in the additive margin, are caught."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ TESTS = Path(__file__).parent
 FILES = {
     "attack_step.cu": "test_cuda_ops_simt.py",
     "class_margins.cu": "test_cuda_ops_simt.py",
+    "direction.cu": "test_cuda_ops_simt.py",
     "loss.cu": "test_cuda_additive_margin_simt.py",
 }
 

@@ -187,6 +187,8 @@ needs_cuda = pytest.mark.skipif(
 
 @pytest.mark.cuda
 @needs_cuda
+# Torch's own, of what it says when it is asked to watch.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("mode", gradient_mode_names())
 def test_no_step_synchronises_on_cuda(mode):
     model, criterion = CountedNet().cuda(), AverageMarginLoss(gradient=mode)

@@ -1,11 +1,16 @@
 """One call of every op in every variant, small: what compute-sanitizer looks at.
 
-compute-sanitizer --tool racecheck python -m benchmarks.gpu.every_kernel
+    compute-sanitizer --tool racecheck python -m benchmarks.gpu.every_kernel [TYPE ...]
+
+Each type's large batches come first, then its sizes, norm after norm; a line says what is done, so
+that one sees how far a run got that was stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +23,7 @@ from margin_ext.regularizers import Regularizer
 # reread.
 SIZES = (1, 17, 784, 3072, 20_000, 150_528, 1_000_003)
 BATCH = 3
+TYPES = ("float32", "bfloat16", "float16", "float64")
 ADDITIVE = 5  # the additive margin among the regularizers of the ops
 # Kernels take samples in turn, with buffers that alternate. So many rows of these sizes give each
 # group of an H100 at least three samples: 132 multiprocessors hold up to 6 x 4 warps for 784
@@ -25,20 +31,28 @@ ADDITIVE = 5  # the additive margin among the regularizers of the ops
 LOOPS = {784: 10_000, 20_000: 1_200, 150_528: 100}
 
 
-def main() -> None:
+def main(line: Sequence[str] | None = None) -> None:
     """Run them all; what is wrong is the tool's to find."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("types", nargs="*", default=TYPES, help="of rows; default: all")
     require_ops("cuda")
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        for q in (1.0, 2.0, math.inf, 1.5):
-            for size in SIZES:
-                call_ops(BATCH, size, dtype, q)
-                call_ops(BATCH, size, dtype, q, aligned=False)
-        call_ops(BATCH, 3072, dtype, 2.0, channels=3)
-    for dtype in (torch.float32, torch.bfloat16):
+    for name in parser.parse_args(line).types:
+        dtype = getattr(torch, name)
         for size, batch in LOOPS.items():
             call_ops(batch, size, dtype, 2.0)
         call_ops(LOOPS[784], 784, dtype, math.inf)
+        call_ops(BATCH, 3072, dtype, 2.0, channels=3)
+        _done(f"{name}, large batches")
+        for q in (2.0, math.inf, 1.0, 1.5):
+            for size in SIZES:
+                call_ops(BATCH, size, dtype, q)
+                call_ops(BATCH, size, dtype, q, aligned=False)
+            _done(f"{name}, q = {q:g}")
+
+
+def _done(what: str) -> None:
     torch.cuda.synchronize()
+    print(what, flush=True)
 
 
 def call_ops(

@@ -1,10 +1,12 @@
-"""Every op at six full sizes, the loss and its backward pass three times: what ncu profiles.
+"""Every op at six full sizes, once: what ncu profiles.
 
 ncu --kernel-name-base demangled --kernel-name regex:margin::cuda \\
     python -m benchmarks.gpu.full_sizes
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -22,32 +24,32 @@ SHAPES = (
     Shape(2048, IMAGENET, 1000, "a cluster a row"),
     Shape(2048, IMAGENET, 1000, "a cluster a row, 16 bits", torch.bfloat16),
 )
-REPEATS = 3
 
 
-def call(shape: Shape, repeats: int = REPEATS, device: str = "cuda") -> None:
-    """Forward and backward."""
+def call(shape: Shape, device: str = "cuda") -> None:
+    """The loss, forward and backward."""
     inputs = random_inputs(shape, device, 0)
-    for _ in range(repeats):
-        out = average_margin_loss(
-            inputs.logits,
-            inputs.target,
-            inputs.grad,
-            regularizer=regularizer(shape),
-            p=shape.p,
-            input_std=shape.channel_std,
-        )
-        torch.autograd.grad(out.loss, (inputs.logits, inputs.grad), inputs.minus_one)
+    out = average_margin_loss(
+        inputs.logits,
+        inputs.target,
+        inputs.grad,
+        regularizer=regularizer(shape),
+        p=shape.p,
+        input_std=shape.channel_std,
+    )
+    torch.autograd.grad(out.loss, (inputs.logits, inputs.grad), inputs.minus_one)
 
 
 def call_others(shape: Shape, device: str = "cuda") -> None:
-    """An attack's step, the margins to one class in all norms, and the additive margin, once."""
+    """An attack's step, the margins to one class in all norms, and the additive margin."""
     inputs = random_inputs(shape, device, 0)
     grad, ops = inputs.grad.detach(), torch.ops.margin_ext
     ends = [inputs.factor.new_full((1,), end) for end in (-TAU, TAU)]
     step = (inputs.base, grad, inputs.factor, inputs.center, inputs.factor)
     ops.attack_step(*step, 2.0, 1, *ends, None)
-    ops.class_margins(inputs.gap.detach().unsqueeze(1), grad.unsqueeze(1), [1.0, 2.0, 3.0], None)
+    ops.class_margins(
+        inputs.gap.detach().unsqueeze(1), grad.unsqueeze(1), [1.0, 2.0, math.inf], None
+    )
     additive_margin_loss(inputs.logits.detach(), inputs.target, grad, tau=TAU)
 
 

@@ -49,9 +49,9 @@ def kernel_launches(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _profiled() -> list[dict[str, Any]]:
     cases = []
     for shape in SHAPES:
-        call(shape, repeats=1)  # what is asked once has been asked
+        call(shape)  # what is asked once has been asked
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            call(shape, repeats=1)
+            call(shape)
             torch.cuda.synchronize()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"

@@ -192,11 +192,8 @@ class AttackRow {
       for (int k = 0; k < V; ++k) d[k] = Acc(0);
     } else {
       expand(part.grad, d);
-      Direction<Acc> along = direction;
-      // The row was accumulated once, so the unit of such a norm is 1. Known, it costs nothing.
-      if constexpr (may_need_second_pass(norm)) along.unit = Acc(1);
 #pragma unroll
-      for (int k = 0; k < V; ++k) d[k] = direction_at<norm>(along, d[k] * channel.factor);
+      for (int k = 0; k < V; ++k) d[k] = direction_at<norm>(direction, d[k] * channel.factor);
     }
     if (!has_center_) return;
     Acc x[V], center[V];

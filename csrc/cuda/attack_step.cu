@@ -115,12 +115,19 @@ MARGIN_DEVICE void attack_sample(const AttackTask<AccOf<T>>& task, int64_t i, Gr
   const AttackRow<T, V> row(task, i);
   Direction<Acc> direction{};
   if (arguments.grad.data != nullptr) {
-    NormState<Acc> state;
-    row.for_gradients(group, [&](const Acc(&g)[V]) {
+    const auto state_times = [&](Acc factor) {
+      NormState<Acc> state;
+      row.for_gradients(group, [&](const Acc(&g)[V]) {
 #pragma unroll
-      for (int k = 0; k < V; ++k) norm_add<norm>(state, g[k], task.q);
-    });
-    state = group.reduce(state, [&](const NormState<Acc>& s) { return norm_of_warp(served, s); });
+        for (int k = 0; k < V; ++k) norm_add<norm>(state, factor * g[k], task.q);
+      });
+      return norm_of_group(served, state, group);
+    };
+    NormState<Acc> state = state_times(Acc(1));
+    if (const Acc again = second_pass_factor<norm>(state); again != Acc(1)) {
+      state = state_times(again);  // for all threads alike
+      state.extra = again;
+    }
     const Acc value = norm_value<norm>(state, task.q);
     if (is_nan(value)) {
       row.write_nan(group);
@@ -207,6 +214,8 @@ cudaError_t launch_attack(const AttackArguments& arguments, const LaunchOptions&
                    (arguments.radius != nullptr && arguments.center != nullptr);
   SampleShape shape;
   shape.batch = arguments.batch;
+  shape.element_bytes = sizeof(T);
+  shape.rereads = true;
   // Of all rows: so much of each sample should stay in the cache between the passes.
   shape.row_bytes = rows * arguments.grad.size * static_cast<int64_t>(sizeof(T));
   const Task task{arguments,

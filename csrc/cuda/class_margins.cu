@@ -46,7 +46,7 @@ MARGIN_DEVICE void for_elements(const RowSlice<T>& row, const ChannelScale& chan
         if (start + u * threads >= row.packs) break;
         Acc x[kPack];
         Format<T>::unpack(bits[u], x);
-        path.scale(x);
+        path.scale_read(x);
         path.step();
 #pragma unroll
         for (int k = 0; k < kPack; ++k) visit(x[k]);

@@ -9,7 +9,7 @@ namespace {
 template <typename Acc>
 struct DirectionTask {
   DirectionArguments arguments;
-  bool plain;  // see RowPass
+  RowWay way;
   Acc q;
 };
 
@@ -30,11 +30,14 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
     if (base != nullptr) base += i * arguments.base_stride;
     const RowOutputOnBase<T> output(static_cast<T*>(arguments.out) + i * arguments.out_stride, base,
                                     slice);
-    RowPass<T, variant, RowUse::kReadWrite> row(slice, arguments.grad, task.plain, norm,
+    RowPass<T, variant, RowUse::kReadWrite> row(slice, arguments.grad, task.way, norm,
                                                 group.thread(), group.threads(), group.kept(shared),
                                                 shape.kept_packs);
-    const NormState<Acc> state = group.reduce(
-        row.read(output, true), [&](const NormState<Acc>& s) { return norm_of_warp(norm, s); });
+    row.start();
+    NormState<Acc> state = norm_of_group(norm, row.read(output, true), group);
+    if (const Acc again = norm.second_pass(state); again != Acc(1)) {  // for all threads alike
+      state = row.read_again(again, output, group);
+    }
     const Acc factor = static_cast<const Acc*>(arguments.factor)[i];
     row.write(norm.direction(state, norm.value(state), factor), output);
   }
@@ -48,8 +51,8 @@ cudaError_t launch_direction(const DirectionArguments& arguments, const LaunchOp
   const GradientRows& grad = arguments.grad;
   if (arguments.batch == 0 || grad.size == 0) return cudaSuccess;
   if (!channels_fit(grad.channels)) return cudaErrorInvalidValue;
-  const bool plain =
-      grad.channels.scale == nullptr && same_alignment(grad, arguments.out, arguments.out_stride) &&
+  const bool aligned =
+      same_alignment(grad, arguments.out, arguments.out_stride) &&
       (arguments.base == nullptr || same_alignment(grad, arguments.base, arguments.base_stride));
   const auto kernels = kernels_of<Task>("dual_direction", memory, [](auto variant) -> Kernel<Task> {
     if constexpr (!has_kernel<T>(variant.value, RowUse::kReadWrite))
@@ -57,7 +60,7 @@ cudaError_t launch_direction(const DirectionArguments& arguments, const LaunchOp
     else
       return direction_kernel<T, variant.value>;
   });
-  const Task task{arguments, plain, static_cast<AccOf<T>>(arguments.norm.q)};
+  const Task task{arguments, way_along<T>(grad, aligned), static_cast<AccOf<T>>(arguments.norm.q)};
   return launch_samples(kernels, task, shape_of<T>(arguments.batch, grad, arguments.norm.norm),
                         options, stream);
 }

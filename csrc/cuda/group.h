@@ -13,6 +13,7 @@ struct LaunchShape {
   unsigned cluster_size = 1;
   int kept_packs = 0;  // the packs of a group's slice of a row for which there is shared memory
   unsigned kept_bytes = 0;  // of a group in its block's shared memory
+  bool prefetches = false;  // whether a group asks for its next sample while it has another
 };
 
 template <typename Value>
@@ -249,6 +250,13 @@ class BlockGroup {
 
 template <Variant variant>
 using GroupOf = std::conditional_t<variant == Variant::kWarp, WarpGroup, BlockGroup>;
+
+// The norm's state of a group, for all its threads.
+template <typename ServedNorm, typename Acc, typename Group>
+MARGIN_DEVICE NormState<Acc> norm_of_group(const ServedNorm& norm, const NormState<Acc>& state,
+                                           Group& group) {
+  return group.reduce(state, [&](const NormState<Acc>& s) { return norm_of_warp(norm, s); });
+}
 
 // The launch bounds of the kernels: with kThreads they limit the registers of a thread. float64 has
 // no limit, and blocks with 16-bit rows, whose packs unfold to eight registers, a wider one: the

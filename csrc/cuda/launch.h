@@ -19,12 +19,13 @@ namespace margin::cuda {
 inline constexpr int kMaxDevices = 64;  // the answers of further devices are not remembered
 
 inline cudaError_t ask_device(int device, DeviceTraits* traits) {
-  int shared_per_block = 0, shared_per_multiprocessor = 0;
+  int shared_per_block = 0, shared_per_multiprocessor = 0, cache_bytes = 0;
   const std::pair<cudaDeviceAttr, int*> questions[] = {
       {cudaDevAttrMultiProcessorCount, &traits->multiprocessors},
       {cudaDevAttrMaxThreadsPerMultiProcessor, &traits->threads_per_multiprocessor},
       {cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared_per_block},
       {cudaDevAttrMaxSharedMemoryPerMultiprocessor, &shared_per_multiprocessor},
+      {cudaDevAttrL2CacheSize, &cache_bytes},
   };
   for (const auto& [attribute, answer] : questions) {
     const cudaError_t error = cudaDeviceGetAttribute(answer, attribute, device);
@@ -32,6 +33,7 @@ inline cudaError_t ask_device(int device, DeviceTraits* traits) {
   }
   traits->shared_per_block = shared_per_block;
   traits->shared_per_multiprocessor = shared_per_multiprocessor;
+  traits->cache_bytes = cache_bytes;
   return cudaSuccess;
 }
 
@@ -206,6 +208,7 @@ SampleShape shape_of(int64_t batch, const GradientRows& rows, Norm norm) {
   SampleShape shape;
   shape.batch = batch;
   shape.row_bytes = rows.size * static_cast<int64_t>(sizeof(T));
+  shape.element_bytes = sizeof(T);
   shape.pack_bytes = kept_bytes<T>(kept(Variant::kBlock, RowUse::kReadWrite, norm));
   for (int v = 0; v < kVariantCount; ++v) {
     shape.serves[v] = kept(static_cast<Variant>(v), RowUse::kReadWrite, norm) != Kept::kUnserved;
@@ -219,6 +222,20 @@ inline bool same_alignment(const GradientRows& rows, const void* other, int64_t 
   const auto place = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16; };
   const int64_t strides = (rows.batch_stride - other_stride) * size_of(rows.dtype);
   return place(rows.data) == place(other) && strides % 16 == 0;
+}
+
+// The way along the rows. `aligned`: same_alignment() of all rows that are read or written.
+template <typename T>
+RowWay way_along(const GradientRows& rows, bool aligned) {
+  const ChannelScale& channels = rows.channels;
+  if (channels.scale == nullptr) return aligned ? RowWay::kPlain : RowWay::kGeneral;
+  constexpr int64_t kPack = kPackSize<T>;
+  const bool whole = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 &&
+                     rows.batch_stride % kPack == 0 && rows.size % kPack == 0;
+  // A channel should have packs for all threads of a warp.
+  const bool long_channels =
+      channels.count == 1 || (channels.stride % kPack == 0 && channels.stride >= kWarp * kPack);
+  return aligned && whole && long_channels ? RowWay::kByChannel : RowWay::kGeneral;
 }
 
 // Whether the factors can be used: paths along a row count channels in 32 bits.
@@ -259,13 +276,13 @@ cudaError_t launch_samples(const KernelSet<Task>& kernels, const Task& task,
   error = kernels.memory.resident(address(plan.variant), plan.variant, device, traits, plan.threads,
                                   plan.shared_bytes, plan.cluster_size, &resident);
   if (error != cudaSuccess) return error;
-  set_blocks(shape, resident, plan);
+  set_blocks(traits, shape, resident, plan);
   if (options.report != nullptr) {
     *options.report = {kernels.name, plan.variant, plan.cluster_size,
                        plan.threads, plan.blocks,  plan.shared_bytes};
   }
   const LaunchShape launched{plan.cluster_size, plan.kept_packs,
-                             static_cast<unsigned>(plan.kept_bytes)};
+                             static_cast<unsigned>(plan.kept_bytes), plan.prefetches};
   return simt::launch(kernels.of[static_cast<int>(plan.variant)],
                       simt::Config{dim3(plan.blocks), dim3(plan.threads), plan.shared_bytes,
                                    plan.cluster_size, stream, kernels.name},

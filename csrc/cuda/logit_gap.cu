@@ -13,16 +13,15 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads,
   GroupOf<variant> group(shape);
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     Logits<Acc> logits(arguments.logits, i);
-    logits.load_label();
+    const int first = opaque(static_cast<int>(group.threads() * group.rank() + group.thread()));
+    const int step = opaque(static_cast<int>(group.threads() * group.ranks()));
+    logits.start(first, step);
     const Label<Acc> label = logits.label();
     int nearest = label.nearest;
     Acc nearest_logit = nearest < 0 ? not_a_number<Acc>() : logits.at(nearest);
     if (arguments.logits.nearest == nullptr) {
       LogitState<Acc> state;
-      logits.template for_each<4>(
-          opaque(static_cast<int>(group.threads() * group.rank() + group.thread())),
-          opaque(static_cast<int>(group.threads() * group.ranks())),
-          [&](int k, Acc z) { state.add(z, k, k == label.target); });
+      logits.for_each(first, step, [&](int k, Acc z) { state.add(z, k, k == label.target); });
       state = group.gather(state, [&](const LogitState<Acc>& s) {
         return logits_of_warp(s, label.target_logit, false);
       });

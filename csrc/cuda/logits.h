@@ -12,10 +12,10 @@ namespace margin::cuda {
 // A sample's label, read before its logits.
 template <typename Acc>
 struct Label {
-  int target;   // -1 where the label is ignored or bad
-  int nearest;  // -1 where it is ignored or bad, or where the runner-up is meant
-  bool ignored;
-  Acc target_logit;  // NaN where there is none
+  int target = -1;   // -1 where the label is ignored or bad
+  int nearest = -1;  // -1 where it is ignored or bad, or where the runner-up is meant
+  bool ignored = false;
+  Acc target_logit = 0;  // NaN where there is none
 
   // A class out of range, or nearest == target. Device code cannot throw, so the sample becomes
   // NaN.
@@ -33,10 +33,21 @@ class Logits {
     return load_as<Acc>(rows_.dtype, rows_.data, sample_ * rows_.batch_stride + k);
   }
 
-  // In two steps: what load_label() reads is in flight until label() uses it.
-  MARGIN_DEVICE void load_label() {
+  // Asks for the logits of the sample `samples` further on.
+  MARGIN_DEVICE void prefetch_next(int64_t samples) const {
+    const int64_t size = size_of(rows_.dtype);
+    prefetch(static_cast<const char*>(rows_.data) + (sample_ + samples) * rows_.batch_stride * size,
+             rows_.classes * size);
+  }
+
+  // In two steps: what start() reads is in flight until label() and for_each() use it. A thread
+  // that has only one class, `first`, keeps its logit for both passes.
+  MARGIN_DEVICE void start(int first, int step) {
     target_ = rows_.target[sample_];
     nearest_ = rows_.nearest == nullptr ? -1 : rows_.nearest[sample_];
+    if (classes() <= step && first < classes()) {
+      kept_.load(rows_.dtype, rows_.data, sample_ * rows_.batch_stride + first);
+    }
   }
   MARGIN_DEVICE bool ignored() const { return target_ == rows_.ignore_index; }
   MARGIN_DEVICE Label<Acc> label() const {
@@ -51,16 +62,13 @@ class Logits {
     return label;
   }
 
-  // Calls visit(k, z_k) for every step-th class from `first` on, with `kUnroll` loads in flight. A
-  // thread that has only one class keeps its logit for the next pass.
-  template <int kUnroll, typename Visit>
-  MARGIN_DEVICE void for_each(int first, int step, const Visit& visit) {
+  // After start(): calls visit(k, z_k) for every step-th class from `first` on.
+  template <typename Visit>
+  MARGIN_DEVICE void for_each(int first, int step, const Visit& visit) const {
+    constexpr int kUnroll = 8;  // loads in flight
     const Dtype dtype = rows_.dtype;
     if (classes() <= step) {
-      if (first >= classes()) return;
-      if (!is_kept_) kept_ = at(first);
-      is_kept_ = true;
-      visit(first, kept_);
+      if (first < classes()) visit(first, kept_.value(dtype));
       return;
     }
 #pragma unroll 1
@@ -89,8 +97,7 @@ class Logits {
   int64_t sample_;
   int64_t target_ = 0;
   int64_t nearest_ = 0;
-  Acc kept_ = 0;
-  bool is_kept_ = false;
+  RawNumber<Acc> kept_;
 };
 
 // What a part of a sample's logits yields.

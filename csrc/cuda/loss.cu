@@ -25,10 +25,6 @@ cudaError_t make_loss_task(const LossArguments& arguments, void* partials, cudaS
   task.options.class_weight_sum = static_cast<Acc>(arguments.logits.classes);
   task.options.classes = arguments.logits.classes;
   task.options.first_order = arguments.grad.data != nullptr;
-  const GradientRows& grad = arguments.grad;
-  task.plain = grad.channels.scale == nullptr &&
-               (arguments.grad_grad == nullptr ||
-                same_alignment(grad, arguments.grad_grad, arguments.grad_grad_stride));
   task.q = static_cast<Acc>(arguments.norm.q);
   task.scale =
       arguments.reduction == Reduction::kMean ? Acc(1) / static_cast<Acc>(arguments.batch) : Acc(1);
@@ -62,7 +58,11 @@ cudaError_t launch_loss(const LossArguments& arguments, void* partials,
         else
           return loss_kernel<T, variant.value, RowUse::kReadWrite>;
       });
-  SampleShape shape = shape_of<T>(arguments.batch, arguments.grad, arguments.norm.norm);
+  const GradientRows& grad = arguments.grad;
+  const bool aligned = arguments.grad_grad == nullptr ||
+                       same_alignment(grad, arguments.grad_grad, arguments.grad_grad_stride);
+  task.way = way_along<T>(grad, aligned);
+  SampleShape shape = shape_of<T>(arguments.batch, grad, arguments.norm.norm);
   shape.classes = arguments.logits.classes;
   return launch_samples(kernels, task, shape, options, stream);
 }

@@ -14,7 +14,7 @@ template <typename Acc>
 struct LossTask {
   LossArguments arguments;
   SampleOptions<Acc> options;  // class_weight_sum is set only where there are no class weights
-  bool plain;                  // see RowPass
+  RowWay way;
   Acc q;
   Acc scale;  // factor of the gradients where there is no upstream
   TotalsOutput<Acc> totals;
@@ -86,15 +86,15 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
 
   for (int64_t i = group.first_sample(); i < arguments.batch; i += group.sample_step()) {
     Logits<Acc> logits(arguments.logits, i);
-    logits.load_label();
     const bool all_warps = logits.classes() > kClassesOfOneWarp;
     const bool reads_logits = all_warps || group.in_first_warp();
     const unsigned sharing = all_warps ? group.threads() : kWarp;
     const int first_class = opaque(static_cast<int>(sharing * group.rank() + group.thread()));
     const int class_step = opaque(static_cast<int>(sharing * group.ranks()));
     const bool leads = group.thread() == 0 && group.rank() == 0;
+    logits.start(first_class, class_step);
 
-    // First pass. The row is first because it takes the time, and it needs no label.
+    // First pass.
     const T* row_start = static_cast<const T*>(arguments.grad.data);
     T* row_gradient = static_cast<T*>(arguments.grad_grad);
     if constexpr (kHasRow) {
@@ -104,9 +104,25 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
     const RowSlice<T> slice(row_start, kHasRow ? arguments.grad.size : 0, group.rank(),
                             group.ranks());
     const RowOutput<T> row_output(row_gradient, slice);
-    RowPass<T, variant, use> row(slice, arguments.grad, task.plain, norm, group.thread(),
+    RowPass<T, variant, use> row(slice, arguments.grad, task.way, norm, group.thread(),
                                  group.threads(), group.kept(shared), shape.kept_packs);
+    // The row is in flight while the logits are read.
+    if constexpr (kHasRow) row.start();
+    if (kHasRow && shape.prefetches && group.thread() == 0 &&
+        i + group.sample_step() < arguments.batch) {
+      prefetch_slice(slice, group.sample_step() * arguments.grad.batch_stride);
+      if (leads) logits.prefetch_next(group.sample_step());
+    }
     SampleState<Acc> state;
+    Label<Acc> label;
+    if (reads_logits && !logits.ignored()) {
+      label = logits.label();
+      logits.for_each(first_class, class_step, [&](int k, Acc z) {
+        if (smoothed)
+          state.logits.add_smoothing(z, class_weight == nullptr ? Acc(1) : class_weight[k]);
+        state.logits.add(z, k, k == label.target);
+      });
+    }
     if constexpr (kHasRow) state.norm = row.read(row_output, arguments.grad_grad != nullptr);
 
     if (logits.ignored()) {
@@ -122,20 +138,16 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
       continue;
     }
 
-    Label<Acc> label;
-    if (reads_logits) {
-      label = logits.label();
-      logits.template for_each<4>(first_class, class_step, [&](int k, Acc z) {
-        if (smoothed)
-          state.logits.add_smoothing(z, class_weight == nullptr ? Acc(1) : class_weight[k]);
-        state.logits.add(z, k, k == label.target);
-      });
-    }
     state = group.gather(state, [&](SampleState<Acc> s) {
       if constexpr (kHasRow) s.norm = norm_of_warp(norm, s.norm);
       if (reads_logits) s.logits = logits_of_warp(s.logits, label.target_logit, smoothed);
       return s;
     });
+
+    if constexpr (kHasRow) {
+      const Acc again = group.broadcast(norm.second_pass(state.norm));
+      if (again != Acc(1)) state.norm = row.read_again(again, row_output, group);
+    }
 
     // The sample's loss.
     SampleGradient<Acc> gradient{};
@@ -181,7 +193,7 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
       if (arguments.grad_grad != nullptr) row.write(gradient.row, row_output);
     }
     if (arguments.grad_logits != nullptr && reads_logits) {
-      logits.template for_each<2>(first_class, class_step, [&](int k, Acc z) {
+      logits.for_each(first_class, class_step, [&](int k, Acc z) {
         const Acc weight_of_class = smoothed && class_weight != nullptr ? class_weight[k] : Acc(1);
         Acc e = exponential(z - gradient.logits.max);
         if (kHasRow && k == gradient.logits.target && task.options.additive()) e = Acc(0);

@@ -11,7 +11,7 @@ namespace {
 template <typename Acc>
 struct MarginTask {
   MarginArguments arguments;
-  bool plain;  // see RowPass
+  RowWay way;
   Acc q;
   Acc eps;
 };
@@ -28,11 +28,13 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
     const RowSlice<T> slice(
         static_cast<const T*>(arguments.grad.data) + i * arguments.grad.batch_stride,
         arguments.grad.size, group.rank(), group.ranks());
-    RowPass<T, variant, RowUse::kRead> row(slice, arguments.grad, task.plain, norm, group.thread(),
+    RowPass<T, variant, RowUse::kRead> row(slice, arguments.grad, task.way, norm, group.thread(),
                                            group.threads(), nullptr, 0);
-    const NormState<Acc> state =
-        group.gather(row.read(RowOutput<T>(nullptr, slice), false),
-                     [&](const NormState<Acc>& s) { return norm_of_warp(norm, s); });
+    const RowOutput<T> nowhere(nullptr, slice);
+    NormState<Acc> state = norm_of_group(norm, row.read(nowhere, false), group);
+    if (const Acc again = norm.second_pass(state); again != Acc(1)) {  // for all threads alike
+      state = row.read_again(again, nowhere, group);
+    }
     if (group.thread() != 0 || group.rank() != 0) continue;
     const Acc value = norm.value(state);
     const Acc gap = static_cast<const Acc*>(arguments.gap)[i];
@@ -57,10 +59,10 @@ cudaError_t launch_margin(const MarginArguments& arguments, const LaunchOptions&
       });
   SampleShape shape;
   shape.batch = arguments.batch;
+  shape.element_bytes = sizeof(T);
   shape.row_bytes = arguments.grad.size * static_cast<int64_t>(sizeof(T));
-  const bool plain = arguments.grad.channels.scale == nullptr;
-  const Task task{arguments, plain, static_cast<AccOf<T>>(arguments.norm.q),
-                  static_cast<AccOf<T>>(arguments.eps)};
+  const Task task{arguments, way_along<T>(arguments.grad, true),
+                  static_cast<AccOf<T>>(arguments.norm.q), static_cast<AccOf<T>>(arguments.eps)};
   return launch_samples(kernels, task, shape, options, stream);
 }
 

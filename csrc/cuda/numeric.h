@@ -17,7 +17,7 @@ struct BFloat16 {
 template <typename T>
 using AccOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-constexpr int size_of(Dtype dtype) {
+MARGIN_HD constexpr int size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 

@@ -128,6 +128,20 @@ MARGIN_DEVICE void wait_for_copies() {
 #endif
 }
 
+// Asks for the whole 16-byte units of some bytes of global memory to be brought to the second-level
+// cache; at most 2^31 bytes. One thread asks for all. Before sm_90 nothing happens.
+MARGIN_DEVICE void prefetch(const void* bytes, int64_t count) {
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(bytes) + 15) & ~uintptr_t{15};
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(bytes) + count) & ~uintptr_t{15};
+  if (begin >= end) return;
+#if defined(MARGIN_EXT_SIMT)
+  simt::touch(begin, end);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  const unsigned size = static_cast<unsigned>(end - begin);
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(begin), "r"(size) : "memory");
+#endif
+}
+
 // Returns x, and hides from the compiler where it came from. Whatever depends on the result is then
 // computed where it is used, and not once for all samples, which would take registers in every
 // loop.

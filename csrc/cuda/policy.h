@@ -2,7 +2,7 @@
 // memory. It is host code without CUDA calls, so it can be tested anywhere.
 //
 // Figures marked (reasoned) follow from the hardware's limits and from the bytes that must be in
-// flight. No GPU has measured them yet.
+// flight; those marked (H200) were chosen by measuring alternatives on one (docs/kernels.md).
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,8 @@ struct DeviceTraits {
   int64_t shared_per_block = 48 << 10;  // the most that a block may ask for
   int64_t shared_per_multiprocessor = 64 << 10;
   int threads_per_multiprocessor = 1024;
-  unsigned max_cluster = 1;  // the largest cluster that can be resident; 1: none
+  int64_t cache_bytes = 4 << 20;  // of the second level
+  unsigned max_cluster = 1;       // the largest cluster that can be resident; 1: none
 };
 
 // The work of a sample, and the variants that can do it.
@@ -27,6 +28,8 @@ struct SampleShape {
   int64_t row_bytes = 0;
   int64_t classes = 0;  // 0: no logits are read
   int pack_bytes = 0;   // shared memory for each 16 bytes of the row, where it is kept
+  int element_bytes = 4;
+  bool rereads = false;  // later passes read the row again
   bool serves[kVariantCount] = {true, true, true};
 
   bool served_by(Variant variant) const { return serves[static_cast<int>(variant)]; }
@@ -41,6 +44,7 @@ struct Plan {
   int64_t kept_bytes = 0;   // of a group, in its block
   size_t shared_bytes = 0;  // of a block
   unsigned blocks = 0;
+  bool prefetches = false;
 };
 
 struct Limits {
@@ -55,18 +59,29 @@ struct Limits {
   // warp: 4 rows a block, fewer for small batches so that every multiprocessor gets some.
   static constexpr int64_t kWarpsPerBlock = 4;
   // The samples for each multiprocessor that hide each other's latency. Below, a longer row takes a
-  // wide block of its own (reasoned).
-  static constexpr int64_t kManySamples = 4;
+  // wide block of its own. (H200: at 3.9, narrow blocks took 15 % less time.)
+  static constexpr int64_t kManySamples = 2;
   // block: slices up to this size are one round of 4 packs for 128 threads.
   static constexpr int64_t kNarrowSlice = 8 << 10;
   // block, many samples: up to this size 128 threads copy a slice with fewer instructions than 256;
   // three blocks fit a multiprocessor. Above, two fit, and 256 threads are needed to issue.
   static constexpr int64_t kMediumSlice = 64 << 10;
+  // block, many samples of 16 bits: up to this size 64 threads, whose packs unfold to twice as many
+  // elements (H200: 13 to 16 % less time than 128).
+  static constexpr int64_t kMediumSlice16Bit = 32 << 10;
   // cluster: at least two blocks on a multiprocessor, so that one reads while the other writes.
   static constexpr int64_t kBlocksPerMultiprocessor = 2;
   // cluster, for few samples: a smaller slice is read in less time than the exchange takes
   // (about a microsecond, reasoned).
   static constexpr int64_t kSmallestSlice = 8 << 10;
+  // What the clusters of a launch prefetch may take this part of the cache, where what is written
+  // goes too. (H200: 4 to 17 % less time for rows of 600 KB. Where each block has a row of its own,
+  // others hide its latency, and what was prefetched was often gone again.)
+  static constexpr int64_t kPrefetchPart = 3;
+  // Rows that are read again should fit this part of the cache together (H200: 25 % less time).
+  static constexpr int64_t kRereadPart = 2;
+  // The blocks of a multiprocessor that read rows again, at least.
+  static constexpr int64_t kRereadBlocks = 3;
   // The static shared memory of the largest kernel, and CUDA's own share of each block's.
   static constexpr int64_t kReservedShared = 4 << 10;
   // Registers a thread: the kernels' budgets, set by their launch bounds (group.h) and checked by
@@ -78,15 +93,15 @@ struct Limits {
   // that a multiprocessor has requested at most: what an H100 can hide. tests/test_kernel_model.py
   // holds them, by following the machine code. For 784 elements of 16 bits the goal is .22; a
   // sample's scalars alone take .15.
-  static constexpr double kInstructionsPerByte = 0.15;
+  static constexpr double kInstructionsPerByte = 0.16;
   static constexpr double kInstructionsPerByte16Bit = 0.22;
-  static constexpr double kInstructionsPerByteShort16Bit = 0.30;
+  static constexpr double kInstructionsPerByteShort16Bit = 0.32;
   // The additive margin reads a sample's logits once more, and its cross-entropy is computed twice.
   static constexpr double kInstructionsPerByteShortAdditive = 0.19;
-  static constexpr double kInstructionsPerByteShortAdditive16Bit = 0.38;
+  static constexpr double kInstructionsPerByteShortAdditive16Bit = 0.40;
   // An attack step reads its rows in two or three passes, which are counted, and moves them once.
   // p = 1 also counts the ties of the largest element, and may search for the steepest ones.
-  static constexpr double kInstructionsPerByteAttack16Bit = 0.25;
+  static constexpr double kInstructionsPerByteAttack16Bit = 0.26;
   static constexpr double kInstructionsPerByteAttackOne = 0.17;
   static constexpr double kInstructionsPerByteAttackOne16Bit = 0.34;
   static constexpr double kInstructionsPerByteAttackSteepest = 0.36;
@@ -137,15 +152,28 @@ inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& sh
          work_bytes(shape) / (2 * cluster) >= Limits::kSmallestSlice) {
     cluster *= 2;
   }
+  // Rows that are read again, of as many samples as are resident, should find room in the cache; if
+  // no cluster is large enough, they are not split for it.
+  if (shape.rereads) {
+    const int64_t blocks = Limits::kRereadBlocks * device.multiprocessors;
+    unsigned wanted = cluster;
+    while (wanted < device.max_cluster && splits(shape, 2 * wanted) &&
+           blocks / wanted * work_bytes(shape) > device.cache_bytes / Limits::kRereadPart) {
+      wanted *= 2;
+    }
+    if (blocks / wanted * work_bytes(shape) <= device.cache_bytes / Limits::kRereadPart) {
+      cluster = wanted;
+    }
+  }
   return cluster;
 }
 
 inline unsigned threads_of_block(const DeviceTraits& device, const SampleShape& shape,
                                  unsigned cluster) {
   const int64_t slice = work_bytes(shape) / cluster;
-  const bool narrow = slice <= Limits::kNarrowSlice ||
-                      (slice <= Limits::kMediumSlice && many_samples(device, shape, cluster));
-  return narrow ? 128 : 256;
+  const bool many = many_samples(device, shape, cluster);
+  if (many && shape.element_bytes == 2 && slice <= Limits::kMediumSlice16Bit) return 64;
+  return slice <= Limits::kNarrowSlice || (many && slice <= Limits::kMediumSlice) ? 128 : 256;
 }
 
 inline bool fits_warp(const DeviceTraits& device, const SampleShape& shape) {
@@ -204,10 +232,14 @@ inline bool make_plan(const DeviceTraits& device, const SampleShape& shape,
 
 // As many blocks as can be resident: each group takes samples in turn, so the batch reduction has
 // few partial totals to combine. `resident`: the clusters that the device holds at a time.
-inline void set_blocks(const SampleShape& shape, int64_t resident, Plan& plan) {
+inline void set_blocks(const DeviceTraits& device, const SampleShape& shape, int64_t resident,
+                       Plan& plan) {
   const int64_t wanted = ceil_div(shape.batch, plan.groups_of_block);
   const int64_t most = std::min(std::max<int64_t>(1, resident), Limits::kGroups);
-  plan.blocks = static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, most)) * plan.cluster_size;
+  const int64_t clusters = std::clamp<int64_t>(wanted, 1, most);
+  plan.blocks = static_cast<unsigned>(clusters) * plan.cluster_size;
+  plan.prefetches = plan.cluster_size > 1 && clusters < shape.batch &&
+                    clusters * work_bytes(shape) <= device.cache_bytes / Limits::kPrefetchPart;
 }
 
 }  // namespace margin::cuda

@@ -47,11 +47,24 @@ struct RowSlice {
   }
 };
 
+// Asks for the same slice of the row that lies `elements` further on.
+template <typename T>
+MARGIN_DEVICE void prefetch_slice(const RowSlice<T>& slice, int64_t elements) {
+  prefetch(slice.first + elements, static_cast<int64_t>(slice.packs) * 16);
+}
+
 template <typename Acc>
 MARGIN_DEVICE Acc channel_factor(const ChannelScale& channels, int64_t element) {
   if (channels.scale == nullptr) return Acc(1);
   return static_cast<const Acc*>(channels.scale)[element / channels.stride % channels.count];
 }
+
+// The ways along a row. The launcher chooses one for all rows of a batch (launch.h).
+enum class RowWay : int32_t {
+  kPlain,      // PlainPath
+  kByChannel,  // channel after channel: ChannelPath
+  kGeneral,    // GeneralPath
+};
 
 // A thread's way along its packs, where elements have factors or packs are not stored whole. The
 // factors are found by addition: a division for every pack would cost as much as all other work on
@@ -62,9 +75,11 @@ class GeneralPath {
   static constexpr bool kPlain = false;
   static constexpr bool kAligned = false;
 
-  // Starts at `element`; step() goes `step` elements forward.
-  MARGIN_DEVICE GeneralPath(const ChannelScale& channels, int64_t element, int step)
-      : factors_(static_cast<const Acc*>(channels.scale)),
+  // Starts at `element`; step() goes `step` elements forward. What is read gets a further factor.
+  MARGIN_DEVICE GeneralPath(const ChannelScale& channels, int64_t element, int step,
+                            Acc read_factor = Acc(1))
+      : read_factor_(read_factor),
+        factors_(static_cast<const Acc*>(channels.scale)),
         count_(static_cast<int>(channels.count)),
         stride_(static_cast<int>(channels.stride)),
         within_(static_cast<int>(element % stride_)),
@@ -82,9 +97,15 @@ class GeneralPath {
     if (channel_ >= count_) channel_ -= count_;
   }
 
+  template <int count>
+  MARGIN_DEVICE void scale_read(Acc (&x)[count]) const {
+#pragma unroll
+    for (int k = 0; k < count; ++k) x[k] *= read_factor_;
+    scale_written(x);
+  }
   // Multiplies x by the factors of the elements from here on.
   template <int count>
-  MARGIN_DEVICE void scale(Acc (&x)[count]) const {
+  MARGIN_DEVICE void scale_written(Acc (&x)[count]) const {
     if (factors_ == nullptr) return;
     // The usual case: all elements of the pack belong to one channel.
     if (within_ + count <= stride_) {
@@ -106,6 +127,7 @@ class GeneralPath {
   }
 
  private:
+  Acc read_factor_;
   const Acc* factors_;
   int count_;
   int stride_;
@@ -113,6 +135,29 @@ class GeneralPath {
   int channel_;
   int step_within_;
   int step_channel_;
+};
+
+// A way along packs with one factor for all of what is read, and one for what is written. All rows
+// of a sample have the same offset from 16-byte boundaries.
+template <typename Acc>
+struct ChannelPath {
+  static constexpr bool kPlain = true;
+  static constexpr bool kAligned = true;
+
+  Acc read_factor;
+  Acc written_factor;
+
+  MARGIN_DEVICE void step() {}
+  template <int count>
+  MARGIN_DEVICE void scale_read(Acc (&x)[count]) const {
+#pragma unroll
+    for (int k = 0; k < count; ++k) x[k] *= read_factor;
+  }
+  template <int count>
+  MARGIN_DEVICE void scale_written(Acc (&x)[count]) const {
+#pragma unroll
+    for (int k = 0; k < count; ++k) x[k] *= written_factor;
+  }
 };
 
 // The usual way: no factors, and all rows of a sample have the same offset from 16-byte boundaries.
@@ -123,7 +168,9 @@ struct PlainPath {
 
   MARGIN_DEVICE void step() {}
   template <typename Acc, int count>
-  MARGIN_DEVICE void scale(Acc (&)[count]) const {}
+  MARGIN_DEVICE void scale_read(Acc (&)[count]) const {}
+  template <typename Acc, int count>
+  MARGIN_DEVICE void scale_written(Acc (&)[count]) const {}
 };
 
 // The row that a pass writes: x -> x. `Path` is PlainPath where its packs are on 16-byte boundaries

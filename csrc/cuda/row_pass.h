@@ -34,6 +34,13 @@ struct ServedNorm {
     return value;
   }
 
+  // See core's second_pass_factor.
+  MARGIN_DEVICE Acc second_pass(const NormState<Acc>& state) const {
+    Acc factor = 1;
+    apply([&](auto n) { factor = second_pass_factor<n.value>(state); });
+    return factor;
+  }
+
   MARGIN_DEVICE Direction<Acc> direction(const NormState<Acc>& state, Acc value,
                                          Acc coefficient) const {
     Direction<Acc> direction{};
@@ -58,31 +65,45 @@ class RowPass {
   using Acc = AccOf<T>;
 
   // `shared` has room for `capacity` packs of the slice: a multiple of the threads, or all of them.
-  // A thread reads only what it wrote there itself, so no barrier is needed. `plain`: PlainPath
-  // will do.
-  MARGIN_DEVICE RowPass(const RowSlice<T>& slice, const GradientRows& rows, bool plain,
+  // A thread reads only what it wrote there itself, so no barrier is needed.
+  MARGIN_DEVICE RowPass(const RowSlice<T>& slice, const GradientRows& rows, RowWay way,
                         const ServedNorm<variant, use, Acc>& norm, unsigned thread,
                         unsigned threads, unsigned char* shared, int capacity)
       : slice_(slice),
         channels_(rows.channels),
-        plain_(plain),
+        way_(way),
         norm_(norm),
         thread_(static_cast<int>(thread)),
         threads_(static_cast<int>(threads)),
         shared_(shared),
         kept_packs_(min(slice.packs, capacity)) {}
 
-  // Under Kept::kLargest this pass writes too, unless nothing is to be `written`.
+  // Brings what is kept in packs on its way. Other work may come between this and read().
+  MARGIN_DEVICE void start() const {
+    norm_.apply([&](auto n) {
+      if constexpr (kept(variant, use, n.value) == Kept::kPacks) {
+        const uint4* source = slice_.first_pack();
+        const int threads = opaque(threads_);
+        // All copies are in flight at once, and no register waits for them.
+#pragma unroll 4
+        for (int i = opaque(thread_); i < kept_packs_; i += threads) {
+          copy_async(packs_in_shared<uint4>() + i, source + i);
+        }
+      }
+    });
+  }
+
+  // After start(). Under Kept::kLargest this pass writes too, unless nothing is to be `written`.
   template <typename Output>
   MARGIN_DEVICE NormState<Acc> read(const Output& output, bool written) {
     own_ = NormState<Acc>();
     norm_.apply([&](auto n) {
-      if constexpr (kept(variant, use, n.value) == Kept::kLargest) position_ = thread_;
-      if (plain_) {
-        read_as<n.value>(output, written, PlainPath());
-      } else {
-        read_as<n.value>(output, written, path_from(thread_));
-      }
+      constexpr Kept how = kept(variant, use, n.value);
+      if constexpr (how == Kept::kLargest) position_ = thread_;
+      if constexpr (how == Kept::kPacks) wait_for_copies();
+      for_runs([&](int begin, int end, const auto& path_at) {
+        read_run<n.value>(output, written, begin, end, path_at);
+      });
     });
     NormState<Acc> state = own_;
     if (thread_ < slice_.ends) {
@@ -92,27 +113,47 @@ class RowPass {
     return state;
   }
 
+  // A second pass of the whole group, in which every element is multiplied by a factor (core's
+  // second_pass_factor); write() will do so too. All threads of the group must call it.
+  template <typename Output, typename Group>
+  MARGIN_DEVICE NormState<Acc> read_again(Acc factor, const Output& output, Group& group) {
+    factor_ = factor;
+    own_ = NormState<Acc>();
+    norm_.apply([&](auto n) {
+      if constexpr (may_need_second_pass(n.value)) {
+        for_runs([&](int begin, int end, const auto& path_at) {
+          read_run<n.value>(output, false, begin, end, path_at);
+        });
+        if (thread_ < slice_.ends) norm_add<n.value>(own_, end_element().x, norm_.q);
+      }
+    });
+    NormState<Acc> state = norm_of_group(norm_, own_, group);
+    state.extra = factor;
+    return state;
+  }
+
   // Writes the direction with the channels' factors.
   template <typename Output>
   MARGIN_DEVICE void write(const Direction<Acc>& direction, const Output& output) {
     norm_.apply([&](auto n) {
       if constexpr (kept(variant, use, n.value) == Kept::kLargest) {
-        write_maxima<n.value>(direction, output, path_from(position_));
-      } else if (plain_) {
-        write_as<n.value>(direction, output, PlainPath());
+        write_maxima<n.value>(direction, output);
       } else {
-        write_as<n.value>(direction, output, path_from(thread_));
+        for_runs([&](int begin, int end, const auto& path_at) {
+          write_run<n.value>(direction, output, begin, end, path_at);
+        });
       }
       if (thread_ < slice_.ends) {
         const End own = end_element();
-        output.store_element(own.offset, own.factor * direction_at<n.value>(direction, own.x));
+        Direction<Acc> along = direction;
+        if constexpr (may_need_second_pass(n.value)) along.unit = Acc(1);  // x has the factor
+        output.store_element(own.offset, own.factor * direction_at<n.value>(along, own.x));
       }
     });
   }
 
   template <typename Output>
   MARGIN_DEVICE void write_zeros(const Output& output) const {
-    wait_for_copies();
     if (thread_ < slice_.ends) output.store_element(slice_.offset_of_end(thread_), Acc(0));
     // Under Kept::kLargest read() wrote them.
     const int packs = kept(variant, use, norm_.norm) == Kept::kLargest ? 0 : slice_.packs;
@@ -139,13 +180,13 @@ class RowPass {
 
   MARGIN_DEVICE GeneralPath<Acc> path_from(int pack) const {
     return {channels_, slice_.first_element + static_cast<int64_t>(pack) * kPack,
-            opaque(threads_) * kPack};
+            opaque(threads_) * kPack, factor_};
   }
 
   template <typename Path>
   MARGIN_DEVICE static void expand(const uint4& bits, const Path& path, Acc (&x)[kPack]) {
     Format<T>::unpack(bits, x);
-    path.scale(x);
+    path.scale_read(x);
   }
   template <typename Path>
   MARGIN_DEVICE static void expand(const SignBits<T>& signs, const Path&, Acc (&x)[kPack]) {
@@ -169,12 +210,12 @@ class RowPass {
   struct End {
     int64_t offset;  // from the slice's first pack
     Acc factor;
-    Acc x;  // times the factor
+    Acc x;  // times the factors
   };
   MARGIN_DEVICE End end_element() const {
     const int64_t offset = slice_.offset_of_end(thread_);
     const Acc factor = channel_factor<Acc>(channels_, slice_.first_element + offset);
-    return {offset, factor, factor * Format<T>::widen(slice_.first[offset])};
+    return {offset, factor, factor * factor_ * Format<T>::widen(slice_.first[offset])};
   }
 
   template <typename Path, typename Output>
@@ -196,11 +237,11 @@ class RowPass {
     Acc x[kPack];
     expand(pack, path, x);
     Direction<Acc> along = direction;
-    // Rows are accumulated once here, so the unit of such a norm is 1. Known, it costs nothing.
+    // What is read has the factor of a second pass, so the unit is 1. Known, it costs nothing.
     if constexpr (may_need_second_pass(norm)) along.unit = Acc(1);
 #pragma unroll
     for (int k = 0; k < kPack; ++k) x[k] = direction_at<norm>(along, x[k]);
-    path.scale(x);
+    path.scale_written(x);
     output.template store_pack<Path>(i, x, fetched);
   }
 
@@ -227,36 +268,74 @@ class RowPass {
     }
   }
 
-  template <Norm norm, typename Output, typename Path>
-  MARGIN_DEVICE void read_as(const Output& output, bool written, Path path) {
+  // visit(begin, end, path_at) for every run of the slice's packs that have one way along them;
+  // path_at(pack) is the way from a pack on.
+  template <typename Visit>
+  MARGIN_DEVICE void for_runs(const Visit& visit) const {
+    if (way_ == RowWay::kPlain && factor_ == 1) {
+      visit(0, slice_.packs, [](int) { return PlainPath(); });
+    } else if (way_ != RowWay::kGeneral) {
+      const Acc* factors = static_cast<const Acc*>(channels_.scale);
+      const int count = factors == nullptr ? 1 : static_cast<int>(channels_.count);
+      const int64_t stride = count == 1 ? slice_.size : channels_.stride;
+      const int64_t number = slice_.first_element == 0 ? 0 : slice_.first_element / stride;
+      int64_t past = (number + 1) * stride - slice_.first_element;  // the channel's last element
+      int channel = static_cast<int>(number % count);
+#pragma unroll 1
+      for (int begin = 0; begin < slice_.packs;) {
+        const int64_t of_channels = past / kPack;
+        const int end = of_channels < slice_.packs ? static_cast<int>(of_channels) : slice_.packs;
+        const Acc factor = factors == nullptr ? Acc(1) : factors[channel];
+        const ChannelPath<Acc> path{factor * factor_, factor};
+        visit(begin, end, [path](int) { return path; });
+        begin = end;
+        past += stride;
+        channel = channel + 1 == count ? 0 : channel + 1;
+      }
+    } else {
+      visit(0, slice_.packs, [this](int pack) { return path_from(pack); });
+    }
+  }
+
+  // The thread's first pack from `begin` on.
+  MARGIN_DEVICE int first_from(int begin) const {
+    if (begin == 0) return opaque(thread_);
+    const int threads = opaque(threads_);
+    const int first = begin - begin % threads + thread_;
+    return first < begin ? first + threads : first;
+  }
+  // The same among the packs beyond those that are kept, of a run from `begin` on.
+  MARGIN_DEVICE int first_beyond_kept(int begin) const {
+    return begin < kept_packs_ ? kept_packs_ + opaque(thread_) : first_from(begin);
+  }
+
+  template <Norm norm, typename Output, typename PathAt>
+  MARGIN_DEVICE void read_run(const Output& output, bool written, int begin, int end,
+                              const PathAt& path_at) {
+    using Path = decltype(path_at(0));
     constexpr Kept how = kept(variant, use, norm);
     constexpr int kBatch = kUnroll<norm, Path>;
     const uint4* source = slice_.first_pack();
-    const int packs = slice_.packs;
-    int begin = opaque(thread_);
+    int first = first_from(begin);
     if constexpr (how == Kept::kPacks) {
-      // All copies are in flight at once, and no register waits for them.
-      const int threads = opaque(threads_);
-#pragma unroll 4
-      for (int i = begin; i < kept_packs_; i += threads) {
-        copy_async(packs_in_shared<uint4>() + i, source + i);
-      }
-      wait_for_copies();
+      Path path = path_at(first);
       for_packs<kBatch, uint4>(
-          begin, kept_packs_, path, [&](int i) { return packs_in_shared<uint4>()[i]; },
+          first, min(end, kept_packs_), path, [&](int i) { return packs_in_shared<uint4>()[i]; },
           [&](int, const uint4& bits) {
             Acc x[kPack];
             expand(bits, path, x);
             add_pack<norm>(x);
           });
-      begin += kept_packs_;
+      first = first_beyond_kept(begin);
+      if (first >= end) return;
     }
     // A row that is read twice should stay in the cache between the passes.
     const auto load = [&](int i) {
       return how == Kept::kPacks || variant == Variant::kReread ? load_reused(source + i)
                                                                 : load_streaming(source + i);
     };
-    for_packs<kBatch, uint4>(begin, packs, path, load, [&](int i, const uint4& bits) {
+    Path path = path_at(first);
+    for_packs<kBatch, uint4>(first, end, path, load, [&](int i, const uint4& bits) {
       Acc x[kPack];
       expand(bits, path, x);
       const Acc largest = own_.sum;
@@ -265,25 +344,29 @@ class RowPass {
         if (i < kept_packs_) packs_in_shared<SignBits<T>>()[i] = signs_of(x);
       } else if constexpr (how == Kept::kLargest) {
         if (own_.sum != largest) position_ = i;
-        if (written && i < packs) write_zero_pack<Path>(output, i);
+        if (written && i < end) write_zero_pack<Path>(output, i);
       }
     });
   }
 
-  template <Norm norm, typename Output, typename Path>
-  MARGIN_DEVICE void write_as(const Direction<Acc>& direction, const Output& output, Path path) {
+  template <Norm norm, typename Output, typename PathAt>
+  MARGIN_DEVICE void write_run(const Direction<Acc>& direction, const Output& output, int begin,
+                               int end, const PathAt& path_at) {
+    using Path = decltype(path_at(0));
     constexpr Kept how = kept(variant, use, norm);
     constexpr int kBatch = kUnroll<norm, Path>;
     const uint4* source = slice_.first_pack();
-    const int packs = slice_.packs;
-    int begin = opaque(thread_);
+    int first = first_from(begin);
     if constexpr (how == Kept::kPacks || how == Kept::kSigns) {
       using Pack = std::conditional_t<how == Kept::kSigns, SignBits<T>, uint4>;
-      write_packs<norm, kBatch, Pack>(direction, output, path, begin, kept_packs_,
+      Path path = path_at(first);
+      write_packs<norm, kBatch, Pack>(direction, output, path, first, min(end, kept_packs_),
                                       [&](int i) { return packs_in_shared<Pack>()[i]; });
-      begin += kept_packs_;
+      first = first_beyond_kept(begin);
+      if (first >= end) return;
     }
-    write_packs<norm, kBatch, uint4>(direction, output, path, begin, packs,
+    Path path = path_at(first);
+    write_packs<norm, kBatch, uint4>(direction, output, path, first, end,
                                      [&](int i) { return load_streaming(source + i); });
   }
 
@@ -301,23 +384,27 @@ class RowPass {
         });
   }
 
-  // All other elements are zero already. A thread that saw the row's maximum more than once looks
-  // at all its packs after the first; there are few such threads.
-  template <Norm norm, typename Output, typename Path>
-  MARGIN_DEVICE void write_maxima(const Direction<Acc>& direction, const Output& output,
-                                  Path path) const {
-    if (!(own_.sum == direction.unit) || direction.coefficient == 0) return;
-    for (int i = position_; i < slice_.packs; i += threads_) {
+  // All other elements are zero already, unless a NaN makes all of them NaN. A thread that saw the
+  // row's maximum more than once looks at all its packs after the first; there are few such
+  // threads.
+  template <Norm norm, typename Output>
+  MARGIN_DEVICE void write_maxima(const Direction<Acc>& direction, const Output& output) const {
+    const bool all = is_nan(direction.coefficient);
+    if (!all && (!(own_.sum == direction.unit) || direction.coefficient == 0)) return;
+    const int first = all ? thread_ : position_;
+    GeneralPath<Acc> path = path_from(first);
+    for (int i = first; i < slice_.packs; i += threads_) {
       const uint4 bits = load_streaming(slice_.first_pack() + i);
-      write_pack<norm>(direction, output, i, bits, output.template fetch<Path>(i), path);
-      if (own_.extra == 1) return;
+      write_pack<norm>(direction, output, i, bits, output.template fetch<GeneralPath<Acc>>(i),
+                       path);
+      if (!all && own_.extra == 1) return;
       path.step();
     }
   }
 
   RowSlice<T> slice_;
   const ChannelScale& channels_;
-  bool plain_;
+  RowWay way_;
   ServedNorm<variant, use, Acc> norm_;
   int thread_;
   int threads_;
@@ -325,6 +412,7 @@ class RowPass {
   int position_;        // under Kept::kLargest: the pack with the thread's largest element
   unsigned char* shared_;
   int kept_packs_;
+  Acc factor_ = Acc(1);  // of what is read
 };
 
 }  // namespace margin::cuda

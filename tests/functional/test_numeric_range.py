@@ -9,6 +9,7 @@ import math
 import plain_torch
 import pytest
 import torch
+from backends import Backend
 from problems import NORMS, REGULARIZERS, Problem, random_problem
 from torch import Tensor
 
@@ -23,6 +24,11 @@ SCALES = {
     torch.float64: [1e-322, 1e-300, 1e-160, 1e-30, 1e30, 1e160, 1e300],
 }
 CASES = [(dtype, scale) for dtype, scales in SCALES.items() for scale in scales]
+
+
+@pytest.fixture
+def backend(backend_or_emulator: Backend) -> Backend:
+    return backend_or_emulator
 
 
 def sizes(p: float) -> tuple[int, ...]:

@@ -168,16 +168,17 @@ void bind_arguments(py::module_& m) {
 // The policy for any device, without a launch; None where it refuses.
 py::object plan(int multiprocessors, int64_t shared_per_block, int64_t shared_per_multiprocessor,
                 unsigned max_cluster, int64_t batch, int64_t row_bytes, int64_t classes,
-                int pack_bytes, int variant, unsigned cluster_size) {
-  const cuda::DeviceTraits device{multiprocessors, shared_per_block, shared_per_multiprocessor,
-                                  2048, max_cluster};
-  const cuda::SampleShape shape{batch, row_bytes, classes, pack_bytes};
+                int pack_bytes, int variant, unsigned cluster_size, int element_bytes,
+                bool rereads) {
+  const cuda::DeviceTraits device{
+      multiprocessors, shared_per_block, shared_per_multiprocessor, 2048, 60 << 20, max_cluster};
+  const cuda::SampleShape shape{batch, row_bytes, classes, pack_bytes, element_bytes, rereads};
   cuda::LaunchOptions options;
   options.variant = static_cast<cuda::Variant>(variant);
   options.cluster_size = cluster_size;
   cuda::Plan plan;
   if (!cuda::make_plan(device, shape, options, plan)) return py::none();
-  cuda::set_blocks(shape, int64_t{2} * multiprocessors / plan.cluster_size, plan);
+  cuda::set_blocks(device, shape, int64_t{2} * multiprocessors / plan.cluster_size, plan);
   return py::cast(cuda::LaunchReport{"", plan.variant, plan.cluster_size, plan.threads, plan.blocks,
                                      plan.shared_bytes});
 }
@@ -235,7 +236,8 @@ void bind_launches(py::module_& m) {
   m.def("plan", &plan, py::kw_only(), py::arg("multiprocessors"), py::arg("shared_per_block"),
         py::arg("shared_per_multiprocessor"), py::arg("max_cluster"), py::arg("batch"),
         py::arg("row_bytes"), py::arg("classes") = 0, py::arg("pack_bytes") = 16,
-        py::arg("variant") = -1, py::arg("cluster_size") = 0);
+        py::arg("variant") = -1, py::arg("cluster_size") = 0, py::arg("element_bytes") = 4,
+        py::arg("rereads") = false);
   m.def("next_ticket", [] {
     unsigned number = 0;
     succeed(cuda::next_ticket(nullptr, &number));

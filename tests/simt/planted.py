@@ -45,6 +45,10 @@ def _classes(name: str, right: str, wrong: str, file: str = "cuda/class_margins.
     return Planted(name, file, right, wrong, "class_margins", "class_margins.cu")
 
 
+def _direction(name: str, right: str, wrong: str, file: str = "cuda/row_pass.h") -> Planted:
+    return Planted(name, file, right, wrong, "dual_direction", "direction.cu")
+
+
 def _additive(name: str, right: str, wrong: str, file: str = "cuda/loss_kernel.h") -> Planted:
     return Planted(name, file, right, wrong, "additive_margin", "loss.cu")
 
@@ -82,9 +86,13 @@ PLANTED = (
     ),
     _attack(
         "each warp takes its own norm",
-        "    state = group.reduce(state, [&](const NormState<Acc>& s) "
-        "{ return norm_of_warp(served, s); });\n    const Acc value",
-        "    state = norm_of_warp(served, state);\n    const Acc value",
+        "return norm_of_group(served, state, group);",
+        "return norm_of_warp(served, state);",
+    ),
+    _attack(
+        "no second pass",
+        "second_pass_factor<norm>(state); again != Acc(1)",
+        "second_pass_factor<norm>(state); false",
     ),
     _attack(
         "a tie with the last of the steepest is left out",
@@ -127,6 +135,32 @@ PLANTED = (
         "norms of another sample",
         "const int64_t at = mine * arguments.batch * arguments.classes + r;",
         "const int64_t at = mine * arguments.classes + r;",
+    ),
+    _direction(
+        "no second pass",
+        "again != Acc(1)",
+        "false",
+        "cuda/direction.cu",
+    ),
+    _direction(
+        "what is written has the second pass's factor",
+        "path{factor * factor_, factor};",
+        "path{factor * factor_, factor * factor_};",
+    ),
+    _direction(
+        "the first channel's factor for all",
+        "channel = channel + 1 == count ? 0 : channel + 1;",
+        "channel = 0;",
+    ),
+    _direction(
+        "packs beyond those that are kept begin at the kept ones' end",
+        "return begin < kept_packs_ ? kept_packs_ + opaque(thread_) : first_from(begin);",
+        "return kept_packs_ + opaque(thread_);",
+    ),
+    _direction(
+        "a NaN only where the largest element was",
+        "const bool all = is_nan(direction.coefficient);",
+        "const bool all = false;",
     ),
     _additive("the label is not left out", "if (k == target) continue;", ""),
     _additive(

@@ -18,6 +18,7 @@ struct Device {
   int minor = 0;
   int dynamic_shared_limit = 227 << 10;  // bytes a block may ask for
   int shared_per_multiprocessor = 228 << 10;
+  int cache_bytes = 50 << 20;  // of the second level
   int threads_per_multiprocessor = 2048;
   int cluster_limit = 8;   // the largest cluster that fits; 1: none is supported
   bool capturing = false;  // what cudaStreamIsCapturing says of every stream
@@ -70,6 +71,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       {cudaDevAttrMaxSharedMemoryPerMultiprocessor, device.shared_per_multiprocessor},
       {cudaDevAttrMaxThreadsPerMultiProcessor, device.threads_per_multiprocessor},
       {cudaDevAttrMaxThreadsPerBlock, 1024},
+      {cudaDevAttrL2CacheSize, device.cache_bytes},
       {cudaDevAttrWarpSize, 32},
       {cudaDevAttrClusterLaunch, device.cluster_limit > 1},
   };
