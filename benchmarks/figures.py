@@ -114,9 +114,7 @@ def times_of_yardstick(cases: list[dict[str, Any]], path: Path) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_yticks(range(len(cases)), [case["name"].split(": ", 1)[-1] for case in cases])
         axes.invert_yaxis()
-        axes.set_xlabel(
-            f"time over that of a {yardstick} of the same bytes (dashed: 1), with quartiles"
-        )
+        axes.set_xlabel(f"times a {yardstick} of the same bytes (dashed: 1), with quartiles")
         figure.legend(loc="outside upper center", ncols=3)
         _save(figure, path)
 

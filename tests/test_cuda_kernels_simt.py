@@ -100,6 +100,14 @@ def test_channel_factors_of_rows_beyond_a_block(p: float) -> None:
     Loss(1, 3, p=p, shape=(3, 30_000), scaled=True).check(Simt(variant, 1))
 
 
+@pytest.mark.parametrize("p", NORMS)
+def test_without_gradients_nothing_is_kept(p: float) -> None:
+    for batch, size, dtype in ((5, 40, F32), (3, 5003, F32), (2, 33_001, BF16), (1, 9000, F64)):
+        simt = Simt()
+        Loss(batch, 4, size, p, dtype, gradients=False).check(simt)
+        assert simt.report.shared_bytes == 0
+
+
 def test_signs_beyond_a_block() -> None:
     """q = 1 keeps two bits an element, and reads again what has no room."""
     Loss(1, 3, 4 * 223 * 1024 + 5003, INF, F32).check(Simt(BLOCK, 1))

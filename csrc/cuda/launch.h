@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "cuda/group.h"
@@ -98,7 +99,7 @@ class KernelMemory {
   cudaError_t prepare(const void* kernel, Variant variant, int device, const DeviceTraits& traits,
                       bool keeps_rows) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto [known, is_new] = prepared_.insert({static_cast<int>(variant), device});
+    const auto [known, is_new] = prepared_.insert({static_cast<int>(variant), device, keeps_rows});
     if (!is_new) return cudaSuccess;
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -155,7 +156,7 @@ class KernelMemory {
 
  private:
   std::mutex mutex_;
-  std::set<std::pair<int, int>> prepared_;  // variant, device
+  std::set<std::tuple<int, int, bool>> prepared_;  // variant, device, whether it keeps rows
   std::map<std::array<size_t, 6>, int> resident_;
 };
 
