@@ -115,8 +115,12 @@ case $part in
       --only 'margin_loss, forward and backward' --out "$out/kernels.json"
     ;;
   training)
-    gpu_step training_step 500 "$python" -m benchmarks.training_step --device cuda \
-      --out "$out/training_step.json"
+    # A compiled network takes a minute for each loss.
+    gpu_step eager 300 "$python" -m benchmarks.training_step --device cuda --no-compile \
+      --only '(resnet18|resnet50|vit_s): .*bf16' --out "$out/training_step.json"
+    gpu_step compiled 250 "$python" -m benchmarks.training_step --device cuda \
+      --only '(resnet18|vit_s): compiled' --losses '^(finite_difference|distance_1|adversarial_1)$' \
+      --out "$out/training_step_compiled.json"
     ;;
 esac
 trap - TERM INT

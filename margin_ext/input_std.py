@@ -7,6 +7,7 @@ with respect to the model's input divided by std.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import TypeAlias
 
 import torch
@@ -19,6 +20,7 @@ __all__ = ["InputStd", "channel_scale", "checked_std"]
 
 # A number, one value a channel, or None where the loader does not normalise.
 InputStd: TypeAlias = float | Sequence[float] | Tensor | None
+_FEW = 16  # numbers
 
 
 def channel_scale(input_std: float | Sequence[float] | Tensor, grad: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def channel_scale(input_std: float | Sequence[float] | Tensor, grad: Tensor) -> 
         >>> channel_scale([0.5, 0.25], torch.ones(1, 2, 8, 8)).flatten()
         tensor([2., 4.])
     """
-    std = torch.as_tensor(input_std, dtype=accumulation_dtype(grad), device=grad.device)
+    std = _on_device(input_std, accumulation_dtype(grad), grad.device)
     if std.dim() == 0 or std.numel() == 1:
         return 1 / std.reshape(1)
     if std.dim() != 1 or std.shape[0] != grad.shape[1]:
@@ -37,6 +39,22 @@ def channel_scale(input_std: float | Sequence[float] | Tensor, grad: Tensor) -> 
             f"{shape_text(grad)}, got {shape_text(std)}"
         )
     return (1 / std).reshape(1, -1, *[1] * (grad.dim() - 2))
+
+
+def _on_device(
+    input_std: float | Sequence[float] | Tensor, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A tensor of the values.
+
+    A copy of numbers from the host to a GPU waits for all that is in flight there, and cannot be
+    captured in a graph. So a few numbers are filled in by kernels.
+    """
+    given = [input_std] if isinstance(input_std, Real) else input_std
+    if device.type != "cpu" and isinstance(given, Sequence) and 0 < len(given) <= _FEW:
+        numbers = [float(x) for x in given if isinstance(x, Real)]
+        if len(numbers) == len(given):
+            return torch.stack([torch.full((), x, dtype=dtype, device=device) for x in numbers])
+    return torch.as_tensor(input_std, dtype=dtype, device=device)
 
 
 def checked_std(input_std: InputStd) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from margin_ext import AverageMarginLoss, Regularizer, average_margin_loss
 from margin_ext._extension import cpu_library
 from margin_ext.gradient_modes import gradient_mode_names
+from margin_ext.input_std import channel_scale
 
 compiled_only = pytest.mark.skipif(
     not cpu_library.loaded, reason="counts calls of the compiled ops, and no library is built"
@@ -167,6 +168,21 @@ def test_the_counter_sees_a_wait():
     with CallCounter() as calls:
         float(torch.ones(3).sum())
     assert calls.torchs["_local_scalar_dense"] == 1
+
+
+@pytest.mark.parametrize("input_std", [0.25, (0.2, 0.25, 1)])
+def test_a_few_standard_deviations_are_not_copied_to_the_device(input_std):
+    grad = torch.empty(2, 3, 4, device="meta")
+    with CallCounter() as calls:
+        scale = channel_scale(input_std, grad)
+    assert not calls.torchs.keys() & {"_to_copy", "copy_", "lift_fresh"}
+    assert scale.device == grad.device
+    assert scale.shape == channel_scale(input_std, torch.empty(2, 3, 4)).shape
+
+
+def test_standard_deviations_of_other_forms_are_refused_on_a_device_too():
+    with pytest.raises(ValueError, match=r"got \[1, 3\]"):
+        channel_scale([[0.2, 0.25, 1.0]], torch.empty(2, 3, 4, device="meta"))
 
 
 @contextmanager

@@ -169,10 +169,6 @@ class RowPass {
                                  : Path::kPlain      ? 4
                                                      : 2;
 
-  // A pack that is loaded under a condition gets this value first. Otherwise the compiler would
-  // carry the former contents of up to 40 registers through the whole kernel.
-  MARGIN_DEVICE static uint4 zero_pack() { return uint4{0, 0, 0, 0}; }
-
   template <typename Pack>
   MARGIN_DEVICE Pack* packs_in_shared() const {
     return reinterpret_cast<Pack*>(shared_);
@@ -257,6 +253,7 @@ class RowPass {
 #pragma unroll
       for (int u = 0; u < kBatch; ++u) {
         const int i = start + u * threads;
+        // Otherwise the compiler would carry the former contents through the whole kernel.
         packs[u] = Pack{};
         if (i < end) packs[u] = load(i);
       }
