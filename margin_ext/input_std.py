@@ -6,6 +6,7 @@ with respect to the model's input divided by std.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import TypeAlias
@@ -51,9 +52,11 @@ def _on_device(
     """
     given = [input_std] if isinstance(input_std, Real) else input_std
     if device.type != "cpu" and isinstance(given, Sequence) and 0 < len(given) <= _FEW:
+        largest = torch.finfo(dtype).max  # beyond it infinite, as in a copy
         numbers = [float(x) for x in given if isinstance(x, Real)]
-        if len(numbers) == len(given):
-            return torch.stack([torch.full((), x, dtype=dtype, device=device) for x in numbers])
+        fillings = [math.inf if x > largest else x for x in numbers]
+        if len(fillings) == len(given):
+            return torch.stack([torch.full((), x, dtype=dtype, device=device) for x in fillings])
     return torch.as_tensor(input_std, dtype=dtype, device=device)
 
 

@@ -79,6 +79,9 @@ def test_policy_for_sixteen_bits_and_rows_that_are_read_again() -> None:
     # No cluster is large enough.
     rows["row_bytes"] = 3 * 150_528 * 4
     assert plan(**H200, **rows, rereads=True).cluster_size == 1
+    rows["row_bytes"] = 40 << 20
+    small = H200 | {"multiprocessors": 1}
+    assert plan(**small, **rows, rereads=True).cluster_size == 1
 
 
 @given(

@@ -245,6 +245,25 @@ def test_dual_direction_of_rows_of_any_size(p: float) -> None:
             assert_close("direction", out, right, right.float())
 
 
+@pytest.mark.parametrize("shape", [(2, 64), (1, 7), (3, 256), (3, 85)])
+def test_a_second_pass_under_any_factor_of_a_channel(shape: tuple[int, int]) -> None:
+    """The product of the two factors may be infinite or lose bits where the elements do not."""
+    for size, factor in ((0.0, 1e12), (1e-30, 1e12), (1e37, 2.0**-62), (1e-25, 1e-10)):
+        grad, scale = torch.full((2, *shape), size), torch.full((shape[0],), factor)
+        right = size * factor * math.prod(shape) ** 0.5
+        for variant, cluster in ((WARP, 0), (BLOCK, 1)):
+            simt = Simt(variant, cluster)
+            norm = simt.first_order_margin(torch.ones(2), grad, 2.0, 1e-6, scale)[1]
+            torch.testing.assert_close(norm, torch.full((2,), right), rtol=1e-5, atol=0)
+            step = simt.dual_direction(grad, torch.ones(2), None, 2.0, scale)
+            along = torch.full_like(grad, factor / math.prod(shape) ** 0.5 if size else 0.0)
+            torch.testing.assert_close(step, along, rtol=1e-5, atol=0)
+            moved = simt.attack_step(
+                torch.zeros_like(grad), grad, torch.ones(2), None, None, 2.0, 1, None, None, scale
+            )
+            torch.testing.assert_close(moved, along, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("pixels", [30_000, 30_001])
 def test_dual_direction_beyond_a_block(pixels: int) -> None:
     """What is kept ends within a channel, after an odd number of rounds of the threads."""

@@ -170,7 +170,7 @@ def test_the_counter_sees_a_wait():
     assert calls.torchs["_local_scalar_dense"] == 1
 
 
-@pytest.mark.parametrize("input_std", [0.25, (0.2, 0.25, 1)])
+@pytest.mark.parametrize("input_std", [0.25, (0.2, 0.25, 1), 1e300])
 def test_a_few_standard_deviations_are_not_copied_to_the_device(input_std):
     grad = torch.empty(2, 3, 4, device="meta")
     with CallCounter() as calls:

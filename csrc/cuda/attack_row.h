@@ -100,16 +100,16 @@ class AttackRow {
                         : x_),
         out_(static_cast<T*>(task.arguments.out) + i * task.arguments.out_stride) {}
 
-  // visit(s g) for every part that belongs to this thread.
+  // visit(s f g) for every part that belongs to this thread; f: the factor of a second pass.
   template <typename Group, typename Visit>
-  MARGIN_DEVICE void for_gradients(const Group& group, const Visit& visit) const {
+  MARGIN_DEVICE void for_gradients(const Group& group, Acc factor, const Visit& visit) const {
     for_parts<kGradients, Bits>(
         group, [&](Number i) { return load(grad_, i); },
         [&](Number, const Bits& bits, const ChannelWalk<Acc>& channel) {
           Acc g[V];
           expand(bits, g);
 #pragma unroll
-          for (int k = 0; k < V; ++k) g[k] *= channel.factor;
+          for (int k = 0; k < V; ++k) g[k] = g[k] * factor * channel.factor;
           visit(g);
         });
   }
@@ -192,8 +192,17 @@ class AttackRow {
       for (int k = 0; k < V; ++k) d[k] = Acc(0);
     } else {
       expand(part.grad, d);
+      Direction<Acc> along = direction;
+      Acc first = 1;
+      // The unit of such a norm is the factor of a second pass, which comes before anything else.
+      if constexpr (may_need_second_pass(norm)) {
+        first = direction.unit;
+        along.unit = Acc(1);
+      }
 #pragma unroll
-      for (int k = 0; k < V; ++k) d[k] = direction_at<norm>(direction, d[k] * channel.factor);
+      for (int k = 0; k < V; ++k) {
+        d[k] = direction_at<norm>(along, d[k] * first * channel.factor);
+      }
     }
     if (!has_center_) return;
     Acc x[V], center[V];

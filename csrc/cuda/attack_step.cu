@@ -44,7 +44,7 @@ MARGIN_DEVICE Steepest<AccOf<T>> find_steepest(const AttackRow<T, V>& row, int64
     };
     const Acc first = threshold(1), second = threshold(2), third = threshold(3);
     Counts counts;
-    row.for_gradients(group, [&](const Acc(&g)[V]) {
+    row.for_gradients(group, Acc(1), [&](const Acc(&g)[V]) {
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const Acc size = absolute(g[e]);
@@ -117,9 +117,9 @@ MARGIN_DEVICE void attack_sample(const AttackTask<AccOf<T>>& task, int64_t i, Gr
   if (arguments.grad.data != nullptr) {
     const auto state_times = [&](Acc factor) {
       NormState<Acc> state;
-      row.for_gradients(group, [&](const Acc(&g)[V]) {
+      row.for_gradients(group, factor, [&](const Acc(&g)[V]) {
 #pragma unroll
-        for (int k = 0; k < V; ++k) norm_add<norm>(state, factor * g[k], task.q);
+        for (int k = 0; k < V; ++k) norm_add<norm>(state, g[k], task.q);
       });
       return norm_of_group(served, state, group);
     };

@@ -231,12 +231,11 @@ RowWay way_along(const GradientRows& rows, bool aligned) {
   const ChannelScale& channels = rows.channels;
   if (channels.scale == nullptr) return aligned ? RowWay::kPlain : RowWay::kGeneral;
   constexpr int64_t kPack = kPackSize<T>;
+  // A channel should have packs for all threads of a warp, and no pack may span two.
   const bool whole = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 &&
-                     rows.batch_stride % kPack == 0 && rows.size % kPack == 0;
-  // A channel should have packs for all threads of a warp.
-  const bool long_channels =
-      channels.count == 1 || (channels.stride % kPack == 0 && channels.stride >= kWarp * kPack);
-  return aligned && whole && long_channels ? RowWay::kByChannel : RowWay::kGeneral;
+                     rows.batch_stride % kPack == 0 && rows.size % kPack == 0 &&
+                     channels.stride % kPack == 0 && channels.stride >= kWarp * kPack;
+  return aligned && (channels.count == 1 || whole) ? RowWay::kByChannel : RowWay::kGeneral;
 }
 
 // Whether the factors can be used: paths along a row count channels in 32 bits.

@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(GroupOf<variant>::kThreads, kResidentBlocks<Gr
     }
     gradient = group.broadcast(gradient);
 
-    // Second pass.
+    // The gradients: the other pass over row and logits.
     if constexpr (kHasRow) {
       if (arguments.grad_grad != nullptr) row.write(gradient.row, row_output);
     }

@@ -155,15 +155,17 @@ inline unsigned choose_cluster(const DeviceTraits& device, const SampleShape& sh
   // Rows that are read again, of as many samples as are resident, should find room in the cache; if
   // no cluster is large enough, they are not split for it.
   if (shape.rereads) {
+    const int64_t room = device.cache_bytes / Limits::kRereadPart;
     const int64_t blocks = Limits::kRereadBlocks * device.multiprocessors;
+    const auto fit_the_cache = [&](unsigned size) {
+      return std::max<int64_t>(1, blocks / size) * work_bytes(shape) <= room;
+    };
     unsigned wanted = cluster;
-    while (wanted < device.max_cluster && splits(shape, 2 * wanted) &&
-           blocks / wanted * work_bytes(shape) > device.cache_bytes / Limits::kRereadPart) {
+    while (!fit_the_cache(wanted) && 2 * wanted <= device.max_cluster &&
+           splits(shape, 2 * wanted)) {
       wanted *= 2;
     }
-    if (blocks / wanted * work_bytes(shape) <= device.cache_bytes / Limits::kRereadPart) {
-      cluster = wanted;
-    }
+    if (fit_the_cache(wanted)) cluster = wanted;
   }
   return cluster;
 }

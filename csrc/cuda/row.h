@@ -61,24 +61,25 @@ MARGIN_DEVICE Acc channel_factor(const ChannelScale& channels, int64_t element) 
 
 // The ways along a row. The launcher chooses one for all rows of a batch (launch.h).
 enum class RowWay : int32_t {
-  kPlain,      // PlainPath
+  kPlain,      // PlainPath; in a second pass over the elements ChannelPath
   kByChannel,  // channel after channel: ChannelPath
   kGeneral,    // GeneralPath
 };
 
-// A thread's way along its packs, where elements have factors or packs are not stored whole. The
-// factors are found by addition: a division for every pack would cost as much as all other work on
-// it. Launchers check that count and stride fit 32 bits.
+// A thread's way along its packs, where a pack spans channels or is not stored whole. The factors
+// are found by addition: a division for every pack would cost as much as all other work on it.
+// Launchers check that count and stride fit 32 bits.
 template <typename Acc>
 class GeneralPath {
  public:
   static constexpr bool kPlain = false;
   static constexpr bool kAligned = false;
 
-  // Starts at `element`; step() goes `step` elements forward. What is read gets a further factor.
+  // Starts at `element`; step() goes `step` elements forward. What is read is multiplied by `first`
+  // before anything else.
   MARGIN_DEVICE GeneralPath(const ChannelScale& channels, int64_t element, int step,
-                            Acc read_factor = Acc(1))
-      : read_factor_(read_factor),
+                            Acc first = Acc(1))
+      : first_(first),
         factors_(static_cast<const Acc*>(channels.scale)),
         count_(static_cast<int>(channels.count)),
         stride_(static_cast<int>(channels.stride)),
@@ -100,7 +101,7 @@ class GeneralPath {
   template <int count>
   MARGIN_DEVICE void scale_read(Acc (&x)[count]) const {
 #pragma unroll
-    for (int k = 0; k < count; ++k) x[k] *= read_factor_;
+    for (int k = 0; k < count; ++k) x[k] *= first_;
     scale_written(x);
   }
   // Multiplies x by the factors of the elements from here on.
@@ -127,7 +128,7 @@ class GeneralPath {
   }
 
  private:
-  Acc read_factor_;
+  Acc first_;
   const Acc* factors_;
   int count_;
   int stride_;
@@ -137,26 +138,26 @@ class GeneralPath {
   int step_channel_;
 };
 
-// A way along packs with one factor for all of what is read, and one for what is written. All rows
-// of a sample have the same offset from 16-byte boundaries.
+// A way along packs of one channel. All rows of a sample have the same offset from 16-byte
+// boundaries.
 template <typename Acc>
 struct ChannelPath {
   static constexpr bool kPlain = true;
   static constexpr bool kAligned = true;
 
-  Acc read_factor;
-  Acc written_factor;
+  Acc first;   // of what is read, before anything else: that of a second pass, or 1
+  Acc factor;  // the channel's
 
   MARGIN_DEVICE void step() {}
   template <int count>
   MARGIN_DEVICE void scale_read(Acc (&x)[count]) const {
 #pragma unroll
-    for (int k = 0; k < count; ++k) x[k] *= read_factor;
+    for (int k = 0; k < count; ++k) x[k] = x[k] * first * factor;
   }
   template <int count>
   MARGIN_DEVICE void scale_written(Acc (&x)[count]) const {
 #pragma unroll
-    for (int k = 0; k < count; ++k) x[k] *= written_factor;
+    for (int k = 0; k < count; ++k) x[k] *= factor;
   }
 };
 
@@ -173,8 +174,8 @@ struct PlainPath {
   MARGIN_DEVICE void scale_written(Acc (&)[count]) const {}
 };
 
-// The row that a pass writes: x -> x. `Path` is PlainPath where its packs are on 16-byte boundaries
-// exactly where those of the slice are.
+// The row that a pass writes: x -> x. `Path` is aligned (kAligned) only where its packs are on
+// 16-byte boundaries exactly where those of the slice are.
 template <typename T>
 struct RowOutput {
   using Acc = AccOf<T>;

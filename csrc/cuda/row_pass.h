@@ -117,7 +117,7 @@ class RowPass {
   // second_pass_factor); write() will do so too. All threads of the group must call it.
   template <typename Output, typename Group>
   MARGIN_DEVICE NormState<Acc> read_again(Acc factor, const Output& output, Group& group) {
-    factor_ = factor;
+    first_ = factor;
     own_ = NormState<Acc>();
     norm_.apply([&](auto n) {
       if constexpr (may_need_second_pass(n.value)) {
@@ -176,7 +176,7 @@ class RowPass {
 
   MARGIN_DEVICE GeneralPath<Acc> path_from(int pack) const {
     return {channels_, slice_.first_element + static_cast<int64_t>(pack) * kPack,
-            opaque(threads_) * kPack, factor_};
+            opaque(threads_) * kPack, first_};
   }
 
   template <typename Path>
@@ -211,7 +211,7 @@ class RowPass {
   MARGIN_DEVICE End end_element() const {
     const int64_t offset = slice_.offset_of_end(thread_);
     const Acc factor = channel_factor<Acc>(channels_, slice_.first_element + offset);
-    return {offset, factor, factor * factor_ * Format<T>::widen(slice_.first[offset])};
+    return {offset, factor, Format<T>::widen(slice_.first[offset]) * first_ * factor};
   }
 
   template <typename Path, typename Output>
@@ -269,21 +269,21 @@ class RowPass {
   // path_at(pack) is the way from a pack on.
   template <typename Visit>
   MARGIN_DEVICE void for_runs(const Visit& visit) const {
-    if (way_ == RowWay::kPlain && factor_ == 1) {
+    if (way_ == RowWay::kPlain && first_ == 1) {
       visit(0, slice_.packs, [](int) { return PlainPath(); });
     } else if (way_ != RowWay::kGeneral) {
       const Acc* factors = static_cast<const Acc*>(channels_.scale);
       const int count = factors == nullptr ? 1 : static_cast<int>(channels_.count);
       const int64_t stride = count == 1 ? slice_.size : channels_.stride;
       const int64_t number = slice_.first_element == 0 ? 0 : slice_.first_element / stride;
-      int64_t past = (number + 1) * stride - slice_.first_element;  // the channel's last element
+      int64_t past = (number + 1) * stride - slice_.first_element;  // where the channel ends
       int channel = static_cast<int>(number % count);
 #pragma unroll 1
       for (int begin = 0; begin < slice_.packs;) {
         const int64_t of_channels = past / kPack;
         const int end = of_channels < slice_.packs ? static_cast<int>(of_channels) : slice_.packs;
         const Acc factor = factors == nullptr ? Acc(1) : factors[channel];
-        const ChannelPath<Acc> path{factor * factor_, factor};
+        const ChannelPath<Acc> path{first_, factor};
         visit(begin, end, [path](int) { return path; });
         begin = end;
         past += stride;
@@ -405,11 +405,11 @@ class RowPass {
   ServedNorm<variant, use, Acc> norm_;
   int thread_;
   int threads_;
-  NormState<Acc> own_;  // of the thread's packs, without head and tail
+  NormState<Acc> own_;  // of the thread's packs; of head and tail too after read_again()
   int position_;        // under Kept::kLargest: the pack with the thread's largest element
   unsigned char* shared_;
   int kept_packs_;
-  Acc factor_ = Acc(1);  // of what is read
+  Acc first_ = Acc(1);  // what every element that is read is multiplied by before anything else
 };
 
 }  // namespace margin::cuda

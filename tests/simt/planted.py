@@ -144,8 +144,8 @@ PLANTED = (
     ),
     _direction(
         "what is written has the second pass's factor",
-        "path{factor * factor_, factor};",
-        "path{factor * factor_, factor * factor_};",
+        "path{first_, factor};",
+        "path{Acc(1), factor * first_};",
     ),
     _direction(
         "the first channel's factor for all",
