@@ -40,7 +40,7 @@ from benchmarks.samples import Measured, ratios_to
 from benchmarks.shapes import Shape
 from benchmarks.timing import QUICK, Contender, Effort, time_on_cpu
 
-# A GPU's times hardly scatter, and it is lent by the minute.
+# A GPU's times hardly scatter, so a few rounds are enough.
 _EFFORT = {"cpu": Effort(seconds=1.0), "cuda": Effort(seconds=0.3)}
 
 

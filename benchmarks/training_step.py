@@ -28,7 +28,7 @@ from benchmarks.step_losses import PLAIN
 from benchmarks.steps import REFERENCE, Precision, Step, names
 from benchmarks.timing import QUICK, Contender, Effort, time_on_cpu
 
-# A GPU's times hardly scatter, and it is lent by the minute.
+# A GPU's times hardly scatter, so a few rounds are enough.
 _EFFORT = {
     "cpu": Effort(least_rounds=3, most_rounds=15, seconds=12.0, block_seconds=0.02),
     "cuda": Effort(least_rounds=3, most_rounds=15, seconds=3.0, block_seconds=0.02),
