@@ -64,8 +64,8 @@ cudaError_t launch_loss(const LossArguments& arguments, void* partials,
   task.way = way_along<T>(grad, aligned);
   SampleShape shape = shape_of<T>(arguments.batch, grad, arguments.norm.norm);
   shape.classes = arguments.logits.classes;
-  if (arguments.grad_grad == nullptr)
-    shape.pack_bytes = 0;  // nothing is written, so nothing is kept
+  // Nothing is written, so nothing is kept.
+  if (arguments.grad_grad == nullptr) shape.pack_bytes = 0;
   return launch_samples(kernels, task, shape, options, stream);
 }
 

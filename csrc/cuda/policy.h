@@ -75,7 +75,7 @@ struct Limits {
   // (about a microsecond, reasoned).
   static constexpr int64_t kSmallestSlice = 8 << 10;
   // What the clusters of a launch prefetch may take this part of the cache, where what is written
-  // goes too. (H200: 4 to 17 % less time for rows of 600 KB. Where each block has a row of its own,
+  // goes too. (H200: 4 to 14 % less time for rows of 600 KB. Where each block has a row of its own,
   // others hide its latency, and what was prefetched was often gone again.)
   static constexpr int64_t kPrefetchPart = 3;
   // Rows that are read again should fit this part of the cache together (H200: 25 % less time).
