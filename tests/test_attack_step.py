@@ -116,6 +116,21 @@ def test_zero_gradients_radii_and_nan(p: float) -> None:
     torch.testing.assert_close(ours[[0, 1, 3]], right[[0, 1, 3]], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("steepest", [1, 3])
+@pytest.mark.parametrize("p", NORMS)
+def test_a_broken_length_breaks_what_the_reference_says(p: float, steepest: int) -> None:
+    x = torch.zeros(6, 37)
+    grad = torch.zeros(6, 37)
+    grad[:3, ::6] = torch.tensor([1.0, -2.0, 0.0, 2.0, 0.5, -0.5, 1.0])
+    length = torch.tensor([math.inf, -math.inf, math.nan]).repeat(2)
+    options = {"p": p, "steepest": steepest if p == 1 else 1}
+    for ball in ((), (x, torch.ones(6)), (x, torch.full((6,), math.inf))):
+        ours = functional.attack_step(x, grad, length, *ball, **options)
+        right = reference_step(x, grad, length, *ball, **options)
+        assert bool(right[:, 1].isnan().all())
+        torch.testing.assert_close(ours, right, equal_nan=True)
+
+
 def test_l1_with_ties_and_one_large_element() -> None:
     x = torch.zeros(3, 8)
     center = torch.zeros(3, 8)

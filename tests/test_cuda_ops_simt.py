@@ -245,6 +245,32 @@ def test_dual_direction_of_rows_of_any_size(p: float) -> None:
             assert_close("direction", out, right, right.float())
 
 
+@pytest.mark.parametrize("p", NORMS)
+def test_dual_direction_under_a_broken_factor(p: float) -> None:
+    """Infinity times 0 is NaN, of elements that are 0 and of rows of zeros."""
+    grad, factor = torch.zeros(3, 2, 152), torch.tensor([math.inf, math.nan, -math.inf])
+    grad[:2, 1, 7] = -2.0
+    right = reference.dual_direction(grad, factor, p=p)
+    for variant, cluster in [(AUTO, 0)] if p == 3 else [(WARP, 0), (BLOCK, 1), (BLOCK, 3)]:
+        out = Simt(variant, cluster).dual_direction(grad, factor, None, dual(p), None)
+        torch.testing.assert_close(out, right, equal_nan=True)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("ball", [None, 1.0, math.inf])
+def test_attack_step_of_a_broken_length(p: float, ball: float | None) -> None:
+    x, grad = torch.zeros(3, 2, 152), torch.zeros(3, 2, 152)
+    grad[:2, 1, 7:9] = torch.tensor([-2.0, 1.0])
+    length = torch.tensor([math.inf, math.nan, -math.inf])
+    center = None if ball is None else x
+    radius = None if ball is None else torch.full((3,), ball)
+    right = attack_step(x, grad, length, center, radius, p=p)
+    for variant, cluster in [(AUTO, 0)] if p == 3 else [(WARP, 0), (BLOCK, 1), (BLOCK, 3)]:
+        simt = Simt(variant, cluster)
+        out = simt.attack_step(x, grad, length, center, radius, dual(p), 1, None, None, None)
+        torch.testing.assert_close(out, right, equal_nan=True)
+
+
 @pytest.mark.parametrize("shape", [(2, 64), (1, 7), (3, 256), (3, 85)])
 def test_a_second_pass_under_any_factor_of_a_channel(shape: tuple[int, int]) -> None:
     """The product of the two factors may be infinite or lose bits where the elements do not."""

@@ -236,7 +236,8 @@ MARGIN_HD Acc norm_value(const NormState<Acc>& state, Acc q) {
 //
 // *: where c / ||x|| is not a normal number, or the row was accumulated twice (second_pass_factor).
 // A kGeneral norm that is not a normal number is replaced by max |x|, and c makes up for it. A row
-// with a NaN has a NaN coefficient, and then all its elements are NaN.
+// with a NaN has a NaN coefficient, and then all its elements are NaN. Under an infinite or NaN
+// coefficient the elements that are 0 become NaN, as c times 0 is.
 template <typename Acc>
 struct Direction {
   Acc coefficient;
@@ -250,6 +251,12 @@ MARGIN_HD bool is_normal(Acc x) {
   return absolute(x) >= Range<Acc>::kLeastNormal && absolute(x) < Range<Acc>::infinity();
 }
 
+// c times 0 without its sign: 0, or NaN where c is infinite or NaN.
+template <typename Acc>
+MARGIN_HD Acc times_zero(Acc c) {
+  return c - c;
+}
+
 template <Norm norm, typename Acc>
 MARGIN_HD Direction<Acc> make_direction(const NormState<Acc>& state, Acc value, Acc coefficient,
                                         Acc q) {
@@ -257,14 +264,14 @@ MARGIN_HD Direction<Acc> make_direction(const NormState<Acc>& state, Acc value, 
   if constexpr (norm == Norm::kTwo) {
     const bool once = state.extra == 0;
     const Acc root = once ? value : square_root(state.sum);
-    direction = {root == 0 ? Acc(0) : coefficient / root, Acc(1), Acc(1)};
+    direction = {root == 0 ? times_zero(coefficient) : coefficient / root, Acc(1), Acc(1)};
     const bool finite = absolute(coefficient) < Range<Acc>::infinity();
     if (root > 0 && finite && !(once && is_normal(direction.coefficient))) {
       direction = {coefficient, once ? Acc(1) : state.extra, 1 / root};
     }
   } else if constexpr (norm == Norm::kMax) {
     // Tied elements share the gradient equally, as in torch.linalg.vector_norm.
-    direction.coefficient = value == 0 ? Acc(0) : coefficient / state.extra;
+    direction.coefficient = value == 0 ? times_zero(coefficient) : coefficient / state.extra;
   } else if constexpr (norm == Norm::kGeneral) {
     if (!is_normal(value) && state.extra > 0 && state.extra < Range<Acc>::infinity()) {
       direction.unit = state.extra;
@@ -280,7 +287,7 @@ MARGIN_HD Direction<Acc> make_direction(const NormState<Acc>& state, Acc value, 
 template <Norm norm, typename Acc>
 MARGIN_HD Acc direction_at(const Direction<Acc>& direction, Acc x) {
   const Acc c = direction.coefficient;
-  const Acc zero = select(is_nan(c), c, Acc(0));
+  const Acc zero = times_zero(c);
   if constexpr (norm == Norm::kTwo) {
     return c * (x * direction.unit * direction.last);
   } else if constexpr (norm == Norm::kOne) {

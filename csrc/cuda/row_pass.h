@@ -381,12 +381,12 @@ class RowPass {
         });
   }
 
-  // All other elements are zero already, unless a NaN makes all of them NaN. A thread that saw the
-  // row's maximum more than once looks at all its packs after the first; there are few such
+  // All other elements are zero already, unless the coefficient makes NaN of zeros. A thread that
+  // saw the row's maximum more than once looks at all its packs after the first; there are few such
   // threads.
   template <Norm norm, typename Output>
   MARGIN_DEVICE void write_maxima(const Direction<Acc>& direction, const Output& output) const {
-    const bool all = is_nan(direction.coefficient);
+    const bool all = is_nan(times_zero(direction.coefficient));
     if (!all && (!(own_.sum == direction.unit) || direction.coefficient == 0)) return;
     const int first = all ? thread_ : position_;
     GeneralPath<Acc> path = path_from(first);

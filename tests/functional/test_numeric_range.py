@@ -13,6 +13,7 @@ from backends import Backend
 from problems import NORMS, REGULARIZERS, Problem, random_problem
 from torch import Tensor
 
+from margin_ext import reference
 from margin_ext.regularizers import Regularizer
 
 # Of the gradient's elements. Squares of float32 leave its range from 1.8e19 on and below 1e-19,
@@ -202,6 +203,54 @@ def test_a_nan_is_in_every_element_of_a_direction(backend, size, p, dtype):
     base = torch.ones_like(grad)
     moved = backend.ops.dual_direction(backend.place(grad), p=p, base=backend.place(base)).cpu()
     assert torch.equal(moved.isnan(), step.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("size", [5, 67, 32_800])
+@pytest.mark.usefixtures("two_threads")
+def test_a_broken_factor_shows_in_zeros_too(backend, size, p, dtype):
+    """An infinite or NaN factor times 0 is NaN: of elements that are 0, and of rows of zeros."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    factor = torch.tensor([math.inf, -math.inf, math.nan, 2.0], dtype=wide).repeat(2)
+    grad = torch.zeros(8, size, dtype=dtype)
+    grad[:4, 1] = 3
+    grad[:4, -1] = -3
+    expected = reference.dual_direction(grad, factor, p=p)
+    assert bool(expected[[0, 1, 2, 4, 5, 6], 0].isnan().all())
+    step = backend.ops.dual_direction(backend.place(grad), backend.place(factor), p=p).cpu()
+    torch.testing.assert_close(step, expected, equal_nan=True)
+    base = torch.ones_like(grad)
+    moved = backend.ops.dual_direction(
+        backend.place(grad), backend.place(factor), p=p, base=backend.place(base)
+    ).cpu()
+    torch.testing.assert_close(moved, base + expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("size", [3, 67, 32_800])
+@pytest.mark.usefixtures("two_threads")
+def test_a_loss_that_overflows_has_the_gradients_of_the_reference(backend, size, p):
+    grad = torch.zeros(3, size)
+    grad[:2, :2] = 1e-3
+    problem = Problem(
+        torch.tensor([[300.0, 2.0], [2.0, 2.5], [300.0, 2.0]]), torch.tensor([1, 1, 1]), grad
+    )
+
+    def gradients(ops, placed):
+        out = ops.average_margin_loss(
+            *(placed.logits, placed.target, placed.grad),
+            p=p,
+            regularizer=REGULARIZERS["exponential"],
+            reduction="none",
+        )
+        found = torch.autograd.grad(out.loss.sum(), (placed.logits, placed.grad))
+        return [out.loss.detach().cpu(), *(g.cpu() for g in found)]
+
+    ours = gradients(backend.ops, problem.to(backend.device).requires_grad_())
+    theirs = gradients(reference, problem.to("cpu").requires_grad_())
+    assert bool(theirs[2][0, 2:].isnan().all())
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
 @pytest.mark.parametrize("p", NORMS)

@@ -74,6 +74,7 @@ def cases(draw):
         "logits": draw(tensors((batch, classes), dtype, 0.3)),
         "target": target,
         "grad": draw(tensors((batch, *sample), draw(st.sampled_from(TYPES[width])), 0.3)),
+        "factor": draw(st.sampled_from(SPECIAL)),
         "options": options,
     }
 
@@ -151,10 +152,13 @@ def test_direction_and_margin_agree_with_the_reference(compiled, case):
     relative = 1e-11 if grad.dtype == torch.float64 else 4e-6
     assert_close(ours.norm.cpu(), theirs.norm, relative)
     assert_close(ours.margin.cpu(), theirs.margin, relative)
+    factor = gap.clone()
+    if len(factor):
+        factor[0] = case["factor"]
     step = compiled.ops.dual_direction(
-        placed, compiled.place(gap), p=p, base=placed, input_std=std
+        placed, compiled.place(factor), p=p, base=placed, input_std=std
     ).cpu()
-    expected = reference.dual_direction(grad, gap, p=p, base=grad, input_std=std)
+    expected = reference.dual_direction(grad, factor, p=p, base=grad, input_std=std)
     assert_close(step, expected, max(relative, tolerance(grad)), theirs.norm.isfinite())
 
 

@@ -159,8 +159,13 @@ PLANTED = (
     ),
     _direction(
         "a NaN only where the largest element was",
-        "const bool all = is_nan(direction.coefficient);",
+        "const bool all = is_nan(times_zero(direction.coefficient));",
         "const bool all = false;",
+    ),
+    _direction(
+        "zeros under an infinite factor stay zeros",
+        "const bool all = is_nan(times_zero(direction.coefficient));",
+        "const bool all = is_nan(direction.coefficient);",
     ),
     _additive("the label is not left out", "if (k == target) continue;", ""),
     _additive(
