@@ -38,7 +38,8 @@ _PLACE = re.compile(
 # Version 0.1.0's files and names of the methods.
 _EARLIER = RESULTS / "version_0.1.0"
 _RENAMED = {"first_order": "boundary"}
-_PEERS = (
+# The peers, and what the paper proposes.
+_ALWAYS_TOLD = (
     "plain",
     "adversarial_1",
     "adversarial_1_memory",
@@ -48,6 +49,9 @@ _PEERS = (
     "adversarial_7_alternating",
     "adversarial_7_radius",
     "adversarial_7",
+    "penalty",
+    "authors",
+    "authors_orthogonality",
 )
 
 
@@ -101,9 +105,9 @@ def _headline(folder: Path) -> str:
 
 
 def _told(rows: Mapping[str, Row]) -> list[Row]:
-    """The peers, the margin in time that the goals name, and the most robust one."""
+    """What is always told, the margin in time that the goals name, and the most robust one."""
     margins = [row.key for row in (named_margin(rows), most_robust_margin(rows)) if row is not None]
-    return [rows[key] for key in dict.fromkeys((*_PEERS, *margins)) if key in rows]
+    return [rows[key] for key in dict.fromkeys((*_ALWAYS_TOLD, *margins)) if key in rows]
 
 
 def _cell(row: Row | None) -> str:
