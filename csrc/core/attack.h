@@ -80,8 +80,8 @@ struct SumAbove {
 // The l1 ball's threshold. `above(t)` returns the SumAbove of the whole row. In exact arithmetic
 // the threshold only rises and elements only drop out, so it is final when none has dropped out.
 // But rounding in sums of many similar elements can make it fall, and elements could drop out and
-// return forever. So the search ends as soon as their count has not fallen. 0: all is inside of the
-// ball; a row with a NaN has no threshold but NaN, which makes all of it NaN.
+// return forever. So the search ends as soon as their count has not fallen. A row inside the ball
+// has 0, one with a NaN has NaN, which makes all of it NaN.
 MARGIN_NO_EXEC_CHECK
 template <typename Acc, typename Above>
 MARGIN_HD Acc l1_threshold(Acc radius, const Above& above) {
