@@ -144,18 +144,22 @@ class Comparison:
         model, seconds = self._trained(key, setting, seed=seed)
         start = time.process_time()
         found = self.suite.evaluate(model, self.data.test, self.problem.eps)
+        machine = environment.describe("cpu")
         self.results["runs"][f"{key} {seed}"] = {
             "setting": setting,
             "cpu_seconds": round(seconds, 2),
             "cpu_seconds_of_attacks": round(time.process_time() - start, 1),
-            "commit": environment.describe("cpu")["commit"],
+            "commit": machine["commit"],
+            "processor": machine["processor"],
             **found,
         }
         worst = [text.count("1") / len(text) for text in found["samples"]["worst"]]
         return f"attacked {key} {seed} {setting}: accuracy {found['accuracy']:.4f}, worst {worst}"
 
     def _time(self, settings: dict[str, Setting]) -> str:
-        self.results["timing"].append(time_epochs(self.problem, self.data, settings))
+        processor = environment.describe("cpu")["processor"]
+        timed = time_epochs(self.problem, self.data, settings)
+        self.results["timing"].append({"processor": processor, **timed})
         median = self.results["timing"][-1]["median"]
         return "time over plain: " + ", ".join(
             f"{key} {seconds / median['plain']:.1f}" for key, seconds in median.items()
