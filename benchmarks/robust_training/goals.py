@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.robust_training.methods import METHODS, REFERENCE
+from benchmarks.robust_training.methods import METHODS, REFERENCE, TIMED_BY
 from benchmarks.robust_training.rows import Row
 from benchmarks.robust_training.tables import fraction, with_error
 
@@ -20,7 +20,6 @@ GOAL = (
     "of clean accuracy. (Times within 5 % count as the same. Named is the margin in time that is "
     "most robust on validation images.)"
 )
-_TIMED_BY = "adversarial_2"
 _AT_THE_AIM = "adversarial_7_radius"
 _MORE_ACCURATE = 0.01
 # The rounds of a timing differ by more than this among themselves.
@@ -50,7 +49,7 @@ def judge(rows: Mapping[str, Row]) -> str:
     Against 7-step adversarial training at its chosen radius, and against that at the aim itself
     where it was run. A method that takes longer and is more robust is told too.
     """
-    timed = rows.get(_TIMED_BY)
+    timed = rows.get(TIMED_BY)
     if REFERENCE not in rows or timed is None or named_margin(rows) is None:
         return "**not measured yet.**"
     told = [_judged(rows, timed, REFERENCE)]
@@ -76,7 +75,10 @@ def _judged(rows: Mapping[str, Row], timed: Row, reference: str) -> str:
 
 def _figures(row: Row, reference: Row, timed: Row) -> str:
     share = row.time_over(timed)
-    time = "not measured yet" if share is None else f"{share:.2f} times that of 2 steps"
+    sessions = _counted(len(row.sessions_with(timed)), "session")
+    time = (
+        "not measured yet" if share is None else f"{share:.2f} times that of 2 steps ({sessions})"
+    )
     return " ".join(
         [
             f"{_capital(METHODS[row.key].title)} ({_counted(len(row.seeds), 'seed')}):",
@@ -92,7 +94,7 @@ def _figures(row: Row, reference: Row, timed: Row) -> str:
 
 
 def _in_time(row: Row, rows: Mapping[str, Row]) -> bool:
-    timed = rows.get(_TIMED_BY)
+    timed = rows.get(TIMED_BY)
     share = None if timed is None else row.time_over(timed)
     return share is not None and share <= _SAME_TIME
 

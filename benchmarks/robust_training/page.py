@@ -23,7 +23,7 @@ from benchmarks.robust_training.over_training import over_training_table
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
 from benchmarks.robust_training.samples import read_bits
-from benchmarks.robust_training.tables import fraction, table
+from benchmarks.robust_training.tables import fraction, setting_text, table
 from margin_ext.output.atomic_write import write_text
 
 __all__ = ["made_anew"]
@@ -38,7 +38,9 @@ _PLACE = re.compile(
 # Version 0.1.0's files and names of the methods.
 _EARLIER = RESULTS / "version_0.1.0"
 _RENAMED = {"first_order": "boundary"}
-# The peers, and what the paper proposes.
+# A cell tells how many seeds it has where it has fewer.
+_SEEDS = 3
+# The peers, what the paper proposes, and each kind of margin in its plainest form.
 _ALWAYS_TOLD = (
     "plain",
     "adversarial_1",
@@ -49,6 +51,10 @@ _ALWAYS_TOLD = (
     "adversarial_7_alternating",
     "adversarial_7_radius",
     "adversarial_7",
+    "own_length",
+    "additive",
+    "secant",
+    "first_order",
     "penalty",
     "authors",
     "authors_orthogonality",
@@ -114,7 +120,8 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return "-"
     time = "" if row.time is None else f" · {row.time:.1f}"
-    return f"**{fraction(row.mean_robust)}** · {fraction(row.mean_accuracy)}{time}"
+    seeds = "" if len(row.seeds) >= _SEEDS else f" ({len(row.seeds)})"
+    return f"**{fraction(row.mean_robust)}** · {fraction(row.mean_accuracy)}{time}{seeds}"
 
 
 _ATTACKS = {
@@ -160,7 +167,7 @@ def _earlier(folder: Path) -> str:
             if said is None:
                 continue
             now = rows.get(key)
-            setting = "" if now is None else _setting(now.setting)
+            setting = "" if now is None else setting_text(now.setting)
             figure = "not run yet" if now is None else fraction(now.mean_robust)
             lines.append(
                 f"| {known.title} | {method.title} | {fraction(said)} | {figure} | {setting} |"
@@ -176,10 +183,6 @@ def _said(results: Mapping[str, Any], key: str) -> float | None:
         if name.rsplit(" ", 1)[0] == key
     ]
     return statistics.fmean(found) if found else None
-
-
-def _setting(setting: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
 
 
 _MAKERS: dict[str, Callable[[Path], str]] = {

@@ -25,6 +25,7 @@ class Row:
     Attributes:
         key: Of the method.
         setting: The chosen one.
+        end_of_grid: "largest" or "smallest" where it is that of all tried, or else "".
         seeds: Those that were run.
         accuracy: On all test images, one value a seed.
         robust: At half the aim and at the aim, one value a seed.
@@ -39,6 +40,7 @@ class Row:
 
     key: str
     setting: Setting
+    end_of_grid: str
     seeds: list[int]
     accuracy: list[float]
     robust: tuple[list[float], list[float]]
@@ -57,10 +59,12 @@ class Row:
 
     def time_over(self, other: Row) -> float | None:
         """Training time over another method's, the median of the sessions that both are in."""
-        both = [
-            self.times[number] / other.times[number] for number in self.times.keys() & other.times
-        ]
+        both = [self.times[number] / other.times[number] for number in self.sessions_with(other)]
         return statistics.median(both) if both else None
+
+    def sessions_with(self, other: Row) -> list[int]:
+        """The timing sessions that both are in."""
+        return sorted(self.times.keys() & other.times.keys())
 
     @property
     def mean_accuracy(self) -> float:
@@ -113,6 +117,15 @@ def _runs(results: Mapping[str, Any], key: str) -> dict[int, Any]:
     return {seed: named[seed] for seed in sorted(named) if named[seed]["setting"] == first}
 
 
+def _end_of_grid(setting: Setting, tried: Sequence[Setting]) -> str:
+    """By the first of the values, where several were tried."""
+    for name, value in setting.items():
+        values = {other[name] for other in tried if name in other}
+        if len(values) > 1:
+            return {max(values): "largest", min(values): "smallest"}.get(value, "")
+    return ""
+
+
 def _row(
     key: str,
     runs: Mapping[int, Any],
@@ -130,6 +143,7 @@ def _row(
     return Row(
         key=key,
         setting=setting,
+        end_of_grid=_end_of_grid(setting, [one["setting"] for one in tried]),
         seeds=list(runs),
         accuracy=[run["accuracy"] for run in runs.values()],
         robust=(

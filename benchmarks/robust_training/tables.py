@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from benchmarks.robust_training.methods import METHODS, REFERENCE
+from benchmarks.robust_training.methods import METHODS, REFERENCE, TIMED_BY, Setting
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
 
-__all__ = ["fraction", "table", "with_error"]
+__all__ = ["fraction", "setting_text", "table", "with_error"]
 
 _HEADER = (
     "training",
@@ -22,6 +24,7 @@ _HEADER = (
     "average / median distance (not found)",
     "tangent over distance",
     "time",
+    "over 2 steps (sessions)",
 )
 
 
@@ -37,16 +40,41 @@ def table(path: Path) -> str:
         half, aim = results["problem"]["eps"]
         header = [cell.format(half=half, aim=aim) for cell in _HEADER]
         lines += [_line(header), _line(["---"] * len(header))]
-        lines += [_line(_cells(row, rows.get(REFERENCE))) for row in rows.values()]
+        lines += [_line(_cells(row, rows)) for row in rows.values()]
         lines.append("")
-    missing = [method.title for key, method in METHODS.items() if key not in rows]
-    if missing:
-        lines.append(f"Not run yet: {'; '.join(missing)}.")
+    tried = results.get("tuning", {})
+    missing = [key for key in METHODS if key not in rows]
+    validated = [f"{METHODS[key].title} ({_tried(tried[key])})" for key in missing if key in tried]
+    if validated:
+        lines += [
+            f"Seen on validation images alone (accuracy / robust): {'; '.join(validated)}.",
+            "",
+        ]
+    never = [METHODS[key].title for key in missing if key not in tried]
+    if never:
+        lines.append(f"Not run yet: {'; '.join(never)}.")
     return "\n".join(lines).rstrip()
 
 
-def _cells(row: Row, reference: Row | None) -> list[str]:
-    setting = ", ".join(f"{name} {value:g}" for name, value in row.setting.items())
+def _tried(settings: list[dict[str, Any]]) -> str:
+    """Accuracy and robustness of each setting that was trained."""
+    return ", ".join(
+        f"{setting_text(one['setting'])}: {fraction(one['accuracy'])} / {fraction(one['robust'])}"
+        for one in settings
+    )
+
+
+def setting_text(setting: Setting) -> str:
+    """One line.
+
+    >>> setting_text({"tau": 40.0, "beta": 0.01})
+    'tau 40, beta 0.01'
+    """
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
+
+
+def _cells(row: Row, rows: Mapping[str, Row]) -> list[str]:
+    reference = rows.get(REFERENCE)
     if reference is None or row.key == REFERENCE:
         difference = "-"
     else:
@@ -54,7 +82,7 @@ def _cells(row: Row, reference: Row | None) -> list[str]:
     time = "-" if row.time is None else f"{row.time:.1f}"
     return [
         METHODS[row.key].title,
-        setting or "-",
+        (setting_text(row.setting) or "-") + (f" ({row.end_of_grid})" if row.end_of_grid else ""),
         str(len(row.seeds)),
         _ranged(row.accuracy, digits=4),
         _ranged(row.robust[0]),
@@ -63,7 +91,16 @@ def _cells(row: Row, reference: Row | None) -> list[str]:
         f"{row.average_distance:.2f} / {row.median_distance:.2f} ({row.not_found})",
         f"{row.tangent_over_distance:.2f}",
         time,
+        _over_two_steps(row, rows.get(TIMED_BY)),
     ]
+
+
+def _over_two_steps(row: Row, timed: Row | None) -> str:
+    """The ratio of times that the goals look at, with the number of sessions it is a median of."""
+    share = None if timed is None or row is timed else row.time_over(timed)
+    if timed is None or share is None:
+        return "-"
+    return f"{share:.2f} ({len(row.sessions_with(timed))})"
 
 
 def fraction(value: float, digits: int = 3) -> str:

@@ -72,6 +72,7 @@ def test_rows_of_a_file(results):
     assert secant.tangent_over_distance == pytest.approx(1.5)
     assert secant.time == 2.5
     assert secant.time_over(seven) == 2.5 / 8
+    assert secant.sessions_with(seven) == [0]
     # On the seed that both have: one image of ten more, paired.
     difference, error = secant.minus(seven)
     assert difference == pytest.approx(0.1)
@@ -100,6 +101,22 @@ def test_time_of_another_setting_is_not_shown(results):
     assert rows_of(results)["secant"].time_over(rows[REFERENCE]) is None
 
 
+def test_a_setting_at_an_end_of_its_grid_is_told(results, tmp_path):
+    assert rows_of(results)["secant"].end_of_grid == ""
+    chosen = results["tuning"]["secant"][0]
+    tau = chosen["setting"]["tau"]
+    for other, end in ((tau / 2, "largest"), (tau * 2, "smallest")):
+        results["tuning"]["secant"] = [chosen, {**chosen, "setting": {"tau": other}}]
+        assert rows_of(results)["secant"].end_of_grid == end
+        path = tmp_path / "tiny.json"
+        path.write_text(json.dumps(results))
+        assert f"| tau {tau:g} ({end}) |" in table(path)
+    results["tuning"]["secant"] = [
+        {**chosen, "setting": {"tau": each}} for each in (tau / 2, tau, tau * 2)
+    ]
+    assert rows_of(results)["secant"].end_of_grid == ""
+
+
 def test_seeds_of_another_setting_are_no_seeds_of_a_row(results):
     results["runs"]["secant 1"] = {**results["runs"]["secant 0"], "setting": {"tau": 9.0}}
     assert rows_of(results)["secant"].seeds == [0]
@@ -116,9 +133,19 @@ def test_the_table_names_what_was_not_run(results, tmp_path):
     assert "**.600** (.500 to .700)" in made
     assert "+.100 ± .100" in made
     assert "2.00 / 2.00 (1)" in made
+    # Over two steps' time, in how many sessions.
+    assert "| 2.5 | 0.83 (1) |" in made
+    assert "| 3.0 | - |" in made
     missing = made.split("Not run yet: ")[1]
     assert METHODS["penalty"].title in missing
     assert METHODS["secant"].title not in missing
+    # What was trained and not attacked, because it learned nothing for instance, is no secret.
+    results["tuning"]["penalty"] = [{"setting": {"weight": 3.0}, "accuracy": 0.1, "robust": 0.05}]
+    path.write_text(json.dumps(results))
+    validated, missing = table(path).split("Not run yet: ")
+    assert METHODS["penalty"].title not in missing
+    told = f"{METHODS['penalty'].title} (weight 3: .100 / .050)."
+    assert f"Seen on validation images alone (accuracy / robust): {told}" in validated
     assert "Not run yet" in table(tmp_path / "none.json")
 
 
@@ -142,7 +169,7 @@ def test_goals_are_marked_with_figures(results):
     assert goals.judge(rows_of(slow)).startswith("**not reached.**")
     inaccurate = json.loads(json.dumps(results))
     inaccurate["runs"]["secant 0"]["accuracy"] = 0.97
-    assert "time 0.83 times that of 2 steps" in goals.judge(rows_of(inaccurate))
+    assert "time 0.83 times that of 2 steps (1 session)" in goals.judge(rows_of(inaccurate))
     assert goals.judge(rows_of(inaccurate)).startswith("**not reached.**")
     accurate = json.loads(json.dumps(results))
     accurate["runs"]["secant 0"] = run_with(0.5, 0.991)
@@ -165,7 +192,7 @@ def test_pages_are_written_between_their_marks(results, tmp_path):
     assert made.startswith("before\n<!-- made")
     assert made.endswith("<!-- end -->\nafter")
     assert made.count("<!-- end -->") == 4
-    assert "| secant margin, 2 attack steps | **.600** · .981 · 2.5 |" in made
+    assert "| secant margin, 2 attack steps | **.600** · .981 · 2.5 (1) |" in made
     assert "**reached.**" in made
     assert "not measured yet" in made
     assert page.made_anew(made, tmp_path) == made

@@ -40,7 +40,7 @@ def table() -> str:
     lines = [f"| training | F a step | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     for method, passes in PASSES.items():
         hours = [passes * f * IMAGES * EPOCHS / PER_SECOND / 3600 for f in operations.values()]
-        lines.append(f"| {method} | {passes} | {' | '.join(f'{h:.1f} h' for h in hours)} |")
+        lines.append(f"| {method} | {passes} | {' | '.join(f'{h:.2f} h' for h in hours)} |")
     return "\n".join(lines)
 
 
