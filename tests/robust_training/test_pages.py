@@ -101,20 +101,18 @@ def test_time_of_another_setting_is_not_shown(results):
     assert rows_of(results)["secant"].time_over(rows[REFERENCE]) is None
 
 
-def test_a_setting_at_an_end_of_its_grid_is_told(results, tmp_path):
-    assert rows_of(results)["secant"].end_of_grid == ""
-    chosen = results["tuning"]["secant"][0]
-    tau = chosen["setting"]["tau"]
-    for other, end in ((tau / 2, "largest"), (tau * 2, "smallest")):
-        results["tuning"]["secant"] = [chosen, {**chosen, "setting": {"tau": other}}]
-        assert rows_of(results)["secant"].end_of_grid == end
-        path = tmp_path / "tiny.json"
-        path.write_text(json.dumps(results))
-        assert f"| tau {tau:g} ({end}) |" in table(path)
-    results["tuning"]["secant"] = [
-        {**chosen, "setting": {"tau": each}} for each in (tau / 2, tau, tau * 2)
-    ]
-    assert rows_of(results)["secant"].end_of_grid == ""
+@pytest.mark.parametrize(
+    ("tried", "end"),
+    [((1.0,), ""), ((0.5, 1.0), "largest"), ((1.0, 2.0), "smallest"), ((0.5, 1.0, 2.0), "")],
+)
+def test_a_setting_at_an_end_of_its_grid_is_told(results, tmp_path, tried, end):
+    results["runs"]["secant 0"]["setting"] = {"tau": 1.0}
+    entry = results["tuning"]["secant"][0]
+    results["tuning"]["secant"] = [{**entry, "setting": {"tau": tau}} for tau in tried]
+    assert rows_of(results)["secant"].end_of_grid == end
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(results))
+    assert ("| tau 1 " + (f"({end}) |" if end else "|")) in table(path)
 
 
 def test_seeds_of_another_setting_are_no_seeds_of_a_row(results):
