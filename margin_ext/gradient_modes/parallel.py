@@ -24,7 +24,7 @@ __all__ = [
 
 _STATIC_GRAPH: Final = (
     "DistributedDataParallel(static_graph=True) does not reduce gradients over the ranks when a "
-    "gradient is taken through its output before backward(), as the first-order margin does; "
+    "gradient is taken through its output before backward(), as margins and attacks take one; "
     "every rank would train alone, without an error. Wrap the model without static_graph=True "
     "(find_unused_parameters=True is fine)"
 )

@@ -20,7 +20,7 @@ from margin_ext.gradient_modes.boundary_search import (
 )
 from margin_ext.gradient_modes.layer_state import inner_modules, state_kept
 from margin_ext.gradient_modes.model_call import ModelCall
-from margin_ext.gradient_modes.parallel import without_ddp
+from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
 from margin_ext.target_kinds import target_tensor
 from margin_ext.threat import ThreatModel
 from margin_ext.training.words import check_words
@@ -169,6 +169,7 @@ class AdversarialTraining(Remembering):
 
         Raises:
             TypeError: The target is no tensor.
+            RuntimeError: A part of the model is DistributedDataParallel(static_graph=True).
             ValueError: Inputs lie outside the threat model's data range, or logits are not finite.
 
         Example:
@@ -218,6 +219,8 @@ class AdversarialTraining(Remembering):
     ) -> Tensor:
         # No gradient of a parameter is asked for, so a wrapper has nothing to average.
         inner, part = without_ddp(model), self._rise()
+        # One further inside would take the first input gradient for the step's backward.
+        refuse_static_graph(inner)
 
         def run(x: Tensor) -> Tensor:
             return passes(inner, x)

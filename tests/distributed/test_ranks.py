@@ -24,6 +24,7 @@ MODES = (
     "envelope",
     "additive",
 )
+PEERS = ("adversarial", "adversarial clean", "own length")
 SCENARIOS = (
     "ddp plain",
     "ddp find_unused_parameters",
@@ -36,6 +37,10 @@ SCENARIOS = (
     "ddp batchnorm",
     "fsdp",
 )
+
+
+# Or are checked against one process in another way, as with BatchNorm.
+NEED_A_NORMALIZER = ("ddp uneven", "ddp accumulated", "ddp batchnorm")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,20 @@ def found(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_gradients_are_those_of_the_joined_batch(found, scenario, mode):
     assert found[f"{scenario} {mode}"] < 1e-9
+
+
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize(
+    "scenario",
+    [each for each in SCENARIOS if each not in NEED_A_NORMALIZER] + ["ddp static"],
+)
+def test_adversarial_training_has_the_gradients_of_the_joined_batch(found, scenario, name):
+    assert found[f"{scenario} {name}"] < 1e-9
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_adversarial_training_refuses_a_static_graph_inside(found, name):
+    assert "every rank would train alone, without an error" in found[f"static graph inside, {name}"]
 
 
 @pytest.mark.parametrize("settings", ["plain", "find_unused_parameters", "gradient_as_bucket_view"])

@@ -9,6 +9,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from margin_ext import Auto, AverageMarginLoss, Distance, FiniteDifference
+from margin_ext import AdversarialTraining, Auto, AverageMarginLoss, Distance, FiniteDifference
 from margin_ext.distributed import reduce_statistics
+from margin_ext.threat import ThreatModel
 
 MODES = (
     "double_backward",
@@ -29,6 +31,8 @@ MODES = (
     "envelope",
     "additive",
 )
+# Objectives without a normalizer, which several batches of one step would need.
+PEERS = ("adversarial", "adversarial clean", "own length")
 DDP_SETTINGS = {
     "plain": {},
     "find_unused_parameters": {"find_unused_parameters": True},
@@ -70,13 +74,24 @@ def make_loss(mode: str) -> AverageMarginLoss:
     return AverageMarginLoss(**{"regularizer": "softplus", **options})
 
 
+def make_peer(name: str) -> AdversarialTraining:
+    options = {
+        "adversarial clean": {"clean": 0.3},
+        "own length": {"length": "own", "misclassified": "attack"},
+    }.get(name, {})
+    # Each rank would draw noise of its own.
+    return AdversarialTraining(0.3, 2, noise=0.0, threat=ThreatModel(p=2), **options)
+
+
 def whole(gradient: torch.Tensor | None) -> torch.Tensor:
     if gradient is None:
         return torch.zeros(0)
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
 
-def train(model: nn.Module, loss: AverageMarginLoss, x, y, **settings) -> torch.Tensor:
+def train(
+    model: nn.Module, loss: AverageMarginLoss | AdversarialTraining, x, y, **settings
+) -> torch.Tensor:
     """Three steps; the gradients of the last."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for _ in range(3):
@@ -130,6 +145,25 @@ def wrapped_errors(mode: str, wanted: torch.Tensor, mine: slice) -> dict[str, fl
     once = torch.cat([p.grad.flatten() for p in single.parameters()])
     gradient = accumulated(make_loss(mode), x[mine], y[mine])
     found[f"ddp accumulated {mode}"] = error(gradient, once)
+    return found
+
+
+def peer_errors(mine: slice) -> dict[str, float | str]:
+    x, y = make_batch()
+    wraps = {
+        f"ddp {key}": lambda model, settings=settings: DistributedDataParallel(model, **settings)
+        for key, settings in (DDP_SETTINGS | {"static": {"static_graph": True}}).items()
+    }
+    wraps |= WRAPPED | {"fsdp": shard}
+    found: dict[str, float | str] = {}
+    for name in PEERS:
+        wanted = train(make_model(), make_peer(name), x, y)
+        for key, wrap in wraps.items():
+            gradient = train(wrap(make_model()), make_peer(name), x[mine], y[mine])
+            found[f"{key} {name}"] = error(gradient, wanted)
+        inside = nn.Sequential(DistributedDataParallel(make_model(), static_graph=True))
+        run = partial(make_peer(name).run, inside, x[mine], y[mine])
+        found[f"static graph inside, {name}"] = error_of(run)
     return found
 
 
@@ -189,6 +223,8 @@ def main(path: Path) -> None:
         model = DistributedDataParallel(make_model())
         gradient = train(model, make_loss(mode), x[uneven], y[uneven], normalizer=8 / 2)
         found[f"ddp uneven {mode}"] = error(gradient, wanted)
+
+    found |= peer_errors(mine)
 
     for mode in MODES:  # BatchNorm has each rank's own statistics: the mean of the ranks' gradients
         model = DistributedDataParallel(make_model(norm=True))
