@@ -33,14 +33,12 @@ class Method:
         objective: Built from the problem's aim and a setting.
         grid: The settings to choose from, for a problem.
         group: "peer" (no margin), "tangent" (a margin by one gradient), "secant" or "distance".
-        every_seed: Trained with every seed, because a claim rests on it; others with the first.
     """
 
     title: str
     objective: Callable[[float, Setting], Any]
     grid: Callable[[Problem], Settings]
     group: str
-    every_seed: bool = False
 
 
 def _no_choice(problem: Problem) -> Settings:
@@ -108,34 +106,30 @@ METHODS: dict[str, Method] = {
         lambda aim, setting: Objective(nn.CrossEntropyLoss()),
         _no_choice,
         "peer",
-        every_seed=True,
     ),
     "adversarial_7": Method(
-        "adversarial training, 7 steps", _adversarial(7), _each_adversarial, "peer", every_seed=True
+        "adversarial training, 7 steps", _adversarial(7), _each_adversarial, "peer"
     ),
     "adversarial_7_radius": Method(
         "adversarial training, 7 steps, at the radius itself",
         _adversarial(7),
         lambda problem: (_radius(1.0, problem),),
         "peer",
-        every_seed=True,
     ),
     "adversarial_2": Method(
-        "adversarial training, 2 steps", _adversarial(2), _each_adversarial, "peer", every_seed=True
+        "adversarial training, 2 steps", _adversarial(2), _each_adversarial, "peer"
     ),
     "adversarial_2_memory": Method(
         "adversarial training, 2 steps with a memory",
         _adversarial(2, memory=True),
         _each_adversarial,
         "peer",
-        every_seed=True,
     ),
     "adversarial_1": Method(
         "adversarial training, 1 step from noise",
         _adversarial(1),
         _each_adversarial,
         "peer",
-        every_seed=True,
     ),
     "adversarial_1_memory": Method(
         "adversarial training, 1 step with a memory",
@@ -148,35 +142,30 @@ METHODS: dict[str, Method] = {
         _adversarial(3, memory=True, every=2),
         _each_adversarial,
         "peer",
-        every_seed=True,
     ),
     "adversarial_3_alternating_accurate": Method(
         "adversarial training, 3 steps with a memory, every second step, 1.125 radii",
         _adversarial(3, memory=True, every=2),
         lambda problem: (_radius(_ACCURATE, problem),),
         "peer",
-        every_seed=True,
     ),
     "adversarial_7_alternating": Method(
         "adversarial training, 7 steps, every second step",
         _adversarial(7, every=2),
         _each_adversarial,
         "peer",
-        every_seed=True,
     ),
     "own_length": Method(
         "true margin: own lengths, 2 projections",
         _own_length(2),
         _each("eps"),
         "distance",
-        every_seed=True,
     ),
     "distance": Method(
         "true margin: own lengths, 2 projections, and .2 clean",
         _margin(mu=0.8, margin=Distance(steps=2, data_range=_BOX)),
         _each("tau"),
         "distance",
-        every_seed=True,
     ),
     "own_length_1": Method(
         "true margin: own lengths, 1 projection", _own_length(1), _each("eps"), "distance"
@@ -186,35 +175,30 @@ METHODS: dict[str, Method] = {
         _own_length(2, memory=True),
         _each("eps"),
         "distance",
-        every_seed=True,
     ),
     "own_length_memory_quiet": Method(
         "true margin: own lengths, 2 projections with a memory, without noise",
         _own_length(2, memory=True, noise=0.0),
         _each("eps"),
         "distance",
-        every_seed=True,
     ),
     "own_length_1_memory": Method(
         "true margin: own lengths, 1 projection with a memory",
         _own_length(1, memory=True),
         _each("eps"),
         "distance",
-        every_seed=True,
     ),
     "own_length_3_alternating": Method(
         "true margin: own lengths, 3 projections with a memory, every second step",
         _own_length(3, memory=True, every=2),
         _each("eps"),
         "distance",
-        every_seed=True,
     ),
     "own_length_3_alternating_accurate": Method(
         "true margin: own lengths, 3 projections with a memory, every second step, 1.125 radii",
         _own_length(3, memory=True, every=2),
         lambda problem: ({"eps": _ACCURATE},),
         "distance",
-        every_seed=True,
     ),
     "own_length_attack": Method(
         "true margin: own lengths, 2 projections, misclassified images attacked",
@@ -228,9 +212,7 @@ METHODS: dict[str, Method] = {
         _each("tau"),
         "distance",
     ),
-    "additive_noise": Method(
-        "additive margin from noise", _additive(1.0), _each("tau"), "tangent", every_seed=True
-    ),
+    "additive_noise": Method("additive margin from noise", _additive(1.0), _each("tau"), "tangent"),
     "additive": Method("additive margin, exact", _additive(0.0), _each("tau"), "tangent"),
     "secant": Method(
         "secant margin, 2 attack steps",
