@@ -47,7 +47,8 @@ def judge(rows: Mapping[str, Row]) -> str:
     """Reached, not reached or not measured, with the figures.
 
     Against 7-step adversarial training at its chosen radius, and against that at the aim itself
-    where it was run. A method that takes longer and is more robust is told too.
+    where it was run. A method that takes longer and is more robust is told too, and that 2 steps of
+    adversarial training reach the goal, where no margin is needed for it.
     """
     timed = rows.get(TIMED_BY)
     if REFERENCE not in rows or timed is None or named_margin(rows) is None:
@@ -63,6 +64,9 @@ def _judged(rows: Mapping[str, Row], timed: Row, reference: str) -> str:
     assert named is not None
     told = [f"**{'reached' if _reached(named, rows, reference) else 'not reached'}.**"]
     told.append(_figures(named, seven, timed))
+    if _reached(timed, rows, reference):
+        told.append("2 steps reach it themselves:")
+        told.append(_figures(timed, seven, timed))
     for row in _margins(rows):
         if row is not named and _reached(row, rows, reference):
             told.append("Seen on the test images alone, this reaches it:")

@@ -169,6 +169,10 @@ def test_goals_are_marked_with_figures(results):
     inaccurate["runs"]["secant 0"]["accuracy"] = 0.97
     assert "time 0.83 times that of 2 steps (1 session)" in goals.judge(rows_of(inaccurate))
     assert goals.judge(rows_of(inaccurate)).startswith("**not reached.**")
+    assert "2 steps reach it" not in goals.judge(rows_of(results))
+    easy = json.loads(json.dumps(results))
+    easy["runs"]["adversarial_2 0"] = run_with(0.6, 0.981)
+    assert "2 steps reach it themselves: Adversarial training, 2" in goals.judge(rows_of(easy))
     accurate = json.loads(json.dumps(results))
     accurate["runs"]["secant 0"] = run_with(0.5, 0.991)
     assert goals.judge(rows_of(accurate)).startswith("**reached.**")
