@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from benchmarks.robust_training.methods import METHODS, REFERENCE, TIMED_BY
 from benchmarks.robust_training.rows import Row
-from benchmarks.robust_training.tables import fraction, with_error
+from benchmarks.robust_training.tables import counted, fraction, with_error
 
 __all__ = ["GOAL", "judge", "most_robust_margin", "named_margin"]
 
@@ -66,7 +66,7 @@ def _judged(rows: Mapping[str, Row], timed: Row, reference: str) -> str:
     told.append(_figures(named, seven, timed))
     if _reached(timed, rows, reference):
         told.append("2 steps reach it themselves:")
-        told.append(_figures(timed, seven, timed))
+        told.append(_figures(timed, seven, None))
     for row in _margins(rows):
         if row is not named and _reached(row, rows, reference):
             told.append("Seen on the test images alone, this reaches it:")
@@ -77,24 +77,27 @@ def _judged(rows: Mapping[str, Row], timed: Row, reference: str) -> str:
     return " ".join(told)
 
 
-def _figures(row: Row, reference: Row, timed: Row) -> str:
-    share = row.time_over(timed)
-    sessions = _counted(len(row.sessions_with(timed)), "session")
-    time = (
-        "not measured yet" if share is None else f"{share:.2f} times that of 2 steps ({sessions})"
-    )
+def _figures(row: Row, reference: Row, timed: Row | None) -> str:
     return " ".join(
         [
-            f"{_capital(METHODS[row.key].title)} ({_counted(len(row.seeds), 'seed')}):",
+            f"{_capital(METHODS[row.key].title)} ({counted(len(row.seeds), 'seed')}):",
             f"worst case {fraction(row.mean_robust)} against",
             f"{fraction(reference.mean_robust)} of 7 steps",
             f"(on the same seeds and images {with_error(*row.minus(reference))}),",
             f"accuracy {fraction(row.mean_accuracy, 4)} against "
             f"{fraction(reference.mean_accuracy, 4)}",
-            f"(on the same seeds {row.more_accurate_than(reference):+.4f}),",
-            f"time {time}.",
+            f"(on the same seeds {row.more_accurate_than(reference):+.4f})"
+            + ("." if timed is None else f", {_time(row, timed)}."),
         ]
     )
+
+
+def _time(row: Row, timed: Row) -> str:
+    share = row.time_over(timed)
+    if share is None:
+        return "time not measured yet"
+    sessions = counted(len(row.sessions_with(timed)), "session")
+    return f"time {share:.2f} times that of 2 steps ({sessions})"
 
 
 def _in_time(row: Row, rows: Mapping[str, Row]) -> bool:
@@ -112,10 +115,6 @@ def _reached(row: Row, rows: Mapping[str, Row], reference: str) -> bool:
     as_robust = difference >= 0 and more >= 0
     as_accurate = difference >= -error and more >= _MORE_ACCURATE
     return as_robust or as_accurate
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _capital(text: str) -> str:

@@ -23,7 +23,7 @@ from benchmarks.robust_training.over_training import over_training_table
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
 from benchmarks.robust_training.samples import read_bits
-from benchmarks.robust_training.tables import fraction, setting_text, table
+from benchmarks.robust_training.tables import counted, fraction, setting_text, table
 from margin_ext.output.atomic_write import write_text
 
 __all__ = ["made_anew"]
@@ -52,6 +52,7 @@ _ALWAYS_TOLD = (
     "adversarial_7_radius",
     "adversarial_7",
     "own_length",
+    "own_length_attack",
     "additive",
     "secant",
     "first_order",
@@ -120,7 +121,7 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return "-"
     time = "" if row.time is None else f" · {row.time:.1f}"
-    seeds = "" if len(row.seeds) >= _SEEDS else f" ({len(row.seeds)})"
+    seeds = "" if len(row.seeds) >= _SEEDS else f" ({counted(len(row.seeds), 'seed')})"
     return f"**{fraction(row.mean_robust)}** · {fraction(row.mean_accuracy)}{time}{seeds}"
 
 

@@ -11,7 +11,7 @@ from benchmarks.robust_training.methods import METHODS, REFERENCE, TIMED_BY, Set
 from benchmarks.robust_training.problems import PROBLEMS
 from benchmarks.robust_training.rows import Row, rows_of
 
-__all__ = ["fraction", "setting_text", "table", "with_error"]
+__all__ = ["counted", "fraction", "setting_text", "table", "with_error"]
 
 _HEADER = (
     "training",
@@ -44,13 +44,15 @@ def table(path: Path) -> str:
         lines.append("")
     tried = results.get("tuning", {})
     missing = [key for key in METHODS if key not in rows]
-    validated = [f"{METHODS[key].title} ({_tried(tried[key])})" for key in missing if key in tried]
+    validated = [
+        f"{METHODS[key].title} ({_tried(tried[key])})" for key in missing if tried.get(key)
+    ]
     if validated:
         lines += [
             f"Seen on validation images alone (accuracy / robust): {'; '.join(validated)}.",
             "",
         ]
-    never = [METHODS[key].title for key in missing if key not in tried]
+    never = [METHODS[key].title for key in missing if not tried.get(key)]
     if never:
         lines.append(f"Not run yet: {'; '.join(never)}.")
     return "\n".join(lines).rstrip()
@@ -58,10 +60,13 @@ def table(path: Path) -> str:
 
 def _tried(settings: list[dict[str, Any]]) -> str:
     """Accuracy and robustness of each setting that was trained."""
-    return ", ".join(
-        f"{setting_text(one['setting'])}: {fraction(one['accuracy'])} / {fraction(one['robust'])}"
-        for one in settings
-    )
+    return ", ".join(f"{setting_text(one['setting'])}: {_outcome(one)}" for one in settings)
+
+
+def _outcome(tried: Mapping[str, Any]) -> str:
+    if "diverged" in tried:
+        return "diverged"
+    return f"{fraction(tried['accuracy'])} / {fraction(tried['robust'])}"
 
 
 def setting_text(setting: Setting) -> str:
@@ -110,6 +115,15 @@ def fraction(value: float, digits: int = 3) -> str:
     ('.500', '1.000')
     """
     return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.{digits}f}"
+
+
+def counted(count: int, word: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "seed"), counted(2, "seed")
+    ('1 seed', '2 seeds')
+    """
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def with_error(difference: float, error: float) -> str:

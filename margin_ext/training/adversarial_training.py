@@ -20,7 +20,11 @@ from margin_ext.gradient_modes.boundary_search import (
 )
 from margin_ext.gradient_modes.layer_state import inner_modules, state_kept
 from margin_ext.gradient_modes.model_call import ModelCall
-from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
+from margin_ext.gradient_modes.parallel import (
+    refuse_static_graph,
+    refuse_static_graph_behind,
+    without_ddp,
+)
 from margin_ext.target_kinds import target_tensor
 from margin_ext.threat import ThreatModel
 from margin_ext.training.words import check_words
@@ -169,7 +173,8 @@ class AdversarialTraining(Remembering):
 
         Raises:
             TypeError: The target is no tensor.
-            RuntimeError: A part of the model is DistributedDataParallel(static_graph=True).
+            RuntimeError: DistributedDataParallel(static_graph=True) stands anywhere but directly
+                around the whole model.
             ValueError: Inputs lie outside the threat model's data range, or logits are not finite.
 
         Example:
@@ -223,7 +228,9 @@ class AdversarialTraining(Remembering):
         refuse_static_graph(inner)
 
         def run(x: Tensor) -> Tensor:
-            return passes(inner, x)
+            logits = passes(inner, x)
+            refuse_static_graph_behind(logits)
+            return logits
 
         # Validation under no_grad has adversarial points too.
         with (

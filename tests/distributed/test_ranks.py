@@ -39,7 +39,7 @@ SCENARIOS = (
 )
 
 
-# Or are checked against one process in another way, as with BatchNorm.
+# These need a normalizer, or (BatchNorm) are compared with one process in another way.
 NEED_A_NORMALIZER = ("ddp uneven", "ddp accumulated", "ddp batchnorm")
 
 
@@ -74,8 +74,10 @@ def test_adversarial_training_has_the_gradients_of_the_joined_batch(found, scena
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_adversarial_training_refuses_a_static_graph_inside(found, name):
-    assert "every rank would train alone, without an error" in found[f"static graph inside, {name}"]
+@pytest.mark.parametrize("where", ["inside", "behind a function"])
+def test_adversarial_training_refuses_a_static_graph_further_inside(found, where, name):
+    told = found[f"static graph {where}, {name}"]
+    assert "every rank would train alone, without an error" in told
 
 
 @pytest.mark.parametrize("settings", ["plain", "find_unused_parameters", "gradient_as_bucket_view"])

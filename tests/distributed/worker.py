@@ -164,6 +164,9 @@ def peer_errors(mine: slice) -> dict[str, float | str]:
         inside = nn.Sequential(DistributedDataParallel(make_model(), static_graph=True))
         run = partial(make_peer(name).run, inside, x[mine], y[mine])
         found[f"static graph inside, {name}"] = error_of(run)
+        behind = DistributedDataParallel(make_model(), static_graph=True)
+        run = partial(make_peer(name).run, lambda v, model=behind: model(v), x[mine], y[mine])
+        found[f"static graph behind a function, {name}"] = error_of(run)
     return found
 
 

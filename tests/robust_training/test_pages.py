@@ -144,6 +144,9 @@ def test_the_table_names_what_was_not_run(results, tmp_path):
     assert METHODS["penalty"].title not in missing
     told = f"{METHODS['penalty'].title} (weight 3: .100 / .050)."
     assert f"Seen on validation images alone (accuracy / robust): {told}" in validated
+    results["tuning"]["penalty"][0]["diverged"] = "in epoch 1"
+    path.write_text(json.dumps(results))
+    assert f"{METHODS['penalty'].title} (weight 3: diverged)." in table(path)
     assert "Not run yet" in table(tmp_path / "none.json")
 
 
@@ -194,7 +197,7 @@ def test_pages_are_written_between_their_marks(results, tmp_path):
     assert made.startswith("before\n<!-- made")
     assert made.endswith("<!-- end -->\nafter")
     assert made.count("<!-- end -->") == 4
-    assert "| secant margin, 2 attack steps | **.600** · .981 · 2.5 (1) |" in made
+    assert "| secant margin, 2 attack steps | **.600** · .981 · 2.5 (1 seed) |" in made
     assert "**reached.**" in made
     assert "not measured yet" in made
     assert page.made_anew(made, tmp_path) == made
