@@ -9,6 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from margin_ext.modules_behind import modules_behind
+
 __all__ = [
     "expects_backward",
     "finds_unused_parameters",
@@ -46,6 +48,13 @@ def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def _modules(model: Any) -> Iterator[nn.Module]:
+    """All modules in a module, or of those that a function runs; none without a process group."""
+    if _is_distributed():
+        for outer in [model] if isinstance(model, nn.Module) else modules_behind(model):
+            yield from outer.modules()
+
+
 def _is_ddp(module: object) -> bool:
     return _is_distributed() and isinstance(module, nn.parallel.DistributedDataParallel)
 
@@ -72,10 +81,9 @@ def refuse_static_graph(model: object) -> None:
 
 def refuse_fsdp1(model: object) -> None:
     """Raise where FullyShardedDataParallel wraps the model or a part of it."""
-    if isinstance(model, nn.Module) and _is_distributed():
-        for module in model.modules():
-            if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
-                raise RuntimeError(_FSDP1)
+    for module in _modules(model):
+        if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
+            raise RuntimeError(_FSDP1)
 
 
 def refuse_fsdp1_behind(logits: Tensor) -> None:
@@ -99,9 +107,7 @@ def expects_backward(modules: Sequence[nn.Module]) -> bool:
 
 
 def _ddp_wrappers(model: object) -> list[Any]:
-    if not isinstance(model, nn.Module) or not _is_distributed():
-        return []
-    return [module for module in model.modules() if _is_ddp(module)]
+    return [module for module in _modules(model) if _is_ddp(module)]
 
 
 def refuse_static_graph_behind(logits: Tensor) -> None:
@@ -145,9 +151,7 @@ def sharding_suspended(model: object) -> Iterator[None]:
 
 def shard_groups(model: object) -> Iterator[Any]:
     """What torch keeps of each module that fully_shard has split."""
-    if not isinstance(model, nn.Module) or not _is_distributed():
-        return
-    for module in model.modules():
+    for module in _modules(model):
         # Looked up by name, because importing the class would load all of fully_shard.
         state = getattr(module, "_get_fsdp_state", None)
         if state is None:

@@ -20,11 +20,7 @@ from margin_ext.gradient_modes.boundary_search import (
 )
 from margin_ext.gradient_modes.layer_state import inner_modules, state_kept
 from margin_ext.gradient_modes.model_call import ModelCall
-from margin_ext.gradient_modes.parallel import (
-    refuse_static_graph,
-    refuse_static_graph_behind,
-    without_ddp,
-)
+from margin_ext.gradient_modes.parallel import refuse_static_graph, without_ddp
 from margin_ext.target_kinds import target_tensor
 from margin_ext.threat import ThreatModel
 from margin_ext.training.words import check_words
@@ -228,9 +224,7 @@ class AdversarialTraining(Remembering):
         refuse_static_graph(inner)
 
         def run(x: Tensor) -> Tensor:
-            logits = passes(inner, x)
-            refuse_static_graph_behind(logits)
-            return logits
+            return passes(inner, x)
 
         # Validation under no_grad has adversarial points too.
         with (

@@ -134,9 +134,9 @@ def accumulated(loss: AverageMarginLoss, x, y) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def wrapped_errors(mode: str, wanted: torch.Tensor, mine: slice) -> dict[str, float]:
+def wrapped_errors(mode: str, wanted: torch.Tensor, mine: slice) -> dict[str, float | str]:
     x, y = make_batch()
-    found = {}
+    found: dict[str, float | str] = {}
     for name, wrap in WRAPPED.items():
         gradient = train(wrap(make_model()), make_loss(mode), x[mine], y[mine])
         found[f"{name} {mode}"] = error(gradient, wanted)
@@ -145,7 +145,13 @@ def wrapped_errors(mode: str, wanted: torch.Tensor, mine: slice) -> dict[str, fl
     once = torch.cat([p.grad.flatten() for p in single.parameters()])
     gradient = accumulated(make_loss(mode), x[mine], y[mine])
     found[f"ddp accumulated {mode}"] = error(gradient, once)
+    found[f"static graph behind a function, {mode}"] = told_behind_a_function(make_loss(mode))
     return found
+
+
+def told_behind_a_function(loss: AverageMarginLoss | AdversarialTraining) -> str:
+    model = DistributedDataParallel(make_model(), static_graph=True)
+    return error_of(partial(loss.run, lambda v: 2 * model(v), *make_batch()))
 
 
 def peer_errors(mine: slice) -> dict[str, float | str]:
@@ -164,9 +170,7 @@ def peer_errors(mine: slice) -> dict[str, float | str]:
         inside = nn.Sequential(DistributedDataParallel(make_model(), static_graph=True))
         run = partial(make_peer(name).run, inside, x[mine], y[mine])
         found[f"static graph inside, {name}"] = error_of(run)
-        behind = DistributedDataParallel(make_model(), static_graph=True)
-        run = partial(make_peer(name).run, lambda v, model=behind: model(v), x[mine], y[mine])
-        found[f"static graph behind a function, {name}"] = error_of(run)
+        found[f"static graph behind a function, {name}"] = told_behind_a_function(make_peer(name))
     return found
 
 
