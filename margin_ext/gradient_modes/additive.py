@@ -102,7 +102,7 @@ class Additive(GradientMode):
             (cotangent,) = torch.autograd.grad(total, step.logits, create_graph=True)
             return gradient_by_inputs(step.logits, step.inputs, cotangent, create_graph=True)
 
-        with sharding_suspended(step.model):
+        with sharding_suspended(step.modules):
             grad = self._exact.watched(step, take)
         return step.objective.additive(step.logits, labels, grad)
 

@@ -130,7 +130,7 @@ def _try_backward(loss: Tensor, step: Step) -> None:
     # The inputs, and the leaves that autograd puts behind what it cannot differentiate: autograd
     # walks a path only where it leads to a leaf that is asked for.
     leaves = [leaf for leaf in graph_leaves(loss) if id(leaf) not in parameters]
-    with sharding_suspended(step.model):
+    with sharding_suspended(step.modules):
         torch.autograd.grad(loss.sum(), leaves, retain_graph=True, allow_unused=True)
 
 

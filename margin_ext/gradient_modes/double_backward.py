@@ -66,7 +66,7 @@ class DoubleBackward(GradientMode):
 
     def __call__(self, step: Step) -> MarginLoss:
         """See :class:`GradientMode`."""
-        with sharding_suspended(step.model):
+        with sharding_suspended(step.modules):
             nearest = step.nearest()
             grad = self.watched(step, lambda: step.input_gradient(nearest, create_graph=True))
         return step.loss(grad, nearest)

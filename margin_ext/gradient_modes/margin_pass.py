@@ -175,7 +175,7 @@ class Passes:
         if not self.reruns:
             out, logits = run()
             labels = objective.labels(logits, target)
-            return Step(objective, inputs, logits, labels, self.module), out
+            return Step(objective, inputs, logits, labels, self.module, modules=self.modules), out
         deferred = None
         if self.deferred:  # created before the pass, so that backward reaches it after the pass
             shape = inputs.shape[:1] if objective.per_sample else ()
@@ -204,6 +204,7 @@ class Passes:
             self._known_dependent or bool(facts.batch_dependent),
             deferred,
             facts.repeatable,
+            self.modules,
         )
         return step, out
 

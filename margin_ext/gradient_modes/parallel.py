@@ -131,14 +131,16 @@ def is_sharded(model: object) -> bool:
 
 
 @contextmanager
-def sharding_suspended(model: object) -> Iterator[None]:
+def sharding_suspended(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Take an input gradient without letting fully_shard free parameters or reduce gradients.
+
+    Modules are all those that the pass has run, inner ones included.
 
     The backward of the loss differentiates the input gradient, so it still needs the whole
     parameters. Otherwise fully_shard would free them after the input gradient, or reduce their
     gradients too early and lose them.
     """
-    groups = list(shard_groups(model))
+    groups = [g for m in modules for g in _groups(m)] if _is_distributed() else []
     before = [(g.reshard_after_backward, g.reduce_grads, g.all_reduce_grads) for g in groups]
     for group in groups:
         group.reshard_after_backward = group.reduce_grads = group.all_reduce_grads = False
@@ -150,15 +152,19 @@ def sharding_suspended(model: object) -> Iterator[None]:
 
 
 def shard_groups(model: object) -> Iterator[Any]:
-    """What torch keeps of each module that fully_shard has split."""
+    """What torch keeps of each module that fully_shard has split, in a module or a function."""
     for module in _modules(model):
-        # Looked up by name, because importing the class would load all of fully_shard.
-        state = getattr(module, "_get_fsdp_state", None)
-        if state is None:
-            continue
-        found = state()
-        groups = getattr(found, "_fsdp_param_groups", None)
-        if groups is None:  # torch before 2.13 has one group per module
-            single = found._fsdp_param_group
-            groups = [] if single is None else [single]
-        yield from groups
+        yield from _groups(module)
+
+
+def _groups(module: nn.Module) -> list[Any]:
+    # Looked up by name, because importing the class would load all of fully_shard.
+    state = getattr(module, "_get_fsdp_state", None)
+    if state is None:
+        return []
+    found = state()
+    groups = getattr(found, "_fsdp_param_groups", None)
+    if groups is None:  # torch before 2.13 has one group per module
+        single = found._fsdp_param_group
+        groups = [] if single is None else [single]
+    return list(groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Step:
             training, or found out where the mode ``asks_dependence``); known where rerun is.
         deferred: Where reruns can be put off to the backward.
         repeatable: Whether a rerun on the same inputs gives the same logits.
+        modules: All modules that computed the logits, of a function too; empty where only the
+            logits are known.
 
     Example:
         >>> from margin_ext import AverageMarginLoss, GradientMode
@@ -55,6 +57,7 @@ class Step:
     batch_dependent: bool = False
     deferred: DeferredPasses | None = None
     repeatable: bool = True
+    modules: Sequence[nn.Module] = ()
 
     def nearest(self) -> Any:
         """What the gap of each sample is measured to."""

@@ -36,6 +36,7 @@ SCENARIOS = (
     "ddp accumulated",
     "ddp batchnorm",
     "fsdp",
+    "fsdp behind a function",
 )
 
 

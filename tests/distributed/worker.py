@@ -90,13 +90,20 @@ def whole(gradient: torch.Tensor | None) -> torch.Tensor:
 
 
 def train(
-    model: nn.Module, loss: AverageMarginLoss | AdversarialTraining, x, y, **settings
+    model: nn.Module,
+    loss: AverageMarginLoss | AdversarialTraining,
+    x,
+    y,
+    *,
+    behind: bool = False,
+    **settings,
 ) -> torch.Tensor:
-    """Three steps; the gradients of the last."""
+    """Three steps, of the model or of a function that runs it; the gradients of the last."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    run = (lambda inputs: 1 * model(inputs)) if behind else model
     for _ in range(3):
         optimizer.zero_grad()
-        loss.run(model, x, y, **settings).loss.backward()
+        loss.run(run, x, y, **settings).loss.backward()
         optimizer.step()
     return torch.cat([whole(p.grad).flatten() for p in model.parameters()])
 
@@ -140,6 +147,10 @@ def wrapped_errors(mode: str, wanted: torch.Tensor, mine: slice) -> dict[str, fl
     for name, wrap in WRAPPED.items():
         gradient = train(wrap(make_model()), make_loss(mode), x[mine], y[mine])
         found[f"{name} {mode}"] = error(gradient, wanted)
+    for name, behind in {"fsdp": False, "fsdp behind a function": True}.items():
+        model = shard(make_model())
+        gradient = train(model, make_loss(mode), x[mine], y[mine], behind=behind)
+        found[f"{name} {mode}"] = error(gradient, wanted)
     single = make_model()
     make_loss(mode).run(single, x, y).loss.backward()
     once = torch.cat([p.grad.flatten() for p in single.parameters()])
@@ -167,6 +178,8 @@ def peer_errors(mine: slice) -> dict[str, float | str]:
         for key, wrap in wraps.items():
             gradient = train(wrap(make_model()), make_peer(name), x[mine], y[mine])
             found[f"{key} {name}"] = error(gradient, wanted)
+        gradient = train(shard(make_model()), make_peer(name), x[mine], y[mine], behind=True)
+        found[f"fsdp behind a function {name}"] = error(gradient, wanted)
         inside = nn.Sequential(DistributedDataParallel(make_model(), static_graph=True))
         run = partial(make_peer(name).run, inside, x[mine], y[mine])
         found[f"static graph inside, {name}"] = error_of(run)
@@ -221,9 +234,6 @@ def main(path: Path) -> None:
             model = DistributedDataParallel(make_model(), **settings)
             gradient = train(model, make_loss(mode), x[mine], y[mine])
             found[f"ddp {name} {mode}"] = error(gradient, wanted)
-        gradient = train(shard(make_model()), make_loss(mode), x[mine], y[mine])
-        found[f"fsdp {mode}"] = error(gradient, wanted)
-
         found |= wrapped_errors(mode, wanted, mine)
 
         uneven = slice(0, 3) if rank == 0 else slice(3, 8)
