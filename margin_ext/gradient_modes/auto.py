@@ -82,11 +82,11 @@ class Auto(GradientMode):
 
     def __call__(self, step: Step) -> MarginLoss:
         """The loss, by the mode that works for this model."""
-        if step.rerun is None or step.model is None:
+        if step.rerun is None or not step.modules:
             self._last = self._exact
             return self._exact(step)
-        found = self._works.setdefault(step.model, {})
-        training = step.model.training
+        found = self._works.setdefault(step.modules[0], {})
+        training = step.modules[0].training
         if found.get(training, True):
             try:
                 out = self._exact(step)
@@ -126,7 +126,7 @@ def _try_backward(loss: Tensor, step: Step) -> None:
     """Go backward through the loss without leaving gradients anywhere."""
     if not loss.requires_grad:
         return
-    parameters = set() if step.model is None else {id(p) for p in step.model.parameters()}
+    parameters = {id(p) for module in step.modules for p in module.parameters(recurse=False)}
     # The inputs, and the leaves that autograd puts behind what it cannot differentiate: autograd
     # walks a path only where it leads to a leaf that is asked for.
     leaves = [leaf for leaf in graph_leaves(loss) if id(leaf) not in parameters]

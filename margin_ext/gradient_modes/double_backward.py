@@ -34,9 +34,9 @@ class _Examined:
         """Whether the step's model has not been seen in this form; it counts as seen then."""
         form: tuple[Any, ...] = (step.logits.shape[1:], step.inputs.shape[1:])
         seen = self._without_model
-        if step.model is not None:
-            seen = self._forms.setdefault(step.model, set())
-            form += (hash(tuple((id(m), m.training) for m in step.model.modules())),)
+        if step.modules:
+            seen = self._forms.setdefault(step.modules[0], set())
+            form += (hash(tuple((id(m), m.training) for m in step.modules)),)
         if form in seen:
             return False
         seen.add(form)

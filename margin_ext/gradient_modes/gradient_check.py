@@ -147,7 +147,7 @@ class Subject:
 def check_gradient(subject: Subject, mode: GradientMode, directions: int) -> GradientCheck:
     """See :meth:`margin_ext.AverageMarginLoss.check`."""
     passes = subject.passes
-    if passes.module is None:
+    if not isinstance(passes.model, nn.Module):
         raise TypeError("check needs a module: a function's parameters are not known")
     if is_sharded(passes.model):
         raise ValueError("check cannot copy a model that is split by fully_shard: check it before")

@@ -82,11 +82,6 @@ class Passes:
         return running or self.fraction < 1
 
     @property
-    def module(self) -> nn.Module | None:
-        """The model, where it is a module."""
-        return self.model if isinstance(self.model, nn.Module) else None
-
-    @property
     def _known_dependent(self) -> bool:
         """Whether BatchNorm makes samples depend on each other in the passes for margins."""
         return bool(batchnorms_in_use(self.modules, self.batchnorm))
@@ -175,7 +170,7 @@ class Passes:
         if not self.reruns:
             out, logits = run()
             labels = objective.labels(logits, target)
-            return Step(objective, inputs, logits, labels, self.module, modules=self.modules), out
+            return Step(objective, inputs, logits, labels, self.modules), out
         deferred = None
         if self.deferred:  # created before the pass, so that backward reaches it after the pass
             shape = inputs.shape[:1] if objective.per_sample else ()
@@ -199,12 +194,11 @@ class Passes:
             inputs,
             logits,
             objective.labels(logits, target),
-            self.module,
+            self.modules,
             rerun,
             self._known_dependent or bool(facts.batch_dependent),
             deferred,
             facts.repeatable,
-            self.modules,
         )
         return step, out
 

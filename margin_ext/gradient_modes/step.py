@@ -25,15 +25,14 @@ class Step:
         inputs: [B, ...], requiring grad.
         logits: [B, C] or [B, C, d1, ...], computed from inputs, with their graph.
         labels: The labels of the logits.
-        model: The module that computed the logits; None where only the logits are known.
+        modules: All modules that the pass has run, of a module or a function, the outermost first;
+            none where only the logits are known.
         rerun: Logits of other inputs [B, ...] under the same randomness and without touching the
             running statistics; None where only the logits are known, or the mode needs none.
         batch_dependent: Whether a sample's logits depend on the other samples (BatchNorm in
             training, or found out where the mode ``asks_dependence``); known where rerun is.
         deferred: Where reruns can be put off to the backward.
         repeatable: Whether a rerun on the same inputs gives the same logits.
-        modules: All modules that computed the logits, of a function too; empty where only the
-            logits are known.
 
     Example:
         >>> from margin_ext import AverageMarginLoss, GradientMode
@@ -52,12 +51,11 @@ class Step:
     inputs: Tensor
     logits: Tensor
     labels: Labels
-    model: nn.Module | None = None
+    modules: Sequence[nn.Module] = ()
     rerun: Callable[[Tensor], Tensor] | None = None
     batch_dependent: bool = False
     deferred: DeferredPasses | None = None
     repeatable: bool = True
-    modules: Sequence[nn.Module] = ()
 
     def nearest(self) -> Any:
         """What the gap of each sample is measured to."""

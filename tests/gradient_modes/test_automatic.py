@@ -88,6 +88,30 @@ def test_functions_that_are_differentiable_once_do_not_drop_out_in_silence(where
         AverageMarginLoss(gradient="auto").run(model, x, y).loss.backward()
 
 
+def test_a_function_falls_back_as_the_module_that_it_runs_does():
+    model = attention()
+    x, y = torch.randn(4, 1, 3, 8).double(), torch.randint(0, CLASSES, (4,))
+    criterion = AverageMarginLoss(gradient="auto")
+    with pytest.warns(RuntimeWarning, match=r"finite_difference.*flash_attention.*backward"):
+        criterion.run(lambda inputs: 2 * model(inputs), x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = criterion.run(lambda inputs: 2 * model(inputs), x, y)
+    found = torch.autograd.grad(out.loss, list(model.parameters()))
+    wanted = AverageMarginLoss(gradient="finite_difference").run(lambda v: 2 * model(v), x, y).loss
+    torch.testing.assert_close(found, torch.autograd.grad(wanted, list(model.parameters())))
+
+
+def test_each_model_behind_a_function_is_looked_at():
+    first = nn.Sequential(nn.Flatten(), nn.Linear(24, CLASSES)).double()
+    second = attention()
+    x, y = torch.randn(4, 1, 3, 8).double(), torch.randint(0, CLASSES, (4,))
+    criterion = AverageMarginLoss()
+    criterion.run(lambda inputs: 2 * first(inputs), x, y)
+    with pytest.raises(RuntimeError, match="is not implemented"):
+        criterion.run(lambda inputs: 2 * second(inputs), x, y)
+
+
 def test_the_fallback_moves_running_statistics_once():
     model = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), Cube(), nn.Linear(8, CLASSES))
     x, y = torch.randn(4, 12), torch.randint(0, CLASSES, (4,))
